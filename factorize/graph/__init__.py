@@ -1,0 +1,6 @@
+"""Where convolutions live: the walker over a tree of modules, which can find and rewrite."""
+
+from factorize.graph.find import find
+from factorize.graph.rewrite import build_chain, effective_weight, rewrite_
+
+__all__ = ["build_chain", "effective_weight", "find", "rewrite_"]

@@ -1,0 +1,112 @@
+"""Put chains of plain convolutions where convolutions were."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from factorize.errors import PlanError
+from factorize.graph.find import _weight_hooks, spec_of
+from factorize.types import ConvSpec, Factorization
+
+_CLASSES: dict[str, type[nn.Module]] = {"conv2d": nn.Conv2d}
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """The weight that the module convolves with: parametrisations and weight hooks applied.
+
+    Evaluated in eval mode, on a copy: spectral norm would otherwise take a power step.
+    """
+    if not parametrize.is_parametrized(module, "weight") and not _weight_hooks(module):
+        return module.weight.detach()  # type: ignore[union-attr]
+    with torch.no_grad():
+        twin = copy.deepcopy(module).eval()
+        for hook in _weight_hooks(twin):
+            hook(twin, ())
+        return twin.weight.detach()  # type: ignore[union-attr]
+
+
+def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> nn.Module:
+    """Replace the named convolutions in place; returns the model, or the chain of a root.
+
+    A module used in several places is replaced once and stays shared. Modules that share a weight
+    share the factors, where they are factorized alike. Mode, requires_grad, dtype and device are
+    those of the replaced module.
+
+    Parameters
+    ----------
+    factorizations
+        By module name. The last stage's bias is taken from the module.
+
+    Raises
+    ------
+    PlanError
+        A name is not a convolution of the model, or not the one that was factorized. Nothing has
+        been changed then.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, made in factorizations.items():
+        _check(name, modules.get(name), made)
+
+    shared: dict[tuple[Any, ...], list[nn.Parameter]] = {}
+    chains: dict[int, nn.Sequential] = {}
+    for name, made in factorizations.items():
+        module = modules[name]
+        chain = build_chain(made.stages, module, made.weights)
+        key = (id(module._parameters.get("weight", module)), made.method, made.rank, made.variant)
+        for layer, weight in zip(chain, shared.setdefault(key, []), strict=False):
+            layer.weight = weight
+        shared[key] = [layer.weight for layer in chain]  # type: ignore[misc]
+        chains[id(module)] = chain
+    for name, module in modules.items():
+        if id(module) in chains and name:
+            parent, _, child = name.rpartition(".")
+            setattr(modules[parent], child, chains[id(module)])
+    return chains.get(id(model), model)
+
+
+def build_chain(
+    stages: tuple[ConvSpec, ...], module: nn.Module, weights: tuple[Tensor, ...] | None = None
+) -> nn.Sequential:
+    """The chain as modules, like the convolution it replaces; without weights, left at random."""
+    weight = effective_weight(module)
+    trainable = any(p.requires_grad for n, p in module.named_parameters() if n != "bias")
+    layers = []
+    for index, stage in enumerate(stages):
+        layer = _CLASSES[stage.kind](
+            stage.in_channels, stage.out_channels, stage.kernel, stage.stride, stage.padding,
+            stage.dilation, stage.groups, stage.bias, stage.padding_mode,
+            device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            if weights is not None:
+                layer.weight.copy_(weights[index])
+            if stage.bias:
+                layer.bias.copy_(module.bias)
+                layer.bias.requires_grad_(module.bias.requires_grad)
+        layer.weight.requires_grad_(trainable)
+        layers.append(layer)
+    return nn.Sequential(*layers).train(module.training)
+
+
+def _check(name: str, module: nn.Module | None, made: Factorization) -> None:
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        found = "no such module" if module is None else type(module).__name__
+        raise PlanError(
+            f"{name or '(the model itself)'}: the plan must name convolutions of this model, got "
+            f"{found}. Make the plan from this model."
+        )
+    spec = spec_of(module, name)
+    first, last = made.stages[0], made.stages[-1]
+    ends = (first.in_channels, last.out_channels, last.bias)
+    if ends != (spec.in_channels, spec.out_channels, spec.bias):
+        raise PlanError(
+            f"{spec.label}: the chain must have the layer's channels and bias "
+            f"{(spec.in_channels, spec.out_channels, spec.bias)}, got {ends}. "
+            "Make the plan from this model."
+        )

@@ -1,0 +1,15 @@
+"""The decompositions, one file each. A new method is one new file in this folder.
+
+Every module here is imported once and registers its method, so the command line's choices, the
+planner and the conformance tests know it without being told.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from factorize.methods.base import Method, factorize, get, names, register
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Method", "factorize", "get", "names", "register"]

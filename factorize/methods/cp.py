@@ -1,0 +1,62 @@
+"""CP over (output, input, position): 1x1, depthwise k_h x k_w, 1x1.
+
+Equation     W[o,i,y,x] = sum_r B[o,r] C[r,y,x] A[r,i]
+Chain        1x1: I -> R, k_h x k_w depthwise: R, 1x1: R -> O
+Rank         R in 1..(O I k_h k_w) / max(O, I, k_h k_w), where the exact form is known
+MACs         R I H W + R (k_h k_w + O) H' W'
+Parameters   R (I + k_h k_w + O)
+Limits       no closed form: ALS may stop in a local minimum
+Source       Lebedev et al., ICLR 2015, over three modes as in Astrid & Lee 2017
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+
+from factorize.methods.base import Method, link, register, stage
+from factorize.tensor import ranks
+from factorize.tensor.cp import cp, energy_rank, exact_rank
+from factorize.tensor.norm import Norm
+from factorize.types import ConvSpec, Rank
+
+
+class Cp(Method):
+    """Three modes: the spatial kernel of each component is free."""
+
+    name = "cp"
+    summary = "1x1, depthwise k x k, 1x1 (three-way CP by ALS)"
+
+    def modes(self, weight: Tensor) -> Tensor:
+        """The kernel as the tensor that is decomposed: (O, I, k_h k_w)."""
+        return weight.flatten(2)
+
+    def max_rank(self, spec: ConvSpec) -> Rank:  # noqa: D102
+        return (exact_rank((spec.out_channels, spec.in_channels, prod(spec.kernel))),)
+
+    def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:  # noqa: D102
+        return link(
+            spec,
+            stage(spec, (), spec.in_channels, rank[0]),
+            stage(spec, (0, 1), rank[0], rank[0], groups=rank[0]),
+            stage(spec, (), rank[0], spec.out_channels),
+        )
+
+    def decompose(  # noqa: D102
+        self, weight: Tensor, rank: Rank, variant: str, *, norm: Norm, seed: int
+    ) -> tuple[Tensor, ...]:
+        outputs, inputs, *spatial = cp(self.modes(weight), rank[0], seed=seed)
+        return inputs.T, *(factor.T for factor in spatial), outputs
+
+    def rank_for_energy(self, weight: Tensor, energy: float, variant: str, seed: int) -> Rank:
+        """By bisection over fits: there is no spectrum to read the rank off."""
+        return (energy_rank(self.modes(weight), energy, seed=seed),)
+
+    def rank_by_vbmf(self, weight: Tensor, variant: str) -> Rank:
+        """The largest VBMF rank of the unfoldings: no CP form of a lower rank can hold it."""
+        tensor = self.modes(weight)
+        return (max(ranks.unfolding_vbmf_rank(tensor, mode) for mode in range(tensor.ndim)),)
+
+
+register(Cp())

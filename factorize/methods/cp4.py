@@ -1,0 +1,45 @@
+"""CP over four modes (flattened convolution): 1x1 and two one-dimensional depthwise stages.
+
+Equation     W[o,i,y,x] = sum_r B[o,r] C[r,y] D[r,x] A[r,i]
+Chain        1x1: I -> R, k_h x 1 depthwise: R, 1 x k_w depthwise: R, 1x1: R -> O
+Rank         R in 1..(O I k_h k_w) / max(O, I, k_h, k_w), where the exact form is known
+MACs         R I H W + R k_h H' W + R (k_w + O) H' W'
+Parameters   R (I + k_h + k_w + O)
+Limits       as `cp`; four layers deep, worth it for large kernels
+Source       Lebedev et al., ICLR 2015; Jin, Dundar, Culurciello 2014
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from factorize.methods.base import link, register, stage
+from factorize.methods.cp import Cp
+from factorize.tensor.cp import exact_rank
+from factorize.types import ConvSpec, Rank
+
+
+class Cp4(Cp):
+    """Four modes: the spatial kernel of each component is separable too."""
+
+    name = "cp4"
+    summary = "1x1, depthwise k x 1, depthwise 1 x k, 1x1 (four-way CP by ALS)"
+
+    def modes(self, weight: Tensor) -> Tensor:
+        """The kernel as it is: (O, I, k_h, k_w)."""
+        return weight
+
+    def max_rank(self, spec: ConvSpec) -> Rank:  # noqa: D102
+        return (exact_rank((spec.out_channels, spec.in_channels, *spec.kernel)),)
+
+    def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:  # noqa: D102
+        return link(
+            spec,
+            stage(spec, (), spec.in_channels, rank[0]),
+            stage(spec, (0,), rank[0], rank[0], groups=rank[0]),
+            stage(spec, (1,), rank[0], rank[0], groups=rank[0]),
+            stage(spec, (), rank[0], spec.out_channels),
+        )
+
+
+register(Cp4())

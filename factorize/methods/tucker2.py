@@ -1,0 +1,62 @@
+"""Tucker-2: channels reduced by a 1x1 on either side of a small k_h x k_w core.
+
+Equation     W[o,i,y,x] = sum_qp B[o,q] G[q,p,y,x] A[p,i]
+Chain        1x1: I -> R_in, k_h x k_w: R_in -> R_out, 1x1: R_out -> O
+Rank         (R_in, R_out), at most (min(I, O k_h k_w), min(O, I k_h k_w))
+MACs         I R_in H W + (R_in R_out k_h k_w + R_out O) H' W'
+Parameters   I R_in + R_in R_out k_h k_w + R_out O
+Limits       three layers deep: small maps may gain little time
+Source       Kim et al., ICLR 2016; solved by HOOI (De Lathauwer 2000)
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from factorize.methods.base import Method, link, register, stage
+from factorize.tensor.norm import Norm
+from factorize.tensor.ranks import energy_rank, unfolding_vbmf_rank
+from factorize.tensor.tucker import tucker2
+from factorize.types import ConvSpec, Rank
+
+
+class Tucker2(Method):
+    """Ranks are read off the two channel unfoldings, as Kim et al. do."""
+
+    name = "tucker2"
+    summary = "1x1, small k x k core, 1x1 (two ranks: in, out)"
+
+    def max_rank(self, spec: ConvSpec) -> Rank:  # noqa: D102
+        inputs, outputs, area = spec.in_channels, spec.out_channels, prod(spec.kernel)
+        return min(inputs, outputs * area), min(outputs, inputs * area)
+
+    def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:  # noqa: D102
+        return link(
+            spec,
+            stage(spec, (), spec.in_channels, rank[0]),
+            stage(spec, (0, 1), rank[0], rank[1]),
+            stage(spec, (), rank[1], spec.out_channels),
+        )
+
+    def decompose(  # noqa: D102
+        self, weight: Tensor, rank: Rank, variant: str, *, norm: Norm, seed: int
+    ) -> tuple[Tensor, ...]:
+        core, left, right = tucker2(weight.flatten(2), (rank[1], rank[0]))
+        return right.T, core.contiguous(), left
+
+    def rank_for_energy(self, weight: Tensor, energy: float, variant: str, seed: int) -> Rank:
+        """Each unfolding keeps the share by itself; the chain errs by at most both losses."""
+        by_input, by_output = weight.transpose(0, 1).flatten(1), weight.flatten(1)
+        return (
+            energy_rank(torch.linalg.svdvals(by_input), energy),
+            energy_rank(torch.linalg.svdvals(by_output), energy),
+        )
+
+    def rank_by_vbmf(self, weight: Tensor, variant: str) -> Rank:  # noqa: D102
+        return unfolding_vbmf_rank(weight, 1), unfolding_vbmf_rank(weight, 0)
+
+
+register(Tucker2())

@@ -1,0 +1,290 @@
+"""Choose a method, a rank and an order for each layer, or the reason to leave it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factorize.errors import NoConvolutionError, PlanError, RankError
+from factorize.methods.base import Method, check_rank, get
+from factorize.types import ConvSite, ConvSpec, LayerPlan, Plan, Progress, Rank
+
+FIRST_LAYER_CHANNELS = 4
+"""A convolution that reads at most this many channels reads an image: left alone by rule."""
+
+
+def choose(
+    sites: Sequence[ConvSite],
+    weight_of: Callable[[str], Tensor],
+    *,
+    method: str = "spatial_svd",
+    rank: int | float | str | None = None,
+    energy: float | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow_costlier: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Plan:
+    """One rule for all layers: a fixed rank, a share of the maximum, of the energy, or VBMF.
+
+    By rule, convolutions that read at most four channels (the image) and 1x1 convolutions stay
+    as they are, since they cost the most accuracy per MAC won; a pattern in `include` that
+    matches their name overrides this.
+
+    Parameters
+    ----------
+    sites
+        From `factorize.find`.
+    weight_of
+        The weight (O, I, k_h, k_w) of a layer, by its name.
+    rank
+        An integer (clamped to each layer's maximum, and noted), a share of the maximum in (0, 1],
+        or ``"vbmf"``.
+    energy
+        Share of the kernel's squared norm to keep, in (0, 1]; instead of `rank`.
+    include, exclude
+        Globs on module names.
+    allow_costlier
+        Also factorize where the chain costs as many MACs as the layer, or more.
+
+    Raises
+    ------
+    RankError, UnsupportedLayerError, NoConvolutionError
+        The rule is out of range, the method does not exist, or a glob matches nothing.
+    """
+    chosen = get(method)
+    rule = _rule(rank, energy)
+    _check_globs(sites, include, exclude)
+    planned: dict[str, LayerPlan] = {}
+    for index, site in enumerate(sites):
+        leader = next((planned[name] for name in site.tied if name in planned), None)
+        reason = _skip_reason(site, chosen, include, exclude)
+        if reason:
+            plan = _dense(site.spec, reason, site.notes)
+        elif leader and leader.method and leader.spec.weight_shape == site.spec.weight_shape:
+            plan = _layer(site, chosen, leader.rank, leader.variant, leader.error, leader.notes)
+        else:
+            weight = weight_of(site.spec.name).to("cpu", torch.float64)
+            plan = _choose_layer(site, chosen, weight, rule, allow_costlier, seed)
+        planned[site.spec.name] = plan
+        if progress:
+            progress("plan", index + 1, len(sites), {})
+    layers = tuple(_note_untied(site, planned) for site in sites)
+    settings: dict[str, Any] = {
+        "method": method,
+        ("energy" if energy is not None else "rank"): energy if energy is not None else rank,
+        "include": list(include),
+        "exclude": list(exclude),
+        "allow_costlier": allow_costlier,
+        "seed": seed,
+    }
+    return Plan(layers, settings)
+
+
+def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tensor]) -> Plan:
+    """Check a plan, perhaps edited by hand, against a model, and compute its costs anew.
+
+    A layer without a variant gets the better one. Layers that the plan does not name stay dense.
+
+    Raises
+    ------
+    PlanError
+        A layer is not in the model, or differs from it.
+    RankError, UnsupportedLayerError
+        A rank is out of range; a method does not exist or does not apply.
+    """
+    by_name = {site.spec.name: site for site in sites}
+    for layer in plan.layers:
+        site = by_name.get(layer.spec.name)
+        if site is None:
+            raise PlanError(
+                f"{layer.spec.label}: a plan must name convolutions of the model, and this is "
+                "none. Make the plan from this model, or delete the entry."
+            )
+        if replace(layer.spec, input_sizes=()) != replace(site.spec, input_sizes=()):
+            theirs, ours = vars(layer.spec), vars(site.spec)
+            key = next(k for k in ours if k != "input_sizes" and ours[k] != theirs[k])
+            raise PlanError(
+                f"{layer.spec.label}: {key} is {theirs[key]!r} in the plan and {ours[key]!r} in "
+                "the model. Make the plan from this model."
+            )
+    wanted = {layer.spec.name: layer for layer in plan.layers}
+    bound: dict[str, LayerPlan] = {}
+    for site in sites:
+        layer = wanted.get(site.spec.name)
+        if layer is None or layer.method is None:
+            reason = (layer and layer.skip_reason) or "not in the plan"
+            bound[site.spec.name] = _dense(site.spec, reason, site.notes)
+            continue
+        method = get(layer.method)
+        if reason := site.blocked or method.supports(site.spec):
+            raise PlanError(
+                f"{site.spec.label}: cannot be factorized: {reason}. Set its method to null."
+            )
+        check_rank(method, site.spec, layer.rank)
+        weight = weight_of(site.spec.name).to("cpu", torch.float64)
+        variant = layer.variant
+        if variant not in method.variants:
+            if variant:
+                raise PlanError(
+                    f"{site.spec.label}: variant must be one of {list(method.variants)} for "
+                    f"{method.name}, got {variant!r}. Delete it to get the better one."
+                )
+            variant = _better(method, site.spec, weight, layer.rank, allow_costlier=True)[0]
+        error = method.predicted_error(weight, layer.rank, variant)
+        bound[site.spec.name] = _layer(site, method, layer.rank, variant, error, site.notes)
+    return Plan(tuple(_note_untied(site, bound) for site in sites), plan.settings)
+
+
+Rule = tuple[str, float]
+
+
+def _rule(rank: int | float | str | None, energy: float | None) -> Rule:
+    """The rank rule as (kind, value), checked."""
+    if (rank is None) == (energy is None):
+        raise RankError("give either --rank or --energy (and not both), for example --rank 0.25.")
+    if energy is not None:
+        if not 0 < energy <= 1:
+            raise RankError(f"--energy must be a share in (0, 1], got {energy}. Try 0.95.")
+        return "energy", energy
+    if rank == "vbmf":
+        return "vbmf", 0
+    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
+        return "fixed", rank
+    if isinstance(rank, float) and 0 < rank <= 1:
+        return "share", rank
+    raise RankError(
+        f"--rank must be an integer >= 1, a share in (0, 1] such as 0.25, or vbmf, got {rank}."
+    )
+
+
+def _check_globs(
+    sites: Sequence[ConvSite], include: Sequence[str], exclude: Sequence[str]
+) -> None:
+    names = [name for site in sites for name in (site.spec.name, *site.aliases)]
+    for option, patterns in (("--include", include), ("--exclude", exclude)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise NoConvolutionError(
+                    f"{option} {pattern!r} must match the name of a convolution, and matches none "
+                    f"of {len(names)} (the first is {names[0]!r}). See --dry-run for the names."
+                )
+
+
+def _skip_reason(
+    site: ConvSite, method: Method, include: Sequence[str], exclude: Sequence[str]
+) -> str | None:
+    spec = site.spec
+
+    def matches(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(n, p) for n in (spec.name, *site.aliases) for p in patterns)
+
+    if site.blocked:
+        return site.blocked
+    if matches(exclude):
+        return "matched by --exclude"
+    if include and not matches(include):
+        return "not matched by --include"
+    if reason := method.supports(spec):
+        return reason
+    if not include:
+        if spec.in_channels <= FIRST_LAYER_CHANNELS:
+            return f"reads the image ({spec.in_channels} channels); --include it to factorize"
+        if all(k == 1 for k in spec.kernel):
+            return "1x1 convolution; --include it to factorize"
+    return None
+
+
+def _choose_layer(
+    site: ConvSite, method: Method, weight: Tensor, rule: Rule, allow_costlier: bool, seed: int
+) -> LayerPlan:
+    spec = site.spec
+    notes = list(site.notes)
+    kind, value = rule
+    limit = method.max_rank(spec)
+    if kind in ("fixed", "share"):
+        wanted = [value if kind == "fixed" else round(value * top) for top in limit]
+        rank = tuple(int(min(max(w, 1), top)) for w, top in zip(wanted, limit, strict=True))
+        if kind == "fixed" and rank != tuple(wanted):
+            notes.append(f"rank {value} clamped to the maximum, {','.join(map(str, rank))}")
+        variant, error = _better(method, spec, weight, rank, allow_costlier)
+    else:
+        options = []
+        for name in method.variants:
+            if kind == "energy":
+                found = method.rank_for_energy(weight, value, name, seed)
+            else:
+                found = method.rank_by_vbmf(weight, name)
+            rank = tuple(min(max(r, 1), top) for r, top in zip(found, limit, strict=True))
+            options.append((_cost(method, spec, rank, name)[0], rank, name, 0 in found))
+        # Each order keeps the same share at a rank of its own: the cheaper one is the better one.
+        _, rank, variant, was_zero = min(options, key=lambda option: option[0])
+        if was_zero:
+            notes.append("VBMF found nothing but noise (rank 0); 1 was taken")
+        error = method.predicted_error(weight, rank, variant)
+    macs, _ = _cost(method, spec, rank, variant)
+    if macs >= spec.macs and not allow_costlier:
+        ranks = ",".join(map(str, rank))
+        return _dense(
+            spec, f"{method.name} at rank {ranks} would cost {macs:,} of {spec.macs:,} MACs", notes
+        )
+    return _layer(site, method, rank, variant, error, notes)
+
+
+def _better(
+    method: Method, spec: ConvSpec, weight: Tensor, rank: Rank, allow_costlier: bool
+) -> tuple[str, float | None]:
+    """The order with the lower error among those that save MACs; of equal ones the cheaper."""
+    options = []
+    for variant in method.variants:
+        macs, _ = _cost(method, spec, rank, variant)
+        costlier = macs >= spec.macs and not allow_costlier
+        error = method.predicted_error(weight, rank, variant)
+        # Rounding must not decide between two orders that are both exact.
+        options.append((costlier, round(error or 0.0, 12), macs, variant, error))
+    best = min(options, key=lambda option: option[:3])
+    return best[3], best[4]
+
+
+def _cost(method: Method, spec: ConvSpec, rank: Rank, variant: str) -> tuple[int, int]:
+    stages = method.stages(spec, rank, variant)
+    return sum(s.macs for s in stages), sum(s.params for s in stages)
+
+
+def _layer(
+    site: ConvSite,
+    method: Method,
+    rank: Rank,
+    variant: str,
+    error: float | None,
+    notes: Sequence[str],
+) -> LayerPlan:
+    macs, params = _cost(method, site.spec, rank, variant)
+    return LayerPlan(
+        site.spec, method.name, rank, variant, macs, params, error, notes=tuple(notes)
+    )
+
+
+def _dense(spec: ConvSpec, reason: str, notes: Sequence[str]) -> LayerPlan:
+    del notes  # they tell what a replacement does
+    return LayerPlan(spec, macs=spec.macs, params=spec.params, skip_reason=reason)
+
+
+def _note_untied(site: ConvSite, planned: dict[str, LayerPlan]) -> LayerPlan:
+    """Say so where layers that shared a weight no longer do."""
+    layer = planned[site.spec.name]
+    if not layer.method:
+        return layer
+
+    def choice(one: LayerPlan) -> tuple[Any, ...]:
+        return one.method, one.rank, one.variant
+
+    parted = [name for name in site.tied if choice(planned[name]) != choice(layer)]
+    notes = [f"no longer shares its weight with {name}" for name in parted]
+    return replace(layer, notes=(*layer.notes, *notes))

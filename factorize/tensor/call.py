@@ -1,0 +1,120 @@
+"""How every stage calls a model: with an example input, in eval mode, without gradients.
+
+An example input is a tensor, a tuple (positional arguments), a mapping (keyword arguments) or
+anything else a model takes as its one argument, such as a detector's list of images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..errors import DataError
+
+
+def call(model: Any, example_input: Any) -> Any:
+    """Call a model: a tuple is its positional arguments, a mapping its keyword arguments.
+
+    Anything else, a tensor or a list of images, is the single argument.
+    """
+    if isinstance(example_input, tuple):
+        return model(*example_input)
+    if isinstance(example_input, Mapping):
+        return model(**example_input)
+    return model(example_input)
+
+
+def batch_size(example_input: Any) -> int:
+    """Count the samples: the first axis of the first tensor, or the length of a list.
+
+    Raises
+    ------
+    DataError
+        If there is no tensor with a batch axis in it.
+    """
+    value = example_input
+    if isinstance(value, Tensor) and value.ndim > 0:
+        return value.shape[0]
+    if isinstance(value, list) and value:
+        return len(value)
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple) and value:
+        return batch_size(value[0])
+    raise DataError(
+        "example input: must be a tensor with a batch axis, or a list, tuple or dict that starts "
+        f"with one, got {type(value).__name__}. Pass one batch as the model takes it."
+    )
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; each submodule gets its own training flag back afterwards."""
+    flags = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype a model computes in: of its first floating parameter or buffer."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return torch.get_default_dtype()
+
+
+def model_on(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Return the model itself where it is on the device already, else a copy there."""
+    device = torch.device(device)
+    if all(_same(tensor.device, device) for tensor in (*model.parameters(), *model.buffers())):
+        return model
+    return copy.deepcopy(model).to(device)
+
+
+def input_on(example_input: Any, device: torch.device | str) -> Any:
+    """Return the example input with each of its tensors on the device."""
+    return tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, example_input)
+
+
+def onnx_session(path: str | Path, threads: int | None = None) -> Any:
+    """Open an ONNX file in ONNX Runtime's CPU provider.
+
+    Its threads sleep when idle: by default they spin, and sessions alive in one process would
+    take each other's cores.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def onnx_feeds(session: Any, example_input: Any) -> dict[str, Any]:
+    """Make the arrays for a session's inputs: by name from a mapping, else in order."""
+    names = [entry.name for entry in session.get_inputs()]
+    tensors = [v for v in tree_leaves(example_input) if isinstance(v, Tensor)]
+    if isinstance(example_input, Mapping) and set(names) <= set(example_input):
+        tensors = [example_input[name] for name in names]
+    return {name: v.detach().cpu().numpy() for name, v in zip(names, tensors, strict=True)}
+
+
+def _same(actual: torch.device, wanted: torch.device) -> bool:
+    """Whether two devices are one; a device without an index means any of its type."""
+    return actual == wanted or (actual.type == wanted.type and wanted.index is None)

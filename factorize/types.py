@@ -1,0 +1,269 @@
+"""The frozen dataclasses that flow between the stages.
+
+``model -> ConvSpec -> Plan -> model' -> Report``. Numbers, never strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Literal
+
+from torch import Tensor
+
+Size = tuple[int, ...]
+"""Spatial size, one entry per axis: (H, W) for a 2-D convolution."""
+
+Rank = tuple[int, ...]
+"""One entry per free dimension of the method: (R,) for an SVD, (R1, R2) for Tucker-2."""
+
+Batch = tuple[Tensor, ...]
+"""(images,) or (images, labels): images (N, C, ...) float, labels (N,) int64."""
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """All attributes of one convolution, and the input sizes it is called with.
+
+    Attributes
+    ----------
+    name
+        Dotted module name; ``""`` for a model that is itself a convolution.
+    kind
+        ``conv1d``, ``conv2d``, ``conv3d`` or ``conv_transpose1d`` and so on.
+    padding
+        Per axis and side, or ``"same"`` (which may pad one more at the end of an axis).
+    input_sizes
+        Spatial input size of each call in one forward pass; empty when never called.
+    """
+
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    kernel: Size
+    stride: Size
+    padding: Size | Literal["same"]
+    dilation: Size
+    groups: int = 1
+    padding_mode: str = "zeros"
+    bias: bool = True
+    output_padding: Size = ()
+    input_sizes: tuple[Size, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The name as shown to people."""
+        return self.name or "(the model itself)"
+
+    @property
+    def transposed(self) -> bool:
+        """Whether this is a transposed convolution."""
+        return self.kind.startswith("conv_transpose")
+
+    @property
+    def weight_shape(self) -> Size:
+        """Shape of the weight: (O, I/groups, *kernel), transposed (I, O/groups, *kernel)."""
+        if self.transposed:
+            return (self.in_channels, self.out_channels // self.groups, *self.kernel)
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel)
+
+    @property
+    def params(self) -> int:
+        """Weights and biases."""
+        return prod(self.weight_shape) + (self.out_channels if self.bias else 0)
+
+    def output_size(self, input_size: Size) -> Size:
+        """Spatial output size for a spatial input size (torch's own formulas)."""
+        if self.padding == "same":
+            return input_size
+        if self.transposed:
+            return tuple(
+                (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
+                for n, k, s, p, d, extra in zip(
+                    input_size, self.kernel, self.stride, self.padding, self.dilation,
+                    self.output_padding or (0,) * len(self.kernel), strict=True,
+                )
+            )  # fmt: skip
+        return tuple(
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(
+                input_size, self.kernel, self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+
+    @property
+    def output_sizes(self) -> tuple[Size, ...]:
+        """Spatial output size of each call."""
+        return tuple(self.output_size(size) for size in self.input_sizes)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample over all calls; the bias is not counted."""
+        sizes = self.input_sizes if self.transposed else self.output_sizes
+        return sum(prod(size) for size in sizes) * prod(self.weight_shape)
+
+    def then(self, **changes: Any) -> ConvSpec:
+        """A copy with some attributes changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class ConvSite:
+    """One convolution as the walker found it.
+
+    Attributes
+    ----------
+    aliases
+        Other names of the same module object (one module used in several places).
+    tied
+        Names of other modules that share this weight tensor.
+    blocked
+        Why it must be left alone, or None.
+    notes
+        What a user should know when it is replaced (hooks dropped, parametrisation folded).
+    """
+
+    spec: ConvSpec
+    aliases: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
+    blocked: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Factorization:
+    """The chain that replaces one convolution.
+
+    Attributes
+    ----------
+    stages
+        Specs of the chain, first to last; only the last may have a bias.
+    weights
+        float64, one per stage, each of its stage's ``weight_shape``.
+    error
+        ``||W - W'|| / ||W||`` in the norm it was fitted in, of these very weights.
+    """
+
+    method: str
+    rank: Rank
+    variant: str
+    stages: tuple[ConvSpec, ...]
+    weights: tuple[Tensor, ...]
+    error: float
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is to happen to one convolution: a method and a rank, or a reason to leave it alone.
+
+    Attributes
+    ----------
+    variant
+        Order of the chain, where the method has more than one.
+    macs, params
+        Of the chain; of the dense layer where it stays dense.
+    error
+        Predicted relative error; None where only the fit can tell.
+    """
+
+    spec: ConvSpec
+    method: str | None = None
+    rank: Rank = ()
+    variant: str = ""
+    macs: int = 0
+    params: int = 0
+    error: float | None = None
+    skip_reason: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset, its use fixed: tune on ``train``, choose on ``holdout``, report on ``test``.
+
+    ``holdout`` comes from the training split and is never trained on. Each is re-iterable and
+    yields (images, labels), or (images,) without labels.
+    """
+
+    train: Iterable[Batch]
+    holdout: Iterable[Batch]
+    test: Iterable[Batch] | None
+    labelled: bool
+    classes: int | None
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A user's own measure of a model: ``function(model) -> float`` or ``{name: float}``.
+
+    With several values the first one decides which of two models is better.
+    """
+
+    function: Callable[[Any], float | dict[str, float]]
+    name: str = "metric"
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one model: milliseconds per batch over ``runs`` interleaved runs."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Original against compressed, run alternately in one process.
+
+    ``speedup`` is the median over pairs of original/compressed time; p10 and p90 its spread.
+    """
+
+    runtime: str
+    device: str
+    dtype: str
+    batch: int
+    threads: int
+    runs: int
+    original: Latency
+    compressed: Latency
+    speedup: float
+    speedup_p10: float
+    speedup_p90: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to happen to every convolution of a model, in the order of execution. No tensors.
+
+    Attributes
+    ----------
+    settings
+        How the plan was made (method, rank, ...), for the record.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    settings: dict[str, Any]
+
+    @property
+    def factorized(self) -> tuple[LayerPlan, ...]:
+        """The layers that are to be replaced."""
+        return tuple(layer for layer in self.layers if layer.method)
+
+    def __str__(self) -> str:
+        lines = []
+        for layer in self.layers:
+            what = layer.skip_reason or f"{layer.method} {','.join(map(str, layer.rank))}"
+            lines.append(
+                f"{layer.spec.label:32} {layer.spec.macs:>14,} -> {layer.macs:>14,} MACs  {what}"
+            )
+        return "\n".join(lines)
+
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""Called as progress(stage, done, total, values): how long work tells where it stands."""
