@@ -33,6 +33,10 @@ class DataError(FactorizeError, ValueError):
     """The dataset cannot be read or does not fit the model."""
 
 
+class DeviceError(FactorizeError, ValueError):
+    """The device that was asked for is not there."""
+
+
 class OutputError(FactorizeError, OSError):
     """A result cannot be written where it was asked for."""
 

@@ -33,10 +33,7 @@ def fit(
     fitted: dict[str, Factorization] = {}
     for index, layer in enumerate(plan.factorized):
         weight: Tensor = effective_weight(modules[layer.spec.name])
-        fitted[layer.spec.name] = methods.factorize(
-            methods.get(layer.method or ""), weight, layer.spec, layer.rank, layer.variant,
-            norm=norm, seed=seed,
-        )  # fmt: skip
+        fitted[layer.spec.name] = methods.factorize(layer, weight, norm=norm, seed=seed)
         if progress:
             progress("factorize", index + 1, len(plan.factorized), {})
     return fitted

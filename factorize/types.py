@@ -138,6 +138,8 @@ class Factorization:
 
     Attributes
     ----------
+    spec
+        Of the convolution that is replaced.
     stages
         Specs of the chain, first to last; only the last may have a bias.
     weights
@@ -146,6 +148,7 @@ class Factorization:
         ``||W - W'|| / ||W||`` in the norm it was fitted in, of these very weights.
     """
 
+    spec: ConvSpec
     method: str
     rank: Rank
     variant: str

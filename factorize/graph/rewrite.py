@@ -57,7 +57,7 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
     chains: dict[int, nn.Sequential] = {}
     for name, made in factorizations.items():
         module = modules[name]
-        chain = build_chain(made.stages, module, made.weights)
+        chain = _build_chain(made.stages, made.weights, module)
         key = (id(module._parameters.get("weight", module)), made.method, made.rank, made.variant)
         for layer, weight in zip(chain, shared.setdefault(key, []), strict=False):
             layer.weight = weight
@@ -70,22 +70,21 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
     return chains.get(id(model), model)
 
 
-def build_chain(
-    stages: tuple[ConvSpec, ...], module: nn.Module, weights: tuple[Tensor, ...] | None = None
+def _build_chain(
+    stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...], module: nn.Module
 ) -> nn.Sequential:
-    """The chain as modules, like the convolution it replaces; without weights, left at random."""
+    """The chain as modules, in all else like the convolution it replaces."""
     weight = effective_weight(module)
     trainable = any(p.requires_grad for n, p in module.named_parameters() if n != "bias")
     layers = []
-    for index, stage in enumerate(stages):
+    for stage, values in zip(stages, weights, strict=True):
         layer = _CLASSES[stage.kind](
             stage.in_channels, stage.out_channels, stage.kernel, stage.stride, stage.padding,
             stage.dilation, stage.groups, stage.bias, stage.padding_mode,
             device=weight.device, dtype=weight.dtype,
         )  # fmt: skip
         with torch.no_grad():
-            if weights is not None:
-                layer.weight.copy_(weights[index])
+            layer.weight.copy_(values)
             if stage.bias:
                 layer.bias.copy_(module.bias)
                 layer.bias.requires_grad_(module.bias.requires_grad)
@@ -101,12 +100,10 @@ def _check(name: str, module: nn.Module | None, made: Factorization) -> None:
             f"{name or '(the model itself)'}: the plan must name convolutions of this model, got "
             f"{found}. Make the plan from this model."
         )
-    spec = spec_of(module, name)
-    first, last = made.stages[0], made.stages[-1]
-    ends = (first.in_channels, last.out_channels, last.bias)
-    if ends != (spec.in_channels, spec.out_channels, spec.bias):
-        raise PlanError(
-            f"{spec.label}: the chain must have the layer's channels and bias "
-            f"{(spec.in_channels, spec.out_channels, spec.bias)}, got {ends}. "
-            "Make the plan from this model."
-        )
+    ours, theirs = vars(spec_of(module, name)), vars(made.spec)
+    for key in ours.keys() - {"name", "input_sizes"}:
+        if ours[key] != theirs[key]:
+            raise PlanError(
+                f"{made.spec.label}: {key} is {theirs[key]!r} in the plan and {ours[key]!r} in the "
+                "model. Make the plan from this model."
+            )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from factorize.errors import RankError, UnsupportedLayerError
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, Factorization, Rank
+from factorize.types import ConvSpec, Factorization, LayerPlan, Rank
 
 _registry: dict[str, Method] = {}
 
@@ -99,6 +99,29 @@ def get(name: str) -> Method:
     return _registry[name]
 
 
+def chain_of(layer: LayerPlan) -> tuple[ConvSpec, ...]:
+    """The stages of a planned layer, its method, rank and variant checked.
+
+    Raises
+    ------
+    UnsupportedLayerError, RankError
+        The method does not exist or does not take this layer, variant or rank.
+    """
+    method, spec = get(layer.method or ""), layer.spec
+    if reason := method.supports(spec):
+        raise UnsupportedLayerError(
+            f"{spec.label}: cannot be factorized by {method.name}: {reason}. "
+            "Set its method to null in the plan, or choose another."
+        )
+    if layer.variant not in method.variants:
+        raise UnsupportedLayerError(
+            f"{spec.label}: variant must be one of {list(method.variants)} for {method.name}, "
+            f"got {layer.variant!r}. Delete it to get the better one."
+        )
+    check_rank(method, spec, layer.rank)
+    return method.stages(spec, layer.rank, layer.variant)
+
+
 def check_rank(method: Method, spec: ConvSpec, rank: Rank) -> None:
     """Raise RankError unless the rank has the right length and lies within 1..max."""
     limit = method.max_rank(spec)
@@ -111,21 +134,14 @@ def check_rank(method: Method, spec: ConvSpec, rank: Rank) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= top:
             raise RankError(
                 f"{spec.label}: rank must be an integer in 1..{top} for {method.name}, "
-                f"got {value}. Lower the rank or use --energy."
+                f"got {value!r}. Lower the rank or use --energy."
             )
 
 
 def factorize(
-    method: Method,
-    weight: Tensor,
-    spec: ConvSpec,
-    rank: Rank,
-    variant: str,
-    *,
-    norm: Norm | None = None,
-    seed: int = 0,
+    layer: LayerPlan, weight: Tensor, *, norm: Norm | None = None, seed: int = 0
 ) -> Factorization:
-    """Factorize one kernel; the error is measured on the weights that are returned.
+    """Factorize one kernel as planned; the error is measured on the weights that are returned.
 
     Parameters
     ----------
@@ -139,23 +155,17 @@ def factorize(
     UnsupportedLayerError, RankError
         The method does not take this layer, variant or rank.
     """
-    if reason := method.supports(spec):
-        raise UnsupportedLayerError(f"{spec.label}: {method.name} does not apply: {reason}.")
-    if variant not in method.variants:
-        raise UnsupportedLayerError(
-            f"{spec.label}: variant of {method.name} must be one of {list(method.variants)}, "
-            f"got {variant!r}. Correct the plan."
-        )
-    check_rank(method, spec, rank)
-    norm = norm or Norm()
+    stages = chain_of(layer)
+    method, norm = get(layer.method or ""), norm or Norm()
     exact = weight.detach().to("cpu", torch.float64)
-    stages = method.stages(spec, rank, variant)
-    weights = method.decompose(exact, rank, variant, norm=norm, seed=seed)
+    weights = method.decompose(exact, layer.rank, layer.variant, norm=norm, seed=seed)
     weights = tuple(
         w.reshape(stage.weight_shape).contiguous() for w, stage in zip(weights, stages, strict=True)
     )
     error = norm.relative_error(exact, chain_kernel(stages, weights))
-    return Factorization(method.name, rank, variant, stages, weights, error)
+    return Factorization(
+        layer.spec, method.name, layer.rank, layer.variant, stages, weights, error
+    )
 
 
 def stage(

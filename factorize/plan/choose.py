@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from factorize.errors import NoConvolutionError, PlanError, RankError
-from factorize.methods.base import Method, check_rank, get
+from factorize.methods.base import Method, chain_of, get
 from factorize.types import ConvSite, ConvSpec, LayerPlan, Plan, Progress, Rank
 
 FIRST_LAYER_CHANNELS = 4
@@ -122,21 +122,16 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
             reason = (layer and layer.skip_reason) or "not in the plan"
             bound[site.spec.name] = _dense(site.spec, reason, site.notes)
             continue
-        method = get(layer.method)
-        if reason := site.blocked or method.supports(site.spec):
+        if site.blocked:
             raise PlanError(
-                f"{site.spec.label}: cannot be factorized: {reason}. Set its method to null."
+                f"{site.spec.label}: cannot be factorized: {site.blocked}. Set its method to null."
             )
-        check_rank(method, site.spec, layer.rank)
+        method = get(layer.method)
+        variant = layer.variant or method.variants[0]
+        chain_of(replace(layer, spec=site.spec, variant=variant))
         weight = weight_of(site.spec.name).to("cpu", torch.float64)
-        variant = layer.variant
-        if variant not in method.variants:
-            if variant:
-                raise PlanError(
-                    f"{site.spec.label}: variant must be one of {list(method.variants)} for "
-                    f"{method.name}, got {variant!r}. Delete it to get the better one."
-                )
-            variant = _better(method, site.spec, weight, layer.rank, allow_costlier=True)[0]
+        if not layer.variant:
+            variant, _ = _better(method, site.spec, weight, layer.rank, allow_costlier=True)
         error = method.predicted_error(weight, layer.rank, variant)
         bound[site.spec.name] = _layer(site, method, layer.rank, variant, error, site.notes)
     return Plan(tuple(_note_untied(site, bound) for site in sites), plan.settings)

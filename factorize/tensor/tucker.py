@@ -35,17 +35,24 @@ def tucker2(
     """
     out_rank, in_rank = ranks
     by_input = tensor.transpose(0, 1).flatten(1)  # (I, O*K)
-    right = leading_subspace(by_input, in_rank)
+    right = _basis(by_input, in_rank)
     total, captured = float(tensor.square().sum()), 0.0
     left = core = tensor
     for _ in range(max_sweeps):
         reduced = torch.einsum("oik,ip->opk", tensor, right)  # (O, R_in, K)
-        left = leading_subspace(reduced.flatten(1), out_rank)
+        left = _basis(reduced.flatten(1), out_rank)
         reduced = torch.einsum("oik,oq->iqk", tensor, left)  # (I, R_out, K)
-        right = leading_subspace(reduced.flatten(1), in_rank)
+        right = _basis(reduced.flatten(1), in_rank)
         core = torch.einsum("iqk,ip->qpk", reduced, right)
         energy = float(core.square().sum())
         if energy - captured <= tolerance * total:
             break
         captured = energy
     return core, left, right
+
+
+def _basis(matrix: Tensor, rank: int) -> Tensor:
+    """Orthonormal columns (n, R) for the rows' space; at full rank any basis will do."""
+    if rank == len(matrix):
+        return torch.eye(rank, dtype=matrix.dtype)
+    return leading_subspace(matrix, rank)

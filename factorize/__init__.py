@@ -1,0 +1,32 @@
+"""Make trained convolutional networks smaller and faster by factorizing their convolutions."""
+
+from factorize.api import Result, compress
+from factorize.errors import FactorizeError
+from factorize.export import export_onnx
+from factorize.methods import register
+from factorize.plan import load_plan
+from factorize.stages import find, load, measure, rewrite, rewrite_
+from factorize.stages import make_plan as plan
+from factorize.tune import FinetuneConfig, finetune
+from factorize.types import ConvSpec, Data, Metric, Plan
+
+__all__ = [
+    "ConvSpec",
+    "Data",
+    "FactorizeError",
+    "FinetuneConfig",
+    "Metric",
+    "Plan",
+    "Result",
+    "compress",
+    "export_onnx",
+    "find",
+    "finetune",
+    "load",
+    "load_plan",
+    "measure",
+    "plan",
+    "register",
+    "rewrite",
+    "rewrite_",
+]

@@ -1,0 +1,5 @@
+"""``python -m factorize``."""
+
+from factorize.cli import main
+
+main()

@@ -1,0 +1,236 @@
+"""The whole program: `compress`, its stages in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from factorize import export, graph, tune
+from factorize import measure as measuring
+from factorize import plan as planning
+from factorize.errors import DataError, DeviceError, NoConvolutionError, UnsupportedLayerError
+from factorize.fit import fit
+from factorize.report import Report, layer_reports
+from factorize.stages import beside, copied, make_plan, measure
+from factorize.tensor.call import call, evaluating
+from factorize.types import Data, Metric, Plan, Progress
+
+OUTPUTS = ("model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json")
+CHECKPOINT = "finetune.ckpt"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed model, how it was made, and what that cost and won."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+
+
+def compress(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    plan: Plan | None = None,
+    data: Data | None = None,
+    evaluate: Metric | Callable[[nn.Module], Any] | None = None,
+    finetune: int | tune.FinetuneConfig = 0,
+    out: str | Path | None = None,
+    force: bool = False,
+    latency: bool = True,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+    **choice: Any,
+) -> Result:
+    """Make a smaller, faster copy of a trained model, and measure what that cost and won.
+
+    Parameters
+    ----------
+    model
+        Is not changed. The copy has its mode, dtype and device.
+    example_input
+        See `find`.
+    plan
+        To apply; without one it is made by `make_plan` with ``**choice``: ``method``, ``rank``,
+        ``energy``, ``include``, ``exclude``, ``allow_costlier``.
+    data
+        Batch norms are recalibrated and the copy fine-tuned on its train split; the report is on
+        its test split.
+    evaluate
+        ``model -> float`` or ``{name: float}``: a measure of your own. Set the function's
+        attribute ``higher_is_better = False`` to turn it round.
+    finetune
+        Epochs of distillation from the original on `data`, or all settings.
+    out
+        Folder for weights, plan, ONNX, ``.pt2`` and report. Nothing is written without.
+    force
+        Whether such files may be there already.
+    latency
+        Whether to measure time in ONNX Runtime (both models are exported for it) and torch.
+    device
+        Where to tune and evaluate: ``auto``, ``cpu`` or ``cuda``.
+    name, notes
+        For the report.
+
+    Raises
+    ------
+    FactorizeError
+        One of its kinds; nothing is written then. An export that fails does not lose the rest:
+        it is told in ``result.report.failures``.
+    """
+    device = resolve_device(device)
+    metric = measuring.as_metric(evaluate)
+    config = tune.FinetuneConfig(finetune, seed=seed) if isinstance(finetune, int) else finetune
+    if config.epochs and data is None:
+        raise DataError("finetune: must have images to tune on, got none. Give --data.")
+    if out is not None and config.epochs and config.checkpoint is None:
+        config = replace(config, checkpoint=Path(out, CHECKPOINT))
+    example_input = beside(model, example_input)
+    seconds: dict[str, float] = {}
+    remarks = [*notes, *(data.notes if data else ())]
+
+    with export.output_folder(out, OUTPUTS, force or config.resume) as (folder, publish):
+        with _timed(seconds, "plan"):
+            plan = make_plan(
+                model, example_input, edited=plan, seed=seed, progress=progress, **choice
+            )
+            check_not_empty(plan)
+        with _timed(seconds, "factorize"):
+            fitted = fit(model, plan, seed=seed, progress=progress)
+            compressed = graph.rewrite_(copied(model), fitted)
+            _check_runs(compressed, example_input)
+
+        quality: dict[str, dict[str, float]] = {}
+
+        def rate(stage: str, one: nn.Module) -> None:
+            if progress:
+                progress(f"evaluate {stage}", 0, 0, {})
+            with _timed(seconds, "evaluate"):
+                quality[stage] = measure(
+                    model, one, example_input, data=data, evaluate=metric, device=device, seed=seed
+                )
+
+        rate("original", model)
+        rate("rewritten", compressed)
+
+        recalibration = tuning = None
+        score = (lambda one: measuring.metric_score(metric, one)) if metric else None
+        if data is not None:
+            with _timed(seconds, "recalibrate"):
+                recalibration = tune.recalibrate(
+                    compressed, model, data, device=device, metric_fn=score, progress=progress
+                )
+            remarks.append(f"batch-norm recalibration: {recalibration.reason}")
+            if recalibration.applied:
+                rate("recalibrated", compressed)
+        if data is not None and config.epochs:
+            with _timed(seconds, "finetune"):
+                tuning = tune.finetune(
+                    compressed, model, data, config, device=device, progress=progress, score=score
+                )
+            rate("finetuned", compressed)
+            if tuning.interrupted:
+                remarks.append(f"interrupted after {tuning.epochs_done:.2f} epochs; --resume goes on")
+            if tuning.stopped:
+                remarks.append(f"fine-tuning stopped early: {tuning.stopped}")
+
+        onnx, sizes, failures, speed = None, {}, [], ()
+        if latency or out is not None:
+            if progress:
+                progress("export", 0, 0, {})
+            with _timed(seconds, "export"):
+                onnx, sizes, failures = export.export_all(
+                    folder, model, compressed, plan, example_input
+                )
+        if latency:
+            if progress:
+                progress("measure latency", 0, 0, {})
+            with _timed(seconds, "latency"):
+                speed = measuring.speedups(
+                    folder, model, compressed, example_input, device=device, threads=threads
+                )
+        (params, macs), (new_params, new_macs) = (
+            measuring.count(one, example_input) for one in (model, compressed)
+        )
+        report = Report(
+            model=name or type(model).__name__,
+            settings={
+                **plan.settings,
+                "finetune": asdict(config) if config.epochs else None,
+                "device": device,
+                "seed": seed,
+            },
+            environment=measuring.environment(),
+            layers=layer_reports(plan, fitted),
+            params={"original": params, "compressed": new_params},
+            macs={"original": macs, "compressed": new_macs},
+            bytes=sizes,
+            quality=quality,
+            quality_of=measuring.measured_on(data, metric),
+            speed=tuple(speed),
+            recalibration=asdict(recalibration) if recalibration else None,
+            finetuning=asdict(tuning) if tuning else None,
+            onnx=asdict(onnx) if onnx else None,
+            seconds=seconds,
+            failures=tuple(failures),
+            notes=tuple(remarks),
+        )
+        if out is not None:
+            planning.save_plan(plan, folder / "plan.json")
+            report.save(folder / "report.json")
+            publish()
+            if config.checkpoint and not (tuning and tuning.interrupted):
+                config.checkpoint.unlink(missing_ok=True)
+    return Result(compressed, plan, report)
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` as what is there; checks that what is asked for is there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise DeviceError(f"--device must be auto, cpu or cuda, got {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("--device cuda needs a CUDA device that torch can use, found none.")
+    return device
+
+
+def check_not_empty(plan: Plan) -> None:
+    """Raise NoConvolutionError where a plan changes nothing."""
+    if not plan.factorized:
+        first = next(layer for layer in plan.layers)
+        raise NoConvolutionError(
+            f"all {len(plan.layers)} convolutions stay dense, so there is nothing to do (the first, "
+            f"{first.spec.label}: {first.skip_reason}). Lower the rank, see --dry-run for each."
+        )
+
+
+def _check_runs(model: nn.Module, example_input: Any) -> None:
+    """A model may use its convolutions in a way that no walk could see."""
+    try:
+        with evaluating(model):
+            call(model, example_input)
+    except Exception as error:
+        raise UnsupportedLayerError(
+            f"{type(model).__name__}: the rewritten model does not run, {type(error).__name__}: "
+            f"{' '.join(str(error).split())}. Leave the layer that it needs alone with --exclude."
+        ) from error
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

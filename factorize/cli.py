@@ -1,0 +1,362 @@
+"""The command line: arguments in, `api.compress`, tables out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from factorize import methods
+from factorize.api import OUTPUTS, Result, check_not_empty, compress, resolve_device
+from factorize.errors import DataError, FactorizeError, ModelLoadError, OutputError, RankError
+from factorize.io.data import load_data
+from factorize.io.imports import import_function
+from factorize.io.models import LoadedModel, load_model
+from factorize.io.preprocessing import Preprocessing
+from factorize.plan import load_plan
+from factorize.report import plan_table, show
+from factorize.stages import make_plan
+from factorize.tensor.call import model_dtype
+from factorize.tune import FinetuneConfig
+from factorize.types import Data
+
+_METHODS = "\n\n".join(f"- `{name}`: {methods.get(name).summary}" for name in methods.names())
+
+_HELP = f"""Make a trained convolutional network smaller and faster.
+
+Each convolution is replaced by a chain of cheaper plain convolutions; the result is tuned on
+your images, exported to ONNX, and reported: accuracy against measured speedup.
+
+**Examples**
+
+- `factorize digits --rank 8`: the built-in example, start to end
+
+- `factorize resnet.pt --rank 0.25 --dry-run`: what would be done to which layer
+
+- `factorize resnet.pt --energy 0.9 --data imagenet/ --finetune 2`: tuned and tested
+
+- `factorize net.pth --arch net.py:build --input-shape 3,32,32 --plan plan.json`: an edited plan
+
+**Methods**
+
+{_METHODS}
+
+**By rule** the first layer (up to 4 input channels) and 1x1 convolutions stay as they are, unless
+`--include` names them; a layer whose chain would not save MACs stays too. The reason is in the
+table.
+"""
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+_out, _err = Console(), Console(stderr=True)
+
+_MODEL, _CHOICE, _DATA, _TUNING, _RUN = (
+    "The model", "What to do to it", "Images", "Fine-tuning", "The run",
+)  # fmt: skip
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        _out.print(f"factorize {version('factorize')}", highlight=False)
+        raise typer.Exit
+
+
+@app.command(help=_HELP, no_args_is_help=True)
+def run(
+    model: Annotated[str, typer.Argument(
+        help="A checkpoint (.pt .pth .th .safetensors), a pickled module, torchvision:NAME, or "
+        "digits.", show_default=False)],
+    rank: Annotated[str | None, typer.Option(
+        help="An integer for all layers (clamped to each layer's maximum), a share of the maximum "
+        "such as 0.25, or vbmf.", rich_help_panel=_CHOICE)] = None,
+    energy: Annotated[float | None, typer.Option(
+        help="Share of each kernel's squared norm to keep, such as 0.95; instead of --rank.",
+        rich_help_panel=_CHOICE)] = None,
+    method: Annotated[str, typer.Option(
+        help=" | ".join(methods.names()), metavar="NAME", rich_help_panel=_CHOICE)] = "spatial_svd",
+    plan: Annotated[Path | None, typer.Option(
+        help="A plan.json of an earlier run, perhaps edited, instead of --rank and --method.",
+        rich_help_panel=_CHOICE)] = None,
+    include: Annotated[list[str] | None, typer.Option(
+        metavar="GLOB", help="Only layers whose name matches; repeatable. Overrides the rules for "
+        "first layers and 1x1 convolutions.", rich_help_panel=_CHOICE)] = None,
+    exclude: Annotated[list[str] | None, typer.Option(
+        metavar="GLOB", help="Not the layers whose name matches; repeatable.",
+        rich_help_panel=_CHOICE)] = None,
+    allow_costlier: Annotated[bool, typer.Option(
+        "--allow-costlier", help="Replace a layer even if that saves no MACs.",
+        rich_help_panel=_CHOICE)] = False,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Show the table of layers and write nothing.",
+        rich_help_panel=_CHOICE)] = False,
+    arch: Annotated[str | None, typer.Option(
+        metavar="REF", help="What a state dict belongs to, where it is not recognised: "
+        "torchvision:NAME, package.module:function or path/file.py:function.",
+        rich_help_panel=_MODEL)] = None,
+    arch_args: Annotated[str | None, typer.Option(
+        metavar="JSON", help='Its keyword arguments, such as \'{"num_classes": 10}\'.',
+        rich_help_panel=_MODEL)] = None,
+    weights: Annotated[str | None, typer.Option(
+        help="With torchvision:NAME, trained weights to download, such as DEFAULT.",
+        rich_help_panel=_MODEL)] = None,
+    trust_pickle: Annotated[bool, typer.Option(
+        "--trust-pickle", help="Load a pickle with classes from anywhere. It can run any code.",
+        rich_help_panel=_MODEL)] = False,
+    input_shape: Annotated[str | None, typer.Option(
+        metavar="C,H,W", help="Shape of one input; known for torchvision's classifiers and "
+        "taken from --data.", rich_help_panel=_MODEL)] = None,
+    data: Annotated[str | None, typer.Option(
+        metavar="SOURCE", help="A folder in ImageFolder layout (train/, val/ or test/), a folder "
+        "of images, .npz with images and labels or a folder of them, digits, or "
+        "module:function that returns loaders.", rich_help_panel=_DATA)] = None,
+    mean: Annotated[str | None, typer.Option(
+        metavar="A,B,C", help="Subtracted per channel from pixels in 0..1.",
+        rich_help_panel=_DATA)] = None,
+    std: Annotated[str | None, typer.Option(
+        metavar="A,B,C", help="Divided by, per channel.", rich_help_panel=_DATA)] = None,
+    resize: Annotated[int | None, typer.Option(
+        help="Shorter side in pixels.", rich_help_panel=_DATA)] = None,
+    crop: Annotated[int | None, typer.Option(
+        help="Side of the central crop in pixels.", rich_help_panel=_DATA)] = None,
+    batch_size: Annotated[int, typer.Option(
+        min=1, help="Images per batch.", rich_help_panel=_DATA)] = 128,
+    evaluate: Annotated[str | None, typer.Option(
+        metavar="REF", help="Your own measure, module:function or path/file.py:function: "
+        "model -> number or {name: number}. Set higher_is_better = False on it to turn it round.",
+        rich_help_panel=_DATA)] = None,
+    finetune: Annotated[int | None, typer.Option(
+        metavar="EPOCHS", min=0, help="Epochs of distillation from the original; labels are used "
+        "where there are any. Ctrl-C keeps the best so far.", rich_help_panel=_TUNING)] = None,
+    lr: Annotated[float | None, typer.Option(
+        help="Peak learning rate.", rich_help_panel=_TUNING)] = None,
+    resume: Annotated[bool, typer.Option(
+        "--resume", help="Go on with an interrupted fine-tuning in --out.",
+        rich_help_panel=_TUNING)] = False,
+    out: Annotated[Path | None, typer.Option(
+        metavar="DIR", help="Folder for all files. Default: NAME-factorized beside the model.",
+        rich_help_panel=_RUN)] = None,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Overwrite the files of an earlier run.", rich_help_panel=_RUN)] = False,
+    device: Annotated[str, typer.Option(
+        help="auto, cpu or cuda.", rich_help_panel=_RUN)] = "auto",
+    threads: Annotated[int | None, typer.Option(
+        min=1, help="CPU threads; default: all cores.", rich_help_panel=_RUN)] = None,
+    seed: Annotated[int, typer.Option(min=0, rich_help_panel=_RUN)] = 0,
+    version: Annotated[bool, typer.Option(
+        "--version", callback=_version, is_eager=True, help="Show the version.",
+        rich_help_panel=_RUN)] = False,
+) -> None:  # fmt: skip
+    # The help text is _HELP.
+    if threads:
+        torch.set_num_threads(threads)
+    resolve_device(device)
+    given = load_plan(plan) if plan else None
+    if given is None and rank is None and energy is None:
+        raise RankError("one of --rank, --energy and --plan is needed, for example --rank 0.25.")
+    if given is not None and not (rank is None and energy is None):
+        raise RankError("--plan has the ranks already: drop --rank and --energy.")
+    choice = {} if given else {
+        "method": method, "rank": _rank(rank), "energy": energy, "include": include or (),
+        "exclude": exclude or (), "allow_costlier": allow_costlier,
+    }  # fmt: skip
+
+    if model == "digits":  # the example brings its data, and shows the whole pipeline
+        data = data or "digits"
+        finetune = 1 if finetune is None and not dry_run else finetune
+    loaded = load_model(
+        model, arch=arch, arch_args=_json(arch_args), weights=weights, trust_pickle=trust_pickle
+    )
+    metric = import_function(evaluate, error=DataError) if evaluate else None
+    shape = _shape(input_shape) or loaded.input_shape
+    images = None
+    if data is not None and not dry_run:
+        images = load_data(
+            data, preprocessing=_preprocessing(loaded, mean, std, resize, crop),
+            input_shape=shape, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+    example = _example(loaded, shape, images, seed)
+    _out.print(f"[bold]{loaded.arch}[/bold], input {'x'.join(map(str, example.shape[1:]))}")
+
+    if dry_run:
+        with _Bars() as bars:
+            planned = make_plan(
+                loaded.model, example, edited=given, seed=seed, progress=bars.update, **choice
+            )
+        _out.print(plan_table(planned))
+        for note in loaded.notes:
+            _out.print(f"note: {note}", style="yellow")
+        check_not_empty(planned)
+        return
+
+    folder = out or _default_out(model)
+    config = FinetuneConfig(finetune or 0, seed=seed, resume=resume)
+    if lr is not None:
+        config = replace(config, lr=lr)
+    with _Bars() as bars:
+        result = compress(
+            loaded.model, example, plan=given, data=images, evaluate=metric, finetune=config,
+            out=folder, force=force, device=device, threads=threads, seed=seed, name=loaded.arch,
+            notes=loaded.notes, progress=bars.update, **choice,
+        )  # fmt: skip
+    _finish(result, folder)
+
+
+def main() -> None:
+    """Run the command; an error is one line, and exit code 2."""
+    command = typer.main.get_command(app)
+    try:
+        code = command(standalone_mode=False)
+    except FactorizeError as error:
+        code = _fail(str(error))
+    except typer.Abort:
+        _err.print("interrupted: nothing was written", style="bold red")
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not the parser's own complaint: a bug of ours
+            raise
+        code = _fail(f"{error.format_message().rstrip('.')}. See --help.")  # type: ignore[attr-defined]
+    sys.exit(code or 0)
+
+
+def _fail(message: str) -> int:
+    _err.print(f"error: {' '.join(message.split())}", style="bold red", markup=False,
+               highlight=False, soft_wrap=True)  # fmt: skip
+    return 2
+
+
+def _finish(result: Result, folder: Path) -> None:
+    report = result.report
+    show(report, _out)
+    written = [name for name in OUTPUTS if (folder / name).exists()]
+    _out.print(f"\nwritten to {folder}{'/' if str(folder)[-1:] != '/' else ''}: {', '.join(written)}",
+               markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+    if report.failures:
+        raise typer.Exit(1)
+
+
+class _Bars:
+    """Progress on the terminal, one line per stage; silent where there is none."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description:>22}"), BarColumn(), TextColumn("{task.fields[count]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
+            console=_err, transient=True,
+        )  # fmt: skip
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
+        if stage not in self.tasks:
+            for task in self.tasks.values():
+                self.progress.stop_task(task)
+            self.tasks[stage] = self.progress.add_task(stage, total=None, count="", values="")
+        self.progress.update(
+            self.tasks[stage], completed=done, total=total or None,
+            count=f"{done}/{total}" if total else "",
+            values="  ".join(f"{name} {value:.4g}" for name, value in values.items()),
+        )  # fmt: skip
+
+
+def _rank(text: str | None) -> int | float | str | None:
+    if text is None or text == "vbmf":
+        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _json(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelLoadError(f"--arch-args must be JSON, got {text!r}: {error}.") from error
+    if not isinstance(value, dict):
+        raise ModelLoadError(f'--arch-args must be a JSON object such as {{"n": 10}}, got {text!r}.')
+    return value
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) != 3 or min(shape) < 1:
+        raise DataError(f"--input-shape must be C,H,W such as 3,224,224, got {text!r}.")
+    return shape
+
+
+def _preprocessing(
+    loaded: LoadedModel, mean: str | None, std: str | None, resize: int | None, crop: int | None
+) -> Preprocessing | None:
+    """What the options say, over what the architecture's own weights were trained with."""
+
+    def numbers(option: str, text: str) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise DataError(
+                f"{option} must be numbers such as 0.485,0.456,0.406, got {text!r}."
+            ) from None
+
+    if (mean is None) != (std is None):
+        raise DataError("--mean and --std go together: give both.")
+    base = loaded.preprocessing
+    if mean is None and resize is None and crop is None:
+        return base
+    if mean is not None and std is not None:
+        means, stds = numbers("--mean", mean), numbers("--std", std)
+        if len(means) != len(stds) or min(stds) <= 0:
+            raise DataError(
+                f"--mean and --std must have one number per channel, std above 0, got {mean} and "
+                f"{std}."
+            )
+    else:
+        means, stds = (base.mean, base.std) if base else ((0.0,), (1.0,))
+    return Preprocessing(
+        means, stds,
+        resize if resize is not None else base.resize if base and mean is None else None,
+        crop if crop is not None else base.crop if base and mean is None else None,
+    )  # fmt: skip
+
+
+def _example(
+    loaded: LoadedModel, shape: tuple[int, ...] | None, data: Data | None, seed: int
+) -> torch.Tensor:
+    """One random input of the model's dtype; its shape from the option, the model or the data."""
+    if shape is None and data is not None:
+        shape = tuple(next(iter(data.holdout))[0].shape[1:])
+    if shape is None:
+        raise DataError(
+            f"{loaded.arch}: the shape of an input is not known. Give --input-shape C,H,W."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, *shape, generator=generator).to(model_dtype(loaded.model))
+
+
+def _default_out(model: str) -> Path:
+    path = Path(model)
+    if path.exists() and path.is_file():
+        return path.parent / f"{path.stem}-factorized"
+    return Path(f"{model.rpartition(':')[2]}-factorized")

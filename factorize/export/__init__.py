@@ -1,0 +1,16 @@
+"""Files of a model: ONNX, exported program (.pt2) and weights, each checked before it appears."""
+
+from factorize.export.bundle import export_all
+from factorize.export.folder import output_folder
+from factorize.export.program import export_program
+from factorize.export.to_onnx import OnnxCheck, export_onnx
+from factorize.export.weights import save_weights
+
+__all__ = [
+    "OnnxCheck",
+    "export_all",
+    "export_onnx",
+    "export_program",
+    "output_folder",
+    "save_weights",
+]

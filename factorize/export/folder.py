@@ -1,0 +1,67 @@
+"""The output folder: files appear in it whole, and only when the work is done."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from factorize.errors import OutputError
+
+
+@contextmanager
+def output_folder(
+    out: str | Path | None, names: Sequence[str], overwrite: bool
+) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A staging folder, and a function that moves its files into ``out``.
+
+    Parameters
+    ----------
+    out
+        Made if it is missing; removed again where the block ends without a file in it. None:
+        the staging folder is all there is.
+    names
+        Of the files that may be published.
+    overwrite
+        Whether files of these names may be there already.
+
+    Raises
+    ------
+    OutputError
+        ``out`` is not a folder that can be written to, or has such files already.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="factorize-") as scratch:
+            yield Path(scratch), lambda: None
+        return
+    out = Path(out)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.TemporaryDirectory(prefix=".partial-", dir=out)
+    except OSError as error:
+        raise OutputError(
+            f"{out}: the output must be a folder that can be written to, got: {error.strerror}. "
+            "Choose another with --out."
+        ) from error
+
+    def publish() -> None:
+        for name in names:
+            if Path(staging.name, name).exists():
+                os.replace(Path(staging.name, name), out / name)
+
+    try:
+        with staging:
+            there = [name for name in names if (out / name).exists()]
+            if there and not overwrite:
+                raise OutputError(
+                    f"{out}: has {', '.join(there)} already, and nothing is overwritten unasked. "
+                    "Pass --force, or another --out."
+                )
+            yield Path(staging.name), publish
+    finally:
+        for folder in made:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()

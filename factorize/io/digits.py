@@ -1,0 +1,104 @@
+"""The built-in example: a small residual network on scikit-learn's handwritten digits.
+
+The weights beside this file are made by ``scripts/train_digits.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from importlib.resources import files
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import DataError
+from ..types import Data
+from .images import ImageSet, Loading, build
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside an identity, or a 1x1 convolution where the shape changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, I, H, W) to (N, O, H/stride, W/stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class DigitsNet(nn.Module):
+    """Grey 8x8 images (N, 1, 8, 8) to ten logits (N, 10); about 220,000 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 64, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(64)
+        self.block1 = ResidualBlock(64, 64, stride=1)  # (N, 64, 8, 8)
+        self.block2 = ResidualBlock(64, 96, stride=2)  # (N, 96, 4, 4)
+        self.linear = nn.Linear(96, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 1, 8, 8) to logits (N, 10)."""
+        x = self.block2(self.block1(F.relu(self.bn(self.conv(x)))))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+def load_digits_model() -> DigitsNet:
+    """Build the example network with its trained weights, in eval mode."""
+    from safetensors.torch import load
+
+    model = DigitsNet()
+    weights = files("factorize.io").joinpath("digits.safetensors").read_bytes()
+    model.load_state_dict(load(weights))
+    return model.eval()
+
+
+def digits_data(
+    batch_size: int = 128, seed: int = 0, holdout: int = 1000, workers: int = 0
+) -> Data:
+    """Load the 1,797 digits in [0, 1]: 80 % to train, 20 % to test, stratified, always the same.
+
+    ``seed`` shuffles the training images and picks the held-out ones (at most 20 % of them).
+
+    Raises
+    ------
+    DataError
+        If scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError:
+        raise DataError(
+            "digits: the images come with scikit-learn, which is not installed. "
+            "Run pip install 'factorize[demo]'."
+        ) from None
+    pixels, target = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels / 16.0).float().view(-1, 1, 8, 8)
+    labels = torch.from_numpy(target).long()
+    indices = train_test_split(
+        list(range(len(images))), test_size=0.2, random_state=0, stratify=target
+    )
+    train, test = (
+        ImageSet(partial(_rows, images[rows]), len(rows), labels[rows]) for rows in indices
+    )
+    loading = Loading(batch_size, seed, holdout, workers)
+    return build(train, test, loading, classes=10, source="digits")
+
+
+def _rows(images: Tensor, indices: Sequence[int]) -> Tensor:
+    return images[list(indices)]

@@ -1,0 +1,97 @@
+"""What a compressed model is worth beside its original: one table of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from factorize.errors import DataError
+from factorize.measure.quality import accuracy, agreement_on_random_input
+from factorize.tensor.call import evaluating
+from factorize.types import Data, Metric
+
+RANDOM_SAMPLES = 64
+
+
+def as_metric(evaluate: Metric | Callable[[nn.Module], Any] | None) -> Metric | None:
+    """A user's function as a `Metric`: its name, and ``higher_is_better`` if it has that."""
+    if evaluate is None or isinstance(evaluate, Metric):
+        return evaluate
+    name = getattr(evaluate, "__name__", type(evaluate).__name__)
+    return Metric(evaluate, name, bool(getattr(evaluate, "higher_is_better", True)))
+
+
+def metric_values(metric: Metric, model: nn.Module) -> dict[str, float]:
+    """The metric's values for a model, by name.
+
+    Raises
+    ------
+    DataError
+        The function failed, or did not return a number or numbers by name.
+    """
+    try:
+        with evaluating(model):
+            found = metric.function(model)
+        values = found if isinstance(found, dict) else {metric.name: found}
+        if not values:
+            raise ValueError("an empty dict")
+        return {str(key): float(value) for key, value in values.items()}
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"--evaluate {metric.name}: must return a number or a dict of numbers, got "
+            f"{type(error).__name__}: {error}."
+        ) from error
+
+
+def metric_score(metric: Metric, model: nn.Module) -> float:
+    """The first value, turned so that higher is better."""
+    first = next(iter(metric_values(metric, model).values()))
+    return first if metric.higher_is_better else -first
+
+
+def worth(
+    original: nn.Module,
+    model: nn.Module,
+    example_input: Any,
+    *,
+    data: Data | None,
+    metric: Metric | None,
+    device: str,
+    seed: int,
+) -> dict[str, float]:
+    """The user's metric, and accuracy and agreement with the original on data.
+
+    On the test split, or the held-out images where there is none. Without metric and data the
+    agreement of outputs on random input, which is said to be just that.
+
+    Parameters
+    ----------
+    example_input
+        On the device of the models.
+    """
+    values = metric_values(metric, model) if metric else {}
+    if data is not None:
+        batches = data.holdout if data.test is None else data.test
+        values |= accuracy(
+            model, batches, device=device, reference=original, labelled=data.labelled
+        )
+    elif metric is None:
+        values |= agreement_on_random_input(
+            model, original, example_input, seed=seed, samples=RANDOM_SAMPLES
+        )
+    return values
+
+
+def measured_on(data: Data | None, metric: Metric | None) -> str:
+    """What the values of `worth` were measured on, for the report."""
+    parts = []
+    if metric is not None:
+        parts.append(f"{metric.name} ({'higher' if metric.higher_is_better else 'lower'} is better)")
+    if data is not None:
+        split = "test split" if data.test is not None else "held-out images, no test split"
+        parts.append(f"{data.source}, {split}")
+    return "; ".join(parts) or "outputs on random input, not real data"

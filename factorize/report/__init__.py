@@ -1,0 +1,6 @@
+"""What it cost and what it won: the record, and how it is shown."""
+
+from factorize.report.console import plan_table, show
+from factorize.report.record import LayerReport, Report, layer_reports
+
+__all__ = ["LayerReport", "Report", "layer_reports", "plan_table", "show"]

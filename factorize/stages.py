@@ -1,0 +1,175 @@
+"""Each stage of the library by itself; `api.compress` joins them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from factorize import graph, methods
+from factorize import measure as measuring
+from factorize import plan as planning
+from factorize.errors import ModelLoadError, UnsupportedLayerError
+from factorize.fit import fit
+from factorize.tensor.call import input_on
+from factorize.types import ConvSite, Data, Factorization, Metric, Plan, Progress
+
+
+def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:
+    """Every convolution of a model, its attributes and sizes, and what forbids replacing it.
+
+    Parameters
+    ----------
+    example_input
+        A tensor, a tuple of positional arguments, a dict of keyword arguments, or whatever else
+        the model takes as its one argument. The model is run on it once.
+
+    Raises
+    ------
+    NoConvolutionError, UnsupportedLayerError
+        The model has none, or does not run on the example.
+    """
+    return graph.find(model, beside(model, example_input))
+
+
+def make_plan(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    method: str = "spatial_svd",
+    rank: int | float | str | None = None,
+    energy: float | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow_costlier: bool = False,
+    edited: Plan | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Plan:
+    """Choose a method, a rank and an order for each convolution; nothing is changed.
+
+    Parameters
+    ----------
+    rank
+        An integer (clamped to each layer's maximum), a share of the maximum such as 0.25, or
+        ``"vbmf"``.
+    energy
+        Share of each kernel's squared norm to keep; instead of `rank`.
+    include, exclude
+        Globs on module names. A layer that `include` names is factorized although it reads the
+        image or is a 1x1 convolution, which by rule stay dense.
+    allow_costlier
+        Also where the chain costs as many MACs as the layer, or more.
+    edited
+        A plan to check against the model instead of making one.
+
+    Raises
+    ------
+    RankError, UnsupportedLayerError, NoConvolutionError, PlanError
+        The wish cannot be met; the message says for which layer and why.
+    """
+    sites = find(model, example_input)
+    modules = dict(model.named_modules(remove_duplicate=False))
+
+    def weight_of(name: str) -> Tensor:
+        return graph.effective_weight(modules[name])
+
+    if edited is not None:
+        return planning.bind(edited, sites, weight_of)
+    return planning.choose(
+        sites, weight_of, method=method, rank=rank, energy=energy, include=include,
+        exclude=exclude, allow_costlier=allow_costlier, seed=seed, progress=progress,
+    )  # fmt: skip
+
+
+def rewrite(model: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
+    """A copy of the model with its planned layers replaced by chains; the model is untouched."""
+    return rewrite_(copied(model), plan, seed=seed)
+
+
+def rewrite_(model: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
+    """Replace the planned layers in place and return the model.
+
+    A model that is itself a planned convolution cannot change in place: its chain is returned.
+    """
+    return graph.rewrite_(model, fit(model, plan, seed=seed))
+
+
+def load(directory: str | Path, model: nn.Module) -> nn.Module:
+    """Rebuild a compressed model, in place, from a fresh original and a folder of `compress`.
+
+    Parameters
+    ----------
+    directory
+        Has ``plan.json`` and ``model.safetensors``.
+    model
+        Of the original architecture; its weights are overwritten.
+
+    Raises
+    ------
+    ModelLoadError, PlanError
+        A file is missing or does not fit the model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    unfitted = {}
+    for layer in planning.load_plan(Path(directory, "plan.json")).factorized:
+        stages = methods.chain_of(layer)
+        zeros = tuple(torch.zeros(stage.weight_shape) for stage in stages)
+        unfitted[layer.spec.name] = Factorization(
+            layer.spec, layer.method or "", layer.rank, layer.variant, stages, zeros, 0.0
+        )
+    model = graph.rewrite_(model, unfitted)
+    path = Path(directory, "model.safetensors")
+    try:
+        load_model(model, path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise ModelLoadError(f"{path}: the weights must fit the planned model: {detail}") from error
+    return model
+
+
+def measure(
+    original: nn.Module,
+    compressed: nn.Module,
+    example_input: Any,
+    *,
+    data: Data | None = None,
+    evaluate: Metric | Callable[[nn.Module], Any] | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, float]:
+    """What a compressed model is worth: metric, accuracy, agreement with the original.
+
+    Returns
+    -------
+    The metric's own values; ``top1``, ``top5``, ``agreement`` in percent, ``kl`` in nats, or
+    ``relative_difference``, on data's test split, else on its held-out images, else (without
+    data and metric) on random input.
+    """
+    return measuring.worth(
+        original, compressed, beside(original, example_input), data=data,
+        metric=measuring.as_metric(evaluate), device=device, seed=seed,
+    )  # fmt: skip
+
+
+def beside(model: nn.Module, example_input: Any) -> Any:
+    """The example input on the model's device."""
+    tensor = next(iter((*model.parameters(), *model.buffers())), None)
+    return input_on(example_input, tensor.device if tensor is not None else "cpu")
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, or a clear error."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise UnsupportedLayerError(
+            f"{type(model).__name__}: the model must be one that copy.deepcopy can copy, got "
+            f"{type(error).__name__}: {error}. Use rewrite_ to change it in place."
+        ) from error

@@ -1,0 +1,108 @@
+"""The state of a fine-tuning run, and the file it goes on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelLoadError, OutputError
+
+VERSION = 1
+
+
+@dataclass
+class RunState:
+    """Where a run is.
+
+    Attributes
+    ----------
+    epoch, batch
+        The next batch is number ``batch`` of ``epoch``, both from 0.
+    loss_sum
+        Of the batches of this epoch so far.
+    best
+        State dict of the best model so far; ``best_key`` (score, -distance) orders them.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+    best_key: tuple[float, float] = (-float("inf"), -float("inf"))
+    best_epoch: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Copy a state dict that later training leaves alone."""
+    return {
+        key: value.detach().clone() if isinstance(value, Tensor) else value
+        for key, value in model.state_dict().items()
+    }
+
+
+def fingerprint(model: nn.Module, **settings: Any) -> dict[str, Any]:
+    """Describe what must be equal for a run to go on: settings, parameter names and shapes."""
+    shapes = [(name, list(value.shape)) for name, value in model.named_parameters()]
+    digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
+    return {"version": VERSION, **settings, "parameters": digest}
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint in one piece: the old one stays until the new one is whole.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        try:
+            torch.save(content, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError
+        reason = str(error).splitlines()[0]
+        raise OutputError(
+            f"{path}: the checkpoint cannot be written ({reason}). Give a path that can be."
+        ) from error
+
+
+def read(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint of the run that ``expected`` (a fingerprint) describes.
+
+    Raises
+    ------
+    ModelLoadError
+        If it is missing, damaged or of another run.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = dict(content["fingerprint"])
+    except FileNotFoundError:
+        raise ModelLoadError(
+            f"{path}: there is no checkpoint to resume from. Start without resuming."
+        ) from None
+    except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.PickleError):
+        raise ModelLoadError(
+            f"{path}: not a readable fine-tuning checkpoint. Start without resuming."
+        ) from None
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise ModelLoadError(
+                f"{path}: a checkpoint is resumed by the run that wrote it: {key} was "
+                f"{found.get(key)!r}, is {value!r}. Use the same, or start without resuming."
+            )
+    return content

@@ -1,0 +1,124 @@
+"""How far a compressed model's outputs are from the original's: the loss, and the label-free score.
+
+Logits, (N, classes) with two classes or more, are compared by the KL divergence of their
+distributions; any other output by its squared difference relative to the original's. Where there
+are several outputs, their distances are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import DataError
+from ..tensor.call import evaluating, model_dtype
+from ..types import Batch
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""Called as ``progress(stage, done, total, values)``."""
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Every floating tensor of a model's output, as float32 or wider.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    found = [v for v in tree_leaves(output) if isinstance(v, Tensor) and v.is_floating_point()]
+    if not found:
+        raise DataError(
+            "model: its output must hold a floating tensor to be compared with the original's, "
+            f"got {type(output).__name__}. Run without recalibration and fine-tuning."
+        )
+    return [v.float() if v.dtype.itemsize < 4 else v for v in found]
+
+
+def is_logits(output: Tensor) -> bool:
+    """Whether an output is taken for logits: (N, classes), at least two classes."""
+    return output.ndim == 2 and output.shape[1] > 1
+
+
+def distance(student: list[Tensor], teacher: list[Tensor], temperature: float = 1.0) -> Tensor:
+    """Mean distance over the batch, differentiable in the student; 0 where both agree.
+
+    A student in train mode may have more outputs than the teacher (auxiliary heads come last):
+    those without a counterpart do not count. At temperature T the KL divergence is scaled by
+    T^2, which keeps its gradient's size.
+    """
+    total = student[0].new_zeros(())
+    for s, t in zip(student, teacher, strict=False):
+        if is_logits(t):
+            log_p, log_q = (F.log_softmax(v / temperature, dim=1) for v in (t, s))
+            kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+            total = total + temperature**2 * kl
+        else:
+            energy = t.square().mean().clamp_min(torch.finfo(t.dtype).tiny)
+            total = total + (s - t).square().mean() / energy
+    return total
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits (N, classes) with labels (N,), which may be on another device.
+
+    Raises
+    ------
+    DataError
+        If a label has no logit.
+    """
+    low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"labels: must be in 0..{classes - 1} for a model with {classes} outputs, got "
+            f"{low}..{high}. Give the data the model was trained on, or leave the labels out."
+        )
+    return F.cross_entropy(logits, labels.to(logits.device))
+
+
+def holdout_scores(
+    model: nn.Module, original: nn.Module, batches: Iterable[Batch], labelled: bool
+) -> tuple[float, float | None]:
+    """Distance to the original, and top-1 accuracy where there are labels and logits.
+
+    Both models are run in eval mode, each image counts the same.
+    """
+    total, right, count, logits = 0.0, 0, 0, labelled
+    with evaluating(model, original):
+        for batch in batches:
+            images = to_model(batch[0], model)
+            student, teacher = tensors(model(images)), tensors(original(images))
+            total += float(distance(student, teacher)) * len(images)
+            count += len(images)
+            logits = logits and is_logits(student[0])
+            if logits:
+                right += int((student[0].argmax(1).cpu() == batch[1].cpu()).sum())
+    if count == 0:
+        raise DataError("holdout: needs at least one batch, got none. Hold more images out.")
+    return total / count, right / count if logits else None
+
+
+def to_model(images: Tensor, model: nn.Module) -> Tensor:
+    """Bring images to the device and the dtype a model computes in."""
+    device = next((p.device for p in (*model.parameters(), *model.buffers())), images.device)
+    return images.to(device, model_dtype(model), non_blocking=True)
+
+
+@contextmanager
+def placed(device: str, *models: nn.Module) -> Iterator[None]:
+    """Hold the models on a device, and put each back where it was afterwards."""
+    homes = [next((p.device for p in (*m.parameters(), *m.buffers())), None) for m in models]
+    try:
+        for model in models:
+            model.to(device)
+        yield
+    finally:
+        for model, home in zip(models, homes, strict=True):
+            if home is not None:
+                model.to(home)

@@ -1,0 +1,177 @@
+"""Batch-norm statistics for the factorized layers: what they normalise is no longer what it was.
+
+Running means and variances are estimated anew on a thousand training images, without labels or
+gradients, and kept only where that brings the held-out outputs closer to the original's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..tensor.call import evaluating
+from ..types import Data
+from .distance import Progress, holdout_scores, placed, to_model
+
+IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """What came of it.
+
+    Attributes
+    ----------
+    before, after
+        On the held-out images: distance of the outputs to the original's (KL divergence of
+        logits, else relative squared difference; lower is better), or the given metric's values.
+    layers
+        Batch-norm layers estimated anew.
+    reason
+        Why it was applied, or why not.
+    """
+
+    applied: bool
+    before: float
+    after: float
+    layers: int
+    reason: str
+
+
+class _Moments:
+    """Mean and variance per channel over everything that passes one layer."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.scatter: Tensor | float = 0.0  # sum of squared differences to the mean
+
+    def add(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Merge one batch (N, C, ...): counts weigh, so that a smaller last batch counts less."""
+        x = inputs[0].detach().transpose(0, 1).flatten(1)  # (C, N * positions)
+        var, mean = torch.var_mean(x.float(), dim=1, correction=0)
+        var, mean, n = var.double(), mean.double(), x.shape[1]
+        gap, total = mean - self.mean, self.count + n
+        self.mean = self.mean + gap * (n / total)
+        self.scatter = self.scatter + var * n + gap.square() * (self.count * n / total)
+        self.count = total
+
+
+def recalibrate(
+    model: nn.Module,
+    original: nn.Module,
+    data: Data,
+    *,
+    device: str = "cpu",
+    metric_fn: Callable[[nn.Module], float] | None = None,
+    progress: Progress | None = None,
+) -> Recalibration:
+    """Re-estimate batch-norm running statistics in place, and keep them if they are better.
+
+    Each layer normalises by its own batch while its statistics are gathered over up to about
+    1,000 images of ``data.train``; everything else, dropout included, is in eval mode.
+
+    Parameters
+    ----------
+    original
+        What the held-out outputs are compared with.
+    device
+        Where to compute; both models return to where they were.
+    metric_fn
+        Decides instead of the distance to the original: model -> float, higher is better.
+    progress
+        Called as ``progress(stage, images done, images in all, {})``.
+
+    Raises
+    ------
+    DataError
+        If the outputs cannot be compared, or there is no held-out image.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    with placed(device, model, original):
+        before = _score(model, original, data, metric_fn)
+        if not layers:
+            reason = "the model has no batch-norm layer with running statistics"
+            return Recalibration(False, before, before, 0, reason)
+        saved = [{k: v.clone() for k, v in layer.named_buffers()} for layer in layers]
+        kept = False
+        try:
+            seen = _estimate(model, layers, saved, data, progress)
+            after = _score(model, original, data, metric_fn)
+            kept = math.isfinite(after) and (
+                after > before if metric_fn else not after >= before
+            )  # a ``before`` that is not finite loses
+        finally:
+            if not kept:
+                for layer, buffers in zip(layers, saved, strict=True):
+                    _restore(layer, buffers)
+    what = "metric" if metric_fn else "distance to the original"
+    verdict = "better" if kept else "not better, statistics left as they were"
+    reason = f"held-out {what} {before:.4g} -> {after:.4g} on {seen} images: {verdict}"
+    return Recalibration(kept, before, after, len(layers), reason)
+
+
+def _score(
+    model: nn.Module,
+    original: nn.Module,
+    data: Data,
+    metric_fn: Callable[[nn.Module], float] | None,
+) -> float:
+    if metric_fn is not None:
+        return float(metric_fn(model))
+    return holdout_scores(model, original, data.holdout, labelled=False)[0]
+
+
+def _estimate(
+    model: nn.Module,
+    layers: list[_BatchNorm],
+    saved: list[dict[str, Tensor]],
+    data: Data,
+    progress: Progress | None,
+) -> int:
+    """Set each layer's statistics to those of its input; return the number of images."""
+    moments = [_Moments() for _ in layers]
+    hooks = [
+        layer.register_forward_pre_hook(into.add)
+        for layer, into in zip(layers, moments, strict=True)
+    ]
+    seen = 0
+    try:
+        with evaluating(model):
+            for layer in layers:
+                layer.train()
+            for batch in data.train:
+                model(to_model(batch[0], model))
+                seen += len(batch[0])
+                if progress:
+                    progress("recalibrating", min(seen, IMAGES), IMAGES, {})
+                if seen >= IMAGES:
+                    break
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer, into, buffers in zip(layers, moments, saved, strict=True):
+        _restore(layer, buffers)  # the count of batches too, which train mode has moved
+        if into.count > 1:
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            assert isinstance(into.mean, Tensor)
+            assert isinstance(into.scatter, Tensor)
+            layer.running_mean.copy_(into.mean)
+            layer.running_var.copy_(into.scatter / (into.count - 1))
+    return seen
+
+
+def _restore(layer: _BatchNorm, buffers: dict[str, Tensor]) -> None:
+    for name, buffer in layer.named_buffers():
+        buffer.copy_(buffers[name])

@@ -1,0 +1,314 @@
+"""Exported files give the model's outputs, or do not appear."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import textwrap
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_model
+from torch import nn
+
+from factorize.errors import ExportError, OutputError
+from factorize.export import export_onnx, export_program, save_weights, to_onnx
+from factorize.tensor.call import onnx_feeds, onnx_session
+
+
+def chain(i: int, o: int, **first) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(i, 3, (3, 1), padding=(1, 0), bias=False, **first),
+        nn.Conv2d(3, o, (1, 3), padding=(0, 1)),
+    )
+
+
+class Net(nn.Module):
+    """Residual, with batch norms behind and a replaced layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv1, self.bn1 = chain(8, 8), nn.BatchNorm2d(8)
+        self.conv2 = chain(8, 8, padding_mode="reflect")
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.bn1(self.conv1(x))) + x
+        x = self.conv2(self.conv2(x)) + x
+        return self.fc(x.mean((2, 3)))
+
+
+CHAINS = {"conv1": 2, "conv2": 2}
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    model = Net()
+    model(torch.randn(8, 3, 9, 9))  # batch-norm statistics other than 0 and 1
+    nn.init.normal_(model.bn1.weight)
+    return model
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+
+
+def run(path, inputs) -> torch.Tensor:
+    session = onnx_session(path, threads=1)
+    return torch.as_tensor(session.run(None, onnx_feeds(session, inputs))[0])
+
+
+def test_onnx_gives_the_models_outputs_at_any_batch_size(net, x, tmp_path, capfd):
+    before = copy.deepcopy(net.state_dict())
+    path = tmp_path / "net.onnx"
+    check = export_onnx(net, x, path, chains=CHAINS)
+    assert all(m.training for m in net.modules())
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert capfd.readouterr() == ("", "")
+    net.eval()
+    for batch in (1, 2, 5):
+        inputs = torch.randn(batch, 3, 9, 9)
+        torch.testing.assert_close(run(path, inputs), net(inputs).detach(), rtol=1e-4, atol=1e-5)
+
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+    proto = onnx.load(path)
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert check.bytes == path.stat().st_size
+    assert check.nodes["Conv"] == 1 + 2 + 4
+    assert sum(check.nodes.values()) == len(proto.graph.node)
+    assert check.opset == proto.opset_import[0].version
+    assert check.dynamic_batch
+    assert 0 <= check.max_rel <= check.tolerance == 1e-4
+
+
+def test_onnx_is_compared_at_batch_1_and_3(net, x, tmp_path, monkeypatch):
+    seen = []
+    feeds = to_onnx.onnx_feeds
+    monkeypatch.setattr(to_onnx, "onnx_feeds", lambda *a: seen.append(len(a[1])) or feeds(*a))
+    export_onnx(net, x, tmp_path / "net.onnx")
+    assert seen == [1, 3]
+
+
+@pytest.mark.parametrize("structure", ["tuple", "mapping"])
+def test_onnx_with_several_inputs(structure, tmp_path):
+    class Two(nn.Module):
+        def forward(self, image, scale):
+            return {"out": image * scale, "sum": image.sum((1, 2))}
+
+    inputs = {"scale": torch.rand(2, 1, 1), "image": torch.rand(2, 3, 4)}
+    if structure == "tuple":
+        inputs = (inputs["image"], inputs["scale"])
+    assert export_onnx(Two(), inputs, tmp_path / "two.onnx").dynamic_batch
+    assert export_program(Two(), inputs, tmp_path / "two.pt2")
+
+
+def test_half_precision_has_a_looser_tolerance(net, x, tmp_path):
+    check = export_onnx(net.half(), x.half(), tmp_path / "net.onnx", chains=CHAINS)
+    assert 1e-4 < check.tolerance < 0.1
+    with pytest.raises(ExportError, match="bfloat16"):
+        export_onnx(net.bfloat16(), x.bfloat16(), tmp_path / "other.onnx")
+
+
+def test_a_chain_that_is_the_root(x, tmp_path):
+    model = chain(3, 4)
+    assert export_onnx(model, x, tmp_path / "a.onnx", chains={"": 2}).nodes == {"Conv": 2}
+    with pytest.raises(ExportError, match=r"the model itself.*3 Conv"):
+        export_onnx(model, x, tmp_path / "b.onnx", chains={"": 3})
+
+
+def test_a_chain_shared_by_two_names(net, x, tmp_path):
+    net.bn1 = net.conv1
+    check = export_onnx(net, x, tmp_path / "net.onnx", chains=CHAINS)
+    assert check.nodes["Conv"] == 1 + 4 + 4
+
+
+def test_chains_with_one_weight(net, x, tmp_path):
+    net.conv2 = chain(8, 8)
+    for ours, theirs in zip(net.conv2, net.conv1, strict=True):
+        ours.weight = theirs.weight
+    export_onnx(net, x, tmp_path / "net.onnx", chains=CHAINS)
+
+
+class Interrupted(nn.Sequential):
+    def forward(self, x):
+        return self[1](torch.relu(self[0](x)))
+
+
+class Trailed(nn.Sequential):
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+class Tapped(nn.Sequential):
+    def forward(self, x):
+        middle = self[0](x)
+        return self[1](middle) + middle.mean()
+
+
+@pytest.mark.parametrize(
+    ("layer", "stages", "message"),
+    [
+        (chain(8, 8), 3, "conv1: must be 3 Conv nodes .* got 2 modules"),
+        (nn.Sequential(chain(8, 8)[0], nn.ReLU(), chain(8, 8)[1]), 3, "got Relu after its Conv 0"),
+        (nn.Sequential(*chain(8, 8), nn.ReLU()), 3, "got .* after its Conv 1"),
+        (nn.Sequential(*chain(8, 8), nn.Sigmoid()), 2, "got 3 modules"),
+        (Interrupted(*chain(8, 8)), 2, "got Relu after its Conv 0"),
+        (Trailed(*chain(8, 8)), 2, "got Relu among them"),
+        (Tapped(*chain(8, 8)), 2, "got .*ReduceMean.* after its Conv 0"),
+    ],
+)
+def test_a_chain_of_anything_but_convolutions_is_refused(net, x, tmp_path, layer, stages, message):
+    net.conv1 = layer
+    with pytest.raises(ExportError, match=message):
+        export_onnx(net, x, tmp_path / "net.onnx", chains={"conv1": stages})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_chain_that_is_never_called_is_refused(net, x, tmp_path):
+    net.unused = chain(8, 8)
+    with pytest.raises(ExportError, match=r"unused: .*never calls it"):
+        export_onnx(net, x, tmp_path / "net.onnx", chains={"unused": 2})
+
+
+def test_a_padding_node_is_allowed_only_where_conv_cannot_pad(net, x, tmp_path):
+    net.conv1 = nn.Sequential(net.conv1[0], nn.ReflectionPad2d(1), nn.Conv2d(3, 8, (3, 3)))
+    net.conv1[2].padding = (0, 0)
+    with pytest.raises(ExportError, match="got Pad after its Conv 0"):
+        export_onnx(net, x, tmp_path / "net.onnx", chains={"conv1": 3})
+
+
+# torch warns that it pads a copy of the input
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_same_padding_with_an_even_kernel(net, x, tmp_path):
+    net.conv1 = nn.Sequential(
+        nn.Conv2d(8, 3, (4, 1), padding="same"), nn.Conv2d(3, 8, (1, 4), padding="same")
+    )
+    export_onnx(net, x, tmp_path / "net.onnx", chains={"conv1": 2})
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_program])
+def test_a_file_that_differs_is_not_published(net, x, tmp_path, monkeypatch, export):
+    trace = to_onnx.trace
+
+    def tampered(model, example_input):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.fc.weight[0, 0] += 1e-2
+        return trace(other, example_input)
+
+    module = sys.modules[export.__module__]
+    monkeypatch.setattr(module, "trace", tampered)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"an older file")
+    with pytest.raises(ExportError, match=r"must equal the model's within 0\.0001"):
+        export(net, x, path, force=True)
+    assert path.read_bytes() == b"an older file"
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_a_model_that_gives_nan_is_not_published(net, x, tmp_path):
+    with torch.no_grad():
+        net.fc.bias[0] = float("nan")
+    with pytest.raises(ExportError, match="got nan"):
+        export_onnx(net, x, tmp_path / "net.onnx")
+
+
+def test_a_fixed_batch_size_is_said(tmp_path):
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.reshape(2, -1)
+
+    check = export_onnx(Fixed(), torch.rand(2, 3), tmp_path / "fixed.onnx")
+    assert not check.dynamic_batch
+    assert not export_program(Fixed(), torch.rand(2, 3), tmp_path / "fixed.pt2")
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Unknown(nn.Module):
+    def forward(self, x):
+        return torch.linalg.lu_factor(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "message"),
+    [
+        (nn.Identity(), [torch.ones(3, 4, 4)], "every input must be a tensor, got list"),
+        (nn.Identity(), (torch.ones(1, 3), 2), "got Tensor, int"),
+        (Branch(), torch.ones(2, 3), "must be able to trace"),
+        (Unknown(), torch.rand(2, 4, 4), "must be expressible in ONNX, got .*lu_factor"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(model, example, message, tmp_path, capfd):
+    with pytest.raises(ExportError, match=message) as raised:
+        export_onnx(model, example, tmp_path / "a.onnx")
+    assert len(str(raised.value).splitlines()) == 1
+    assert "\x1b" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pt2_loads_without_this_library_or_the_models_class(net, x, tmp_path):
+    path = tmp_path / "net.pt2"
+    assert export_program(net, x, path)
+    inputs = torch.randn(3, 3, 9, 9)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    script = f"""
+        import sys, importlib.util, torch
+        assert importlib.util.find_spec("test_export") is None
+        sys.modules["factorize"] = None  # importing it is an error
+        model = torch.export.load(r"{path}").module()
+        out = [model(torch.load(r"{tmp_path}/inputs.pt")[:n]) for n in (1, 3)]
+        torch.save(out, r"{tmp_path}/outputs.pt")
+    """
+    subprocess.run(
+        [sys.executable, "-I", "-c", textwrap.dedent(script)], check=True, cwd=tmp_path, timeout=120
+    )
+    net.eval()
+    for n, got in zip((1, 3), torch.load(tmp_path / "outputs.pt"), strict=True):
+        torch.testing.assert_close(got, net(inputs[:n]))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["inputs.pt", "net.pt2", "outputs.pt"]
+
+
+def test_weights_round_trip_and_stay_shared(net, tmp_path):
+    net.head = nn.Linear(8, 5)
+    net.head.weight = net.fc.weight
+    save_weights(net, tmp_path / "net.safetensors")
+    other = Net()
+    other.head = nn.Linear(8, 5)
+    other.head.weight = other.fc.weight
+    assert load_model(other, tmp_path / "net.safetensors") == (set(), [])
+    assert other.head.weight is other.fc.weight
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), other.buffers(), strict=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+def test_overlapping_weights_are_refused(tmp_path):
+    net = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 2)])
+    net[1].weight = nn.Parameter(net[0].weight.data[:2])
+    net[0].weight = nn.Parameter(net[0].weight.data[1:])
+    with pytest.raises(ExportError, match="must not overlap"):
+        save_weights(net, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_program, save_weights])
+def test_an_existing_file_or_a_missing_folder_is_refused(net, x, tmp_path, export):
+    path = tmp_path / "net.file"
+    path.write_bytes(b"mine")
+    arguments = (net,) if export is save_weights else (net, x)
+    with pytest.raises(OutputError, match=r"exists already.*--force"):
+        export(*arguments, path)
+    assert path.read_bytes() == b"mine"
+    with pytest.raises(OutputError, match="folder must exist"):
+        export(*arguments, tmp_path / "none" / "net.file")

@@ -1,0 +1,389 @@
+"""Costs against hand-worked and published figures; quality against direct computation."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import OrderedDict
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.models as tv
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from factorize.errors import DataError
+from factorize.measure import (
+    accuracy,
+    agreement_on_random_input,
+    count,
+    environment,
+    onnx_speedup,
+    torch_speedup,
+)
+from factorize.measure.latency import _interleave
+from factorize.tensor.call import batch_size, call, evaluating, model_on
+from factorize.types import ConvSpec
+
+# torch warns that it pads a copy of the input for 'same' with an even kernel
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
+def spec(i: int, o: int, kernel: tuple, size: tuple, **changes) -> ConvSpec:
+    n = len(kernel)
+    base = ConvSpec(
+        "c", f"conv{n}d", i, o, kernel, (1,) * n, (0,) * n, (1,) * n, bias=False,
+        input_sizes=(size,),
+    )  # fmt: skip
+    return base.then(**changes)
+
+
+def build(s: ConvSpec) -> nn.Module:
+    cls = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[s.kind]
+    return cls(
+        s.in_channels, s.out_channels, s.kernel, s.stride, s.padding, s.dilation, s.groups, s.bias,
+        s.padding_mode,
+    )  # fmt: skip
+
+
+def measured(stages: list[ConvSpec], batch: int = 2) -> tuple[int, int]:
+    """Params and MACs of the built chain, by running it."""
+    first = stages[0]
+    x = torch.zeros(batch, first.in_channels, *first.input_sizes[0])
+    return count(nn.Sequential(*map(build, stages)), x)
+
+
+@pytest.mark.parametrize(
+    ("stages", "macs"),
+    [
+        ([spec(1, 1, (3, 3), (5, 5))], [81]),
+        ([spec(1, 1, (3, 1), (5, 5)), spec(1, 1, (1, 3), (3, 5))], [45, 27]),
+        ([spec(3, 128, (3, 3), (7, 7))], [86_400]),
+        ([spec(3, 3, (3, 3), (7, 7), groups=3), spec(3, 128, (1, 1), (5, 5))], [675, 9_600]),
+        ([spec(3, 3, (5, 5), (12, 12), groups=3)], [4_800]),
+        ([spec(3, 6, (5, 5), (12, 12), groups=3)], [9_600]),
+    ],
+)
+def test_hand_worked_macs(stages, macs):
+    assert [s.macs for s in stages] == macs
+    assert measured(stages) == (sum(s.params for s in stages), sum(macs))
+
+
+@pytest.mark.parametrize(("multiplier", "shape"), [(1, (1, 3, 8, 8)), (2, (1, 6, 8, 8))])
+def test_depth_multiplier_shapes(multiplier, shape):
+    s = spec(3, 3 * multiplier, (5, 5), (12, 12), groups=3)
+    assert (1, s.out_channels, *s.output_sizes[0]) == shape
+    assert build(s)(torch.zeros(1, 3, 12, 12)).shape == shape
+
+
+@given(m=st.integers(1, 7), extra=st.integers(0, 20))
+def test_spatial_ratio(m, extra):
+    n = m + extra
+    dense = spec(1, 1, (m, m), (n, n))
+    chain = [spec(1, 1, (m, 1), (n, n)), spec(1, 1, (1, m), (n - m + 1, n))]
+    ratio = Fraction(sum(s.macs for s in chain), dense.macs)
+    assert ratio == Fraction(1, m) + Fraction(n, m * (n - m + 1))
+    huge = 10**9  # the ratio of a large image is 2/m
+    assert Fraction(1, m) + Fraction(huge, m * (huge - m + 1)) == pytest.approx(2 / m, rel=1e-6)
+
+
+@given(h=st.integers(1, 7), i=st.integers(1, 16), o=st.integers(1, 64), size=st.integers(7, 20))
+def test_depthwise_ratio(h, i, o, size):
+    out = size - h + 1
+    dense = spec(i, o, (h, h), (size, size))
+    chain = [spec(i, i, (h, h), (size, size), groups=i), spec(i, o, (1, 1), (out, out))]
+    assert Fraction(sum(s.macs for s in chain), dense.macs) == Fraction(h * h + o, h * h * o)
+
+
+@pytest.mark.parametrize("kernel", [(3,), (3, 5), (2, 3, 5)])
+def test_grouped_parameters(kernel):
+    s = spec(8, 12, kernel, (6,) * len(kernel), groups=4, bias=True)
+    assert s.params == (8 // 4) * prod(kernel) * 12 + 12
+    assert measured([s]) == (s.params, s.macs)
+
+
+def attributes() -> list[ConvSpec]:
+    return [
+        spec(8, 16, (3, 3), (9, 12), stride=(2, 1), padding=(1, 2), dilation=(1, 2)),
+        spec(8, 16, (4, 4), (9, 12), padding="same"),
+        spec(8, 16, (3, 3), (9, 12), padding=(1, 1), padding_mode="reflect"),
+        spec(8, 16, (3, 3), (9, 12), groups=8, bias=True),
+        spec(8, 16, (3,), (9,), stride=(2,)),
+    ]
+
+
+@pytest.mark.parametrize("s", attributes(), ids=str)
+def test_spec_agrees_with_the_counter(s):
+    assert measured([s]) == (s.params, s.macs)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_transposed_macs(groups):
+    layer = nn.ConvTranspose2d(8, 16, 3, 2, groups=groups, bias=False)
+    s = spec(8, 16, (3, 3), (5, 6), kind="conv_transpose2d", stride=(2, 2), groups=groups)
+    assert s.macs == 8 * (16 // groups) * 9 * 30
+    assert count(layer, torch.zeros(2, 8, 5, 6)) == (s.params, s.macs)
+
+
+def convolution_and_linear_macs(model: nn.Module, x: Tensor) -> int:
+    """MACs by the closed forms alone."""
+    total = 0
+
+    def add(module, inputs, output):
+        nonlocal total
+        if isinstance(module, nn.Linear):
+            total += module.in_features * module.out_features
+        else:
+            s = spec(
+                module.in_channels, module.out_channels, module.kernel_size, inputs[0].shape[2:],
+                stride=module.stride, padding=module.padding, dilation=module.dilation,
+                groups=module.groups,
+            )  # fmt: skip
+            assert s.output_sizes == (tuple(output.shape[2:]),)
+            total += s.macs
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_hook(add)
+    with evaluating(model):
+        model(x)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "macs", "weights"),
+    [
+        ("resnet18", 1_814_073_344, tv.ResNet18_Weights.IMAGENET1K_V1),
+        ("resnet50", 4_089_184_256, tv.ResNet50_Weights.IMAGENET1K_V1),
+        ("vgg16", 15_470_264_320, tv.VGG16_Weights.IMAGENET1K_V1),
+    ],
+)
+def test_published_counts(name, macs, weights):
+    with torch.device("meta"):
+        model = tv.get_model(name)
+        x = torch.empty(2, 3, 224, 224)
+    assert count(model, x) == (weights.meta["num_params"], macs)
+    assert round(macs / 1e9, 3) == weights.meta["_ops"]
+    assert convolution_and_linear_macs(model, x) == macs
+
+
+def test_recurrent_and_attention_layers_count():
+    x = torch.zeros(2, 6, 8)  # T = 6, E = 8
+    assert count(nn.LSTM(8, 8, batch_first=True), x)[1] == 6 * (8 + 8) * 4 * 8
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    assert count(encoder, x)[1] == 6 * 8 * 24 + 6 * 8 * 8 + 2 * 6 * 6 * 8 + 2 * 6 * 8 * 16
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_count_leaves_the_model_alone_and_counts_shared_parameters_once():
+    first, second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    second.weight = first.weight
+    model = nn.Sequential(first, nn.BatchNorm2d(4).eval(), second)
+    before = copy.deepcopy(model.state_dict())
+    assert count(model, torch.randn(3, 4, 5, 5)) == (4 * 4 * 9 + 4 + 8, 2 * 4 * 4 * 9 * 25)
+    assert [m.training for m in model] == [True, False, True]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_call_and_batch_size():
+    x, y = torch.ones(3, 2), torch.ones(3, 2)
+    assert call(lambda a: a, x) is x
+    assert call(lambda a, b: (b, a), (x, y)) == (y, x)
+    assert call(lambda a, b: a, {"b": y, "a": x}) is x
+    assert call(lambda images: len(images), [x, y, x]) == 3
+    assert [batch_size(v) for v in (x, (x, y), {"a": x}, [x, y])] == [3, 3, 3, 2]
+    with pytest.raises(DataError, match="batch axis"):
+        batch_size(3)
+
+
+# ------------------------------------------------------------------------------ quality
+
+
+class Fixed(nn.Module):
+    """Returns its input through a function."""
+
+    def __init__(self, function=lambda x: x):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_top1_and_top5_by_hand():
+    logits = torch.arange(21.0).repeat(4, 1)  # ranked: class 20, 19, 18, ...
+    labels = torch.tensor([20, 16, 15, 19])
+    batches = [(logits[:3], labels[:3]), (logits[3:], labels[3:])]
+    assert accuracy(Fixed(), batches) == {"top1": 25.0, "top5": 75.0}
+    assert accuracy(Fixed(), [(logits[:, 1:], labels - 1)]) == {"top1": 25.0}
+
+
+def test_agreement_and_kl_against_direct_computation():
+    torch.manual_seed(0)
+    model, reference = nn.Linear(6, 5), nn.Linear(6, 5)
+    x = torch.randn(10, 6)
+    seen = []
+    got = accuracy(
+        model, [(x[:7],), (x[7:],)], reference=reference, labelled=False, progress=seen.append
+    )
+    p, q = (m(x).detach().double().softmax(1) for m in (reference, model))
+    assert got["kl"] == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-9)
+    same = (reference(x).argmax(1) == model(x).argmax(1)).double().mean()
+    assert got["agreement"] == pytest.approx(100 * float(same))
+    assert set(got) == {"agreement", "kl"}
+    assert seen == [7, 3]
+
+
+@dataclass
+class Outputs:
+    logits: Tensor
+    loss: float = 0.0
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda y: (y, y), lambda y: {"logits": y}, lambda y: Outputs(logits=y)]
+)
+def test_logits_are_the_first_tensor_of_an_output(wrap):
+    logits = torch.eye(3)
+    got = accuracy(Fixed(wrap), [(logits, torch.tensor([0, 1, 1]))], reference=Fixed(wrap))
+    assert got == pytest.approx({"top1": 200 / 3, "agreement": 100.0, "kl": 0.0})
+
+
+def test_other_outputs_have_a_relative_difference_only():
+    x = torch.ones(4, 2, 3, 3)
+    other = Fixed(lambda v: OrderedDict(out=1.5 * v, aux=v))
+    reference = Fixed(lambda v: OrderedDict(out=v, aux=v))
+    got = accuracy(other, [(x[:1],), (x[1:],)], reference=reference, labelled=False)
+    assert got == pytest.approx({"relative_difference": (0.25 / 2) ** 0.5})
+
+
+def test_outputs_of_other_shape_are_not_compared():
+    boxes = Fixed(lambda v: [{"boxes": v[:1, :4]}])
+    fewer = Fixed(lambda v: [{"boxes": v[:0, :4]}])
+    x = torch.ones(1, 4)
+    assert accuracy(boxes, [(x,)], reference=fewer, labelled=False) == {}
+    same = accuracy(boxes, [(x,)], reference=boxes, labelled=False)
+    assert same == {"relative_difference": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "at least one sample"),
+        ([(torch.ones(2, 3),)], "has no labels"),
+        ([(torch.ones(2, 3), torch.tensor([0, 3]))], r"labels: must be in 0\.\.2.* got 3"),
+        ([(torch.ones(2, 3), torch.tensor([-1, 0]))], "got -1"),
+        ([(torch.ones(2, 3), torch.ones(2, 3))], r"shape \(2,\)"),
+        ([(torch.ones(2, 3, 4, 4), torch.tensor([0, 0]))], "--evaluate"),
+    ],
+)
+def test_data_that_does_not_fit(batches, message):
+    with pytest.raises(DataError, match=message):
+        accuracy(Fixed(), batches)
+
+
+def test_accuracy_casts_to_the_models_dtype_and_restores_training_flags():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.9)).double()
+    reference = copy.deepcopy(model).half()
+    got = accuracy(model, [(torch.randn(8, 4),)], reference=reference, labelled=False)
+    assert got["kl"] < 1e-4  # with dropout on it would be large
+    assert all(m.training for m in model.modules())
+
+
+def test_random_input_is_seeded_and_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    model, reference = nn.Linear(6, 5), nn.Linear(6, 5)
+    state = torch.get_rng_state()
+    x = torch.zeros(4, 6)
+    got = [
+        agreement_on_random_input(model, reference, x, seed=seed, samples=50) for seed in (1, 1, 2)
+    ]
+    assert got[0] == got[1] != got[2]
+    assert torch.equal(state, torch.get_rng_state())
+    itself = agreement_on_random_input(model, copy.deepcopy(model), x, seed=1, samples=1)
+    assert itself == {"agreement": 100.0, "kl": 0.0}
+
+
+def test_random_input_keeps_the_structure_of_the_example():
+    seen = []
+
+    class Two(nn.Module):
+        def forward(self, image, index):
+            seen.append((image.clone(), index))
+            return F.one_hot(index, 4).float() + image
+
+    example = {"image": torch.zeros(2, 4), "index": torch.tensor([1, 2])}
+    agreement_on_random_input(Two(), Two(), example, seed=0, samples=3)
+    assert len(seen) == 4  # two batches of two, two models
+    assert all(image.abs().sum() > 0 for image, _ in seen)
+    assert all(torch.equal(index, example["index"]) for _, index in seen)
+
+
+# ------------------------------------------------------------------------------ latency
+
+
+def test_pairs_alternate_in_order():
+    order = []
+
+    def run(name: str, value: float):
+        return lambda: order.append(name) or value
+
+    pairs = _interleave(run("A", 1.0), run("B", 2.0), runs=4)
+    assert "".join(order[6:]) == "ABBAABBA"  # after the warm-up
+    assert pairs.tolist() == [[1.0, 2.0]] * 4
+
+
+def test_torch_speedup():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    threads = torch.get_num_threads()
+    x = torch.randn(2, 3, 8, 8)
+    got = torch_speedup(model, copy.deepcopy(model), x, threads=1, runs=5)
+    assert 0 < got.speedup_p10 <= got.speedup <= got.speedup_p90
+    for latency in (got.original, got.compressed):
+        assert 0 < latency.p10_ms <= latency.median_ms <= latency.p90_ms
+    assert (got.runtime, got.device, got.dtype) == ("torch", "cpu", "float32")
+    assert (got.batch, got.threads, got.runs) == (2, 1, 5)
+    assert torch.get_num_threads() == threads
+    assert all(m.training for m in model.modules())
+
+
+def test_threads_and_flags_are_restored_after_a_failure():
+    threads = torch.get_num_threads()
+    model = nn.Conv2d(3, 4, 3)
+    with pytest.raises(RuntimeError):
+        torch_speedup(model, model, torch.randn(1, 5, 8, 8), threads=threads + 1)
+    assert torch.get_num_threads() == threads
+    assert model.training
+
+
+def test_onnx_speedup(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 3])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 3])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    opset = onnx.helper.make_opsetid("", 18)
+    path = tmp_path / "a.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), path)
+    got = onnx_speedup(path, path, torch.randn(2, 3), threads=1, runs=3)
+    assert 0 < got.speedup_p10 <= got.speedup <= got.speedup_p90
+    assert (got.runtime, got.dtype, got.batch, got.runs) == ("onnxruntime", "float32", 2, 3)
+
+
+def test_a_model_elsewhere_is_copied_not_moved():
+    model = nn.Conv2d(3, 4, 3)
+    assert model_on(model, "cpu") is model
+    assert model_on(model, "meta").weight.is_meta
+    assert not model.weight.is_meta
+
+
+def test_environment_is_ready_for_json():
+    env = environment()
+    assert json.loads(json.dumps(env)) == env
+    assert env["torch"] == torch.__version__
+    assert env["cores"] >= 1
+    assert env["cpu"]

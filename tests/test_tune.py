@@ -1,0 +1,483 @@
+import copy
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from factorize.errors import DataError, ModelLoadError, OutputError, UnsupportedLayerError
+from factorize.tune import FinetuneConfig, finetune, recalibrate
+from factorize.tune.distance import distance
+from factorize.tune.guard import accelerator_on, uninterrupted
+from factorize.tune.optimizer import schedule
+from factorize.types import Data
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Nets this small lose more than they win by a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def net(seed, outputs=4, dropout=0.2):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Conv2d(8, 8, 3, padding=1, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, outputs),
+    )
+
+
+def dataset(count=96, labelled=True, seed=0, loader=True):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, 8, 8, generator=generator)
+    labels = torch.randint(0, 4, (count,), generator=generator)
+    tensors = (images, labels) if labelled else (images,)
+    whole = TensorDataset(*tensors)
+    train = DataLoader(whole, batch_size=16, shuffle=True)
+    if not loader:
+        train = [tuple(t[i : i + 16] for t in tensors) for i in range(0, count, 16)]
+    held = [tuple(t[:32] for t in tensors)]
+    return Data(train, held, None, labelled, 4 if labelled else None, "test")
+
+
+def equal(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def pressed_at(step):
+    def progress(stage, done, total, values):
+        if done == step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+# --- recalibration ---------------------------------------------------------------------------
+
+
+def test_recalibration_gives_mean_and_variance_of_the_layers_input():
+    original = net(0).eval()
+    with torch.no_grad():
+        original[1].running_mean.normal_()
+    model = copy.deepcopy(original)
+    data = dataset(count=90, loader=False)  # the last batch is smaller
+    # A metric that prefers the new statistics, whatever they are.
+    values = iter([0.0, 1.0])
+    result = recalibrate(model, original, data, metric_fn=lambda m: next(values))
+    assert result.applied
+    assert (result.before, result.after, result.layers) == (0.0, 1.0, 2)
+    with torch.no_grad():
+        x = model[0](torch.cat([batch[0] for batch in data.train]))
+    var, mean = torch.var_mean(x, dim=(0, 2, 3))
+    assert torch.allclose(model[1].running_mean, mean, atol=1e-6)
+    assert torch.allclose(model[1].running_var, var, rtol=1e-5)
+    assert model[1].num_batches_tracked == original[1].num_batches_tracked
+    # Deeper: train-mode batch norm before it, no dropout.
+    with torch.no_grad():
+        model[1].train()
+        inner = torch.cat([model[:5](batch[0]) for batch in data.train])
+    var, mean = torch.var_mean(inner, dim=(0, 2, 3))
+    assert torch.allclose(model[5].running_mean, mean, atol=1e-5)
+    assert torch.allclose(model[5].running_var, var, rtol=1e-4)
+
+
+def test_recalibration_is_kept_where_it_is_better():
+    data = dataset()
+    original = net(0)
+    original.train()
+    with torch.no_grad():
+        for _ in range(30):  # statistics of this very data
+            for batch in data.train:
+                original(batch[0])
+    original.eval()
+    model = copy.deepcopy(original)
+    model[1].running_mean += 3
+    result = recalibrate(model, original, data)
+    assert result.applied
+    assert result.after < result.before
+    assert not model.training
+    assert "better" in result.reason
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 100.0])
+def test_recalibration_is_undone_where_it_is_not(bad):
+    original = net(0).eval()
+    model = copy.deepcopy(original)
+    data = dataset()
+    train = [(batch[0] * bad + bad,) for batch in data.train]
+    result = recalibrate(
+        model, original, Data(train, data.holdout, None, True, 4, "strange images")
+    )
+    assert not result.applied
+    assert result.before == 0
+    assert equal(model, original)
+    assert "left as they were" in result.reason
+
+
+def test_recalibration_is_undone_when_interrupted():
+    original = net(0).eval()
+    model = copy.deepcopy(original)
+    with pytest.raises(KeyboardInterrupt):
+        recalibrate(model, original, dataset(), progress=pressed_at(32))
+    assert equal(model, original)
+    assert not model[1]._forward_pre_hooks
+    assert not model[1].training
+
+
+def test_recalibration_without_batch_norm():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())
+    result = recalibrate(model, copy.deepcopy(model), dataset())
+    assert not result.applied
+    assert "no batch-norm" in result.reason
+
+
+# --- the loss --------------------------------------------------------------------------------
+
+
+def test_distance_of_logits_is_the_scaled_kl_divergence():
+    s, t = torch.randn(5, 7), torch.randn(5, 7)
+    p, q = (torch.softmax(v / 3, 1) for v in (t, s))
+    want = 9 * (p * (p / q).log()).sum(1).mean()
+    assert torch.allclose(distance([s], [t], 3.0), want)
+    assert distance([t], [t]).item() == pytest.approx(0, abs=1e-7)
+
+
+def test_distance_of_other_outputs_is_the_relative_squared_error():
+    t = torch.randn(2, 3, 4, 4)
+    assert distance([t * 1.1], [t]).item() == pytest.approx(0.01, rel=1e-4)
+    assert distance([t * 100 * 1.1], [t * 100]).item() == pytest.approx(0.01, rel=1e-4)
+    one = torch.randn(8, 1)  # no distribution over one class
+    assert distance([one + 1], [one]).item() > 0
+    assert distance([t * 1.1, one], [t]).item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_schedule_warms_up_and_falls_to_zero():
+    values = [schedule(step, 100) for step in range(100)]
+    assert values[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert values[5] == 1
+    assert values[5:] == sorted(set(values[5:]), reverse=True)
+    assert 0 < values[-1] < 0.001
+
+
+# --- fine-tuning -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("loader", [True, False])
+def test_finetuning_comes_closer_and_touches_only_the_student(labelled, loader):
+    original, model = net(0), net(1)
+    original.train()
+    model.eval()
+    teacher = copy.deepcopy(original)
+    data = dataset(labelled=labelled, loader=loader)
+    result = finetune(model, original, data, FinetuneConfig(4, lr=1e-2), score=None)
+    assert equal(original, teacher)
+    assert original.training
+    assert not model.training
+    assert all(p.grad is None for p in original.parameters())
+    assert all(p.grad is None for p in model.parameters())
+    assert [h["epoch"] for h in result.history] == [0, 1, 2, 3, 4]
+    assert (result.steps, result.epochs_done, result.interrupted) == (24, 4.0, False)
+    assert result.history[-1]["loss"] < result.history[1]["loss"]
+    if not labelled:
+        assert result.history[-1]["distance"] < result.history[0]["distance"]
+        assert all(h["score"] == -h["distance"] for h in result.history)
+    assert (result.device, result.mixed_precision, result.stopped) == ("cpu", "no", None)
+
+
+def test_outputs_that_are_no_logits():
+    class Heads(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            torch.manual_seed(seed)
+            self.conv, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 1, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return {"out": y, "aux": (self.other(y),)}
+
+    original, model = Heads(0), Heads(1)
+    result = finetune(model, original, dataset(labelled=False), FinetuneConfig(8, lr=3e-2))
+    assert result.history[-1]["distance"] < 0.5 * result.history[0]["distance"]
+
+
+def test_start_is_epoch_zero_and_survives_a_useless_run():
+    original = net(0, dropout=0).eval()
+    model = copy.deepcopy(original)
+    with torch.no_grad():
+        model[-1].weight += 0.01
+    start = copy.deepcopy(model)
+    result = finetune(
+        model, original, dataset(labelled=False), FinetuneConfig(2, lr=10.0, max_grad_norm=1e9)
+    )
+    assert result.best_epoch == 0
+    assert equal(model, start)
+
+
+def test_the_best_epoch_wins_not_the_last():
+    original, model = net(0), net(1)
+    scores = iter([0.1, 0.9, 0.5])
+    seen = []
+
+    def score(m):
+        seen.append(copy.deepcopy(m.state_dict()))
+        return next(scores)
+
+    result = finetune(model, original, dataset(), FinetuneConfig(2), score=score)
+    assert result.best_epoch == 1
+    assert all(torch.equal(v, seen[1][k]) for k, v in model.state_dict().items())
+
+
+def test_nonfinite_loss_stops_and_keeps_the_best():
+    original, model = net(0), net(1)
+    data = dataset(loader=False)
+    data.train[4][0][0, 0, 0, 0] = float("nan")
+    start = copy.deepcopy(model)
+    result = finetune(model, original, data, FinetuneConfig(2))
+    assert "step 5" in result.stopped
+    assert result.steps == 4
+    assert equal(model, start)
+
+
+@pytest.mark.parametrize("loader", [True, False])
+@pytest.mark.parametrize("step", [2, 6, 9])
+def test_resumed_run_equals_an_undisturbed_one(tmp_path, step, loader):
+    path = tmp_path / "run.pt"
+    data, original = dataset(loader=loader), net(0)
+    whole, halved = net(1), net(1)
+    config = FinetuneConfig(3, lr=1e-2)
+    want = finetune(whole, original, data, config)
+
+    config = FinetuneConfig(3, lr=1e-2, checkpoint=path)
+    torch.manual_seed(99)  # what else the process draws must not matter
+    cut = finetune(halved, original, data, config, progress=pressed_at(step))
+    assert cut.interrupted
+    assert cut.steps == step
+    resumed = net(7)  # its weights come from the checkpoint
+    torch.manual_seed(123)
+    config = FinetuneConfig(3, lr=1e-2, checkpoint=path, resume=True)
+    got = finetune(resumed, original, data, config)
+    assert got.history == want.history
+    assert (got.steps, got.best_epoch) == (want.steps, want.best_epoch)
+    assert equal(resumed, whole)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    again = net(8)
+    assert finetune(again, original, data, config).steps == want.steps
+    assert equal(again, whole)
+
+
+def test_resume_within_the_last_score(tmp_path):
+    path = tmp_path / "run.pt"
+    data, original = dataset(), net(0)
+    want = finetune(whole := net(1), original, data, FinetuneConfig(1))
+
+    config = FinetuneConfig(1, checkpoint=path)
+    calls = []
+
+    def second_fails(m):
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return 0.0
+
+    assert finetune(net(1), original, data, config, score=second_fails).interrupted
+    config = FinetuneConfig(1, checkpoint=path, resume=True)
+    resumed = net(3)
+    got = finetune(resumed, original, data, config, score=lambda m: 1.0)
+    assert len(got.history) == 2
+    assert got.steps == want.steps
+    assert torch.equal(resumed[0].weight, whole[0].weight) or want.best_epoch == 0
+
+
+def test_ctrl_c_keeps_the_best_and_lets_the_present_weights_compete():
+    original, model = net(0), net(1)
+    scores = iter([0.5, 0.4, 0.7])
+    result = finetune(
+        model,
+        original,
+        dataset(),
+        FinetuneConfig(3),
+        progress=pressed_at(9),
+        score=lambda m: next(scores),
+    )
+    assert result.interrupted
+    assert result.epochs_done == result.best_epoch == 1.5
+    start = copy.deepcopy(model)
+    scores = iter([0.5, 0.4])
+    result = finetune(
+        model,
+        original,
+        dataset(),
+        FinetuneConfig(3),
+        progress=pressed_at(3),
+        score=lambda m: next(scores),
+    )
+    assert result.best_epoch == 0
+    assert equal(model, start)
+
+
+def test_a_signal_waits_for_the_end_of_the_step():
+    steps = []
+
+    def step():
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert steps == ["whole"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_real_signal_in_the_middle_of_a_step(tmp_path):
+    class Pressing(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.calls = inner, 0
+
+        def forward(self, x):
+            self.calls += self.training
+            if self.calls == 4 and self.training:
+                os.kill(os.getpid(), signal.SIGINT)
+            return self.inner(x)
+
+    data, original, path = dataset(), net(0), tmp_path / "run.pt"
+    want = finetune(whole := Pressing(net(1)), original, data, FinetuneConfig(1))
+    assert want.interrupted
+    assert want.steps == 4
+    quiet = Pressing(net(1))
+    quiet.calls = 100
+    undisturbed = finetune(quiet, original, data, FinetuneConfig(1))
+    pressing = Pressing(net(1))
+    finetune(pressing, original, data, FinetuneConfig(1, checkpoint=path))
+    got = finetune(whole, original, data, FinetuneConfig(1, checkpoint=path, resume=True))
+    assert got.history == undisturbed.history
+    assert equal(whole, quiet)
+
+
+def test_finetuning_outside_of_the_main_thread():
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(
+            finetune(net(1), net(0), dataset(count=32), FinetuneConfig(1))
+        )
+    )
+    thread.start()
+    thread.join()
+    assert results[0].steps == 2
+
+
+def test_checkpoints_are_written_while_an_epoch_runs(tmp_path):
+    path = tmp_path / "run.pt"
+    seen = []
+
+    def progress(stage, done, total, values):
+        seen.append(path.exists())
+
+    config = FinetuneConfig(1, checkpoint=path, checkpoint_minutes=0)
+    finetune(net(1), net(0), dataset(), config, progress=progress)
+    assert seen == [False, *[True] * 5]
+
+
+def test_checkpoints_of_another_run_or_none(tmp_path):
+    path, data = tmp_path / "run.pt", dataset(count=32)
+
+    def resume(model=None, **changes):
+        config = FinetuneConfig(1, checkpoint=path, resume=True, **changes)
+        with pytest.raises(ModelLoadError) as caught:
+            finetune(model or net(1), net(0), data, config)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "no checkpoint" in resume()
+    finetune(net(1), net(0), data, FinetuneConfig(1, checkpoint=path))
+    assert "lr was 0.001, is 0.1" in resume(lr=0.1)
+    assert "parameters was" in resume(net(1, outputs=5))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "not a readable" in resume()
+    path.write_bytes(b"")
+    assert "not a readable" in resume()
+    torch.save({"state_dict": {}}, path)
+    assert "not a readable" in resume()
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path):
+    config = FinetuneConfig(1, checkpoint=tmp_path / "missing" / "run.pt")
+    with pytest.raises(OutputError, match=r"run\.pt: the checkpoint cannot be written"):
+        finetune(net(1), net(0), dataset(count=32), config)
+
+
+def test_only_what_requires_a_gradient_is_tuned():
+    model = net(1)
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone()
+    last = model[-1].weight.clone()
+    values = iter([0.0, 1.0])
+    finetune(model, net(0), dataset(), FinetuneConfig(1), score=lambda m: next(values))
+    assert torch.equal(model[0].weight, before)
+    assert not torch.equal(model[-1].weight, last)
+    model.requires_grad_(False)
+    with pytest.raises(UnsupportedLayerError, match="requires a gradient"):
+        finetune(model, net(0), dataset(), FinetuneConfig(1))
+
+
+def test_what_cannot_be_tuned_is_said():
+    model = net(1)
+    with pytest.raises(UnsupportedLayerError, match="share"):
+        finetune(model, model, dataset(), FinetuneConfig(1))
+    with pytest.raises(DataError, match=r"0\.\.1 .*got 0\.\.3"):
+        finetune(net(1, outputs=2), net(0, outputs=2), dataset(), FinetuneConfig(1))
+    endless = Data(iter([]), [], None, False, None, "endless")
+    with pytest.raises(DataError, match="length"):
+        finetune(model, net(0), endless, FinetuneConfig(1))
+    boxes = nn.Sequential(nn.Conv2d(3, 1, 1))
+    boxes.forward = lambda x: ["no tensor"]
+    with pytest.raises(DataError, match="floating tensor"):
+        finetune(boxes, net(0), dataset(), FinetuneConfig(1))
+
+
+def test_a_last_batch_of_one_image_has_no_statistics():
+    model = net(1)
+    model[1] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8))
+    data = dataset(count=33)
+    result = finetune(model, net(0), data, FinetuneConfig(1))
+    assert result.steps == 2
+    assert all(math.isfinite(h["distance"]) for h in result.history)
+
+
+def test_nothing_of_the_process_is_changed():
+    from accelerate.state import AcceleratorState, PartialState
+
+    generator = torch.get_rng_state()
+    environment = dict(os.environ)
+    data = dataset(count=32)
+    sampler = data.train.sampler
+    original, model = net(0), net(1)
+    generator = torch.get_rng_state()
+    with accelerator_on("cpu") as users:  # an Accelerator of the user's own
+        state = dict(AcceleratorState._shared_state)
+        finetune(model, original, data, FinetuneConfig(1))
+        assert dict(AcceleratorState._shared_state) == state
+        assert users.mixed_precision == "no"
+    assert PartialState._shared_state == {}
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert dict(os.environ) == environment
+    assert sampler.generator is None
