@@ -142,7 +142,8 @@ def compress(
                 )
             rate("finetuned", compressed)
             if tuning.interrupted:
-                remarks.append(f"interrupted after {tuning.epochs_done:.2f} epochs; --resume goes on")
+                done = f"{tuning.epochs_done:.2f} of {config.epochs}"
+                remarks.append(f"fine-tuning interrupted after {done} epochs; --resume goes on")
             if tuning.stopped:
                 remarks.append(f"fine-tuning stopped early: {tuning.stopped}")
 
@@ -210,9 +211,9 @@ def resolve_device(device: str) -> str:
 def check_not_empty(plan: Plan) -> None:
     """Raise NoConvolutionError where a plan changes nothing."""
     if not plan.factorized:
-        first = next(layer for layer in plan.layers)
+        first = plan.layers[0]
         raise NoConvolutionError(
-            f"all {len(plan.layers)} convolutions stay dense, so there is nothing to do (the first, "
+            f"all {len(plan.layers)} convolutions stay dense: there is nothing to do (the first, "
             f"{first.spec.label}: {first.skip_reason}). Lower the rank, see --dry-run for each."
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from factorize import methods
 from factorize.api import OUTPUTS, Result, check_not_empty, compress, resolve_device
-from factorize.errors import DataError, FactorizeError, ModelLoadError, OutputError, RankError
+from factorize.errors import DataError, FactorizeError, ModelLoadError, RankError
 from factorize.io.data import load_data
 from factorize.io.imports import import_function
 from factorize.io.models import LoadedModel, load_model
@@ -154,7 +155,7 @@ def run(
         "--version", callback=_version, is_eager=True, help="Show the version.",
         rich_help_panel=_RUN)] = False,
 ) -> None:  # fmt: skip
-    # The help text is _HELP.
+    """Compress a model; the help text is ``_HELP``."""
     if threads:
         torch.set_num_threads(threads)
     resolve_device(device)
@@ -236,8 +237,8 @@ def _finish(result: Result, folder: Path) -> None:
     report = result.report
     show(report, _out)
     written = [name for name in OUTPUTS if (folder / name).exists()]
-    _out.print(f"\nwritten to {folder}{'/' if str(folder)[-1:] != '/' else ''}: {', '.join(written)}",
-               markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+    line = f"\nwritten to {folder}{os.sep}: {', '.join(written)}"
+    _out.print(line, markup=False, highlight=False, soft_wrap=True)
     if report.failures:
         raise typer.Exit(1)
 
@@ -275,12 +276,10 @@ class _Bars:
 def _rank(text: str | None) -> int | float | str | None:
     if text is None or text == "vbmf":
         return text
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        return float(text) if "." in text or "e" in text.lower() else int(text)
+    except ValueError:
+        return text  # refused where the rule is read, with the rule
 
 
 def _json(text: str | None) -> dict[str, Any] | None:
@@ -291,20 +290,20 @@ def _json(text: str | None) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         raise ModelLoadError(f"--arch-args must be JSON, got {text!r}: {error}.") from error
     if not isinstance(value, dict):
-        raise ModelLoadError(f'--arch-args must be a JSON object such as {{"n": 10}}, got {text!r}.')
+        raise ModelLoadError(f'--arch-args must be an object such as {{"n": 10}}, got {text!r}.')
     return value
 
 
-def _shape(text: str | None) -> tuple[int, ...] | None:
+def _shape(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
     try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+        channels, height, width = (int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
-        shape = ()
-    if len(shape) != 3 or min(shape) < 1:
+        channels = height = width = 0
+    if min(channels, height, width) < 1:
         raise DataError(f"--input-shape must be C,H,W such as 3,224,224, got {text!r}.")
-    return shape
+    return channels, height, width
 
 
 def _preprocessing(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
@@ -103,10 +103,6 @@ class ConvSpec:
         """Multiply-accumulates per sample over all calls; the bias is not counted."""
         sizes = self.input_sizes if self.transposed else self.output_sizes
         return sum(prod(size) for size in sizes) * prod(self.weight_shape)
-
-    def then(self, **changes: Any) -> ConvSpec:
-        """A copy with some attributes changed."""
-        return replace(self, **changes)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Loading models: state dicts, whole modules, names and functions."""
+"""Loading models: state dicts, functions that build one, names."""
 
 from __future__ import annotations
 
@@ -9,24 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from loading import IMAGENET, assert_same, saved, tiny
 from torch import nn
 from torchvision import models
 
 from factorize.errors import DataError, ModelLoadError
-from factorize.io.architectures import build_empty, input_of, names, shapes_of, structure
+from factorize.io.architectures import build_empty
 from factorize.io.imports import import_function
 from factorize.io.models import load_model
-from factorize.io.pickles import load_pickled
-from factorize.io.preprocessing import Preprocessing
-from factorize.io.recognition import find_fitting
-
-IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 256, 224)
-
-
-@pytest.fixture(scope="module")
-def resnet() -> nn.Module:
-    torch.manual_seed(0)
-    return models.resnet18(num_classes=10).eval()
 
 
 @pytest.fixture(scope="module")
@@ -39,63 +29,6 @@ def small() -> nn.Module:
 @pytest.fixture(scope="module")
 def state(small: nn.Module) -> dict[str, torch.Tensor]:
     return dict(small.state_dict())
-
-
-def assert_same(got: nn.Module, expected: nn.Module) -> None:
-    """Same tensors by name, on the CPU, ready to run."""
-    assert not got.training
-    ours, theirs = got.state_dict(), expected.state_dict()
-    assert list(ours) == list(theirs)
-    for key, tensor in ours.items():
-        assert tensor.device.type == "cpu"
-        assert torch.equal(tensor, theirs[key].to(tensor.dtype)), key
-
-
-def saved(value: object, tmp_path: Path, name: str = "model.pt", **options: object) -> Path:
-    path = tmp_path / name
-    torch.save(value, path, **options)  # pyright: ignore[reportArgumentType]
-    return path
-
-
-def tiny() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)
-    ).eval()
-
-
-TINY = """
-import helper_beside_it
-from torch import nn
-
-def net(width=4):
-    return nn.Sequential(
-        nn.Conv2d(helper_beside_it.CHANNELS, width, 3), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.Conv2d(width, 2, 1))
-
-def text():
-    return "not a module"
-
-value = 3
-"""
-
-
-@pytest.fixture
-def tiny_py(tmp_path: Path) -> Path:
-    (tmp_path / "helper_beside_it.py").write_text("CHANNELS = 3\n")
-    path = tmp_path / "tiny.py"
-    path.write_text(TINY)
-    return path
-
-
-def test_the_ways_a_resnet18_comes(resnet: nn.Module, tmp_path: Path) -> None:
-    half = copy.deepcopy(resnet).half()
-    parallel = {"state_dict": nn.DataParallel(resnet).state_dict(), "epoch": 90}
-    for content in (resnet.state_dict(), resnet, parallel, half.state_dict()):
-        loaded = load_model(saved(content, tmp_path))
-        assert loaded.arch in ("torchvision:resnet18", "pickled module ResNet")
-        assert any("torchvision:resnet18 with 10 classes" in note for note in loaded.notes)
-        assert (loaded.input_shape, loaded.preprocessing) == ((3, 224, 224), IMAGENET)
 
 
 class TestStateDicts:
@@ -183,100 +116,28 @@ class TestStateDicts:
         assert load_model(saved(content, tmp_path)).arch == "torchvision:shufflenet_v2_x0_5"
 
 
-class TestRecognition:
-    @pytest.mark.parametrize(
-        ("name", "arguments"),
-        [
-            ("resnext50_32x4d", {}),
-            ("vgg11_bn", {"num_classes": 1}),
-            ("squeezenet1_1", {"num_classes": 7}),
-            ("densenet121", {"num_classes": 100}),
-            ("mobilenet_v3_small", {"num_classes": 2}),
-            ("regnet_y_400mf", {}),
-            ("vit_b_32", {"num_classes": 10, "image_size": 384}),
-            ("swin_t", {}),
-            ("inception_v3", {"num_classes": 10, "aux_logits": False}),
-            ("googlenet", {"aux_logits": False}),
-            ("googlenet", {"num_classes": 5}),
-            ("deeplabv3_resnet50", {"num_classes": 4, "aux_loss": True}),
-            ("fasterrcnn_resnet50_fpn", {"num_classes": 3}),
-            ("ssd300_vgg16", {"num_classes": 5}),
-            ("raft_small", {}),
-        ],
-    )
-    def test_families(self, name: str, arguments: dict) -> None:
-        assert find_fitting(structure(name, **arguments)) == [(name, arguments)]
+TINY = """
+import helper_beside_it
+from torch import nn
 
-    def test_detector_settings_do_not_show_in_weights(self, tmp_path: Path) -> None:
-        model = build_empty("fasterrcnn_mobilenet_v3_large_fpn")
-        for tensor in model.state_dict().values():
-            tensor.zero_()
-        path = saved(model.state_dict(), tmp_path)
-        with pytest.raises(ModelLoadError, match=r"320_fpn and .*large_fpn alike.*--arch"):
-            load_model(path)
-        loaded = load_model(path, arch="torchvision:fasterrcnn_mobilenet_v3_large_fpn")
-        assert (loaded.input_shape, loaded.preprocessing) == (None, None)
-        assert_same(loaded.model, model.eval())
+def net(width=4):
+    return nn.Sequential(
+        nn.Conv2d(helper_beside_it.CHANNELS, width, 3), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, 2, 1))
 
-    def test_names_of_older_torchvision(self) -> None:
-        """vision_transformer and detection modules rename these themselves when they load."""
-        vit = structure("vit_b_32")
-        old = {
-            k.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): v
-            for k, v in vit.items()
-        }
-        assert old.keys() != vit.keys()
-        assert find_fitting(old) == [("vit_b_32", {})]
+def text():
+    return "not a module"
 
-    def test_densenet_names_of_2017(self, tmp_path: Path) -> None:
-        model = build_empty("densenet121")
-        for tensor in model.state_dict().values():
-            tensor.zero_()
-        old = {
-            k.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v
-            for k, v in model.state_dict().items()
-        }
-        assert_same(load_model(saved(old, tmp_path)).model, model.eval())
+value = 3
+"""
 
-    def test_outputs_are_the_originals(self, tmp_path: Path) -> None:
-        """What a constructor computes and does not save must be there too."""
-        image = torch.rand(1, 3, 64, 64)
-        for name in ("regnet_y_400mf", "mnasnet0_5"):  # the last checks its version
-            torch.manual_seed(3)
-            model = models.get_model(name, weights=None, num_classes=6).eval()
-            loaded = load_model(saved(model.state_dict(), tmp_path))
-            assert loaded.arch == f"torchvision:{name}"
-            with torch.no_grad():
-                assert torch.equal(loaded.model(image), model(image))
 
-    def test_no_match_names_the_nearest(self, resnet: nn.Module, tmp_path: Path) -> None:
-        changed = dict(resnet.state_dict())
-        changed["extra.weight"] = changed.pop("layer4.1.conv2.weight")
-        changed["layer1.0.conv1.weight"] = torch.zeros(64, 64, 1, 1)
-        with pytest.raises(ModelLoadError) as caught:
-            load_model(saved(changed, tmp_path))
-        message = str(caught.value)
-        assert "\n" not in message
-        assert "nearest is resnet18" in message
-        assert "missing layer4.1.conv2.weight" in message
-        assert "unexpected extra.weight" in message
-        assert "layer1.0.conv1.weight is (64, 64, 1, 1), expected (64, 64, 3, 3)" in message
-        assert "--arch" in message
-
-    def test_googlenet_says_what_weights_do_not_show(self, tmp_path: Path) -> None:
-        model = build_empty("googlenet", aux_logits=False)
-        for tensor in model.state_dict().values():
-            tensor.zero_()
-        path = saved(model.state_dict(), tmp_path)
-        loaded = load_model(path)
-        assert any("transform_input" in note for note in loaded.notes)
-        loaded = load_model(
-            path,
-            arch="torchvision:googlenet",
-            arch_args={"transform_input": True, "aux_logits": False},
-        )
-        assert loaded.model.transform_input
-        assert not any("transform_input" in note for note in loaded.notes)
+@pytest.fixture
+def tiny_py(tmp_path: Path) -> Path:
+    (tmp_path / "helper_beside_it.py").write_text("CHANNELS = 3\n")
+    path = tmp_path / "tiny.py"
+    path.write_text(TINY)
+    return path
 
 
 class TestArch:
@@ -330,6 +191,11 @@ class TestArch:
         with pytest.raises(DataError):
             import_function(f"{tiny_py}:missing", error=DataError)
 
+    def test_module_given_an_arch(self, tiny_py: Path, tmp_path: Path) -> None:
+        loaded = load_model(saved(nn.DataParallel(tiny()), tmp_path), arch=f"{tiny_py}:net")
+        assert loaded.arch == f"{tiny_py}:net"
+        assert_same(loaded.model, tiny())
+
 
 class TestNames:
     def test_random_weights_are_said(self) -> None:
@@ -364,7 +230,7 @@ class TestNames:
             load_model("torchvision:resnet18", weights="DEFAULT")
 
     def test_weights_bring_their_preprocessing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        state = build_empty("resnet50").state_dict()
+        state = build_empty("resnet50", {}).state_dict()
         monkeypatch.setattr(
             "torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state
         )
@@ -373,6 +239,19 @@ class TestNames:
             assert loaded.preprocessing is not None
             assert loaded.preprocessing.resize == resize
             assert loaded.notes == (f"weights {weights}",)
+
+    def test_digits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "digits").write_text("a file of that name does not hide the example")
+        loaded = load_model("digits")
+        assert (loaded.arch, loaded.input_shape) == ("digits", (1, 8, 8))
+        with torch.no_grad():
+            assert loaded.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+    def test_arguments_that_are_not_taken(self) -> None:
+        for arguments in ({"depth": 3}, {"weights": "DEFAULT"}, {"name": "x"}):
+            with pytest.raises(ModelLoadError, match=r"cannot be built: TypeError: .*--arch-args"):
+                load_model("torchvision:squeezenet1_1", arch_args=arguments)
 
     def test_options_that_do_not_go_together(self, state: dict, tmp_path: Path) -> None:
         path = saved(state, tmp_path)
@@ -385,58 +264,6 @@ class TestNames:
         ):
             with pytest.raises(ModelLoadError, match="--"):
                 load_model(source, **options)
-
-
-class TestModules:
-    def test_resnet(self, resnet: nn.Module, tmp_path: Path) -> None:
-        loaded = load_model(saved(resnet, tmp_path))
-        assert loaded.arch == "pickled module ResNet"
-        assert loaded.input_shape == (3, 224, 224)
-        assert loaded.preprocessing == IMAGENET
-        assert any("torchvision:resnet18 with 10 classes" in note for note in loaded.notes)
-        assert type(loaded.model) is models.ResNet
-        assert loaded.model._norm_layer is nn.BatchNorm2d
-        assert_same(loaded.model, resnet)
-        image = torch.rand(1, 3, 64, 64)
-        with torch.no_grad():
-            assert torch.equal(loaded.model(image), resnet(image))
-
-    def test_wrapped_and_nested(self, tmp_path: Path) -> None:
-        model = nn.DataParallel(tiny())
-        loaded = load_model(saved({"net": model}, tmp_path))
-        assert loaded.arch == "pickled module Sequential"
-        assert "read from key net" in loaded.notes
-        assert_same(loaded.model, model.module)
-
-    def test_module_given_an_arch(self, tiny_py: Path, tmp_path: Path) -> None:
-        loaded = load_model(saved(tiny(), tmp_path), arch=f"{tiny_py}:net")
-        assert loaded.arch == f"{tiny_py}:net"
-        assert_same(loaded.model, tiny())
-
-    @pytest.mark.parametrize(
-        "name", ["densenet121", "vit_b_32", "googlenet", "deeplabv3_mobilenet_v3_large",
-                 "ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn"]
-    )  # fmt: skip
-    def test_torchvision_modules(self, name: str, tmp_path: Path) -> None:
-        """With the helpers that detectors keep, and functools.partial of transformers."""
-        model = build_empty(name)
-        loaded = load_pickled(saved(model, tmp_path), trust=False)
-        assert repr(loaded) == repr(model)
-        assert shapes_of(loaded.state_dict()) == shapes_of(model.state_dict())
-        torch.save(loaded, tmp_path / "again.pt")
-        asked = torch.serialization.get_unsafe_globals_in_checkpoint
-        assert set(asked(tmp_path / "again.pt")) == set(asked(tmp_path / "model.pt"))
-
-    def test_detector_runs(self, tmp_path: Path) -> None:
-        torch.manual_seed(0)
-        model = models.get_model(
-            "ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=3
-        ).eval()
-        loaded = load_model(saved(model, tmp_path))
-        image = [torch.rand(3, 64, 64)]
-        with torch.no_grad():
-            for got, expected in zip(loaded.model(image), model(image), strict=True):
-                assert torch.equal(got["boxes"], expected["boxes"])
 
 
 def test_process_is_left_as_it_was(small: nn.Module, tmp_path: Path) -> None:
@@ -459,16 +286,3 @@ def test_process_is_left_as_it_was(small: nn.Module, tmp_path: Path) -> None:
             assert_same(load_model(path).model, small)
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-def test_every_name_has_an_input_or_says_it_has_none() -> None:
-    sizes = {name: input_of(name)[0] for name in names()}
-    assert sizes["inception_v3"] == (3, 299, 299)
-    assert sizes["efficientnet_b7"] == (3, 600, 600)
-    assert sizes["deeplabv3_resnet50"] == (3, 520, 520)
-    assert {name for name, size in sizes.items() if size is None} == {
-        name
-        for name in names()
-        if any(part in name for part in ("rcnn", "ssd", "retinanet", "fcos", "raft", "3d", "mvit"))
-        or name in ("mc3_18", "r2plus1d_18")
-    }

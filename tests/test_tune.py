@@ -26,6 +26,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def net(seed, outputs=4, dropout=0.2):
     torch.manual_seed(seed)
     return nn.Sequential(
@@ -332,6 +340,7 @@ def test_ctrl_c_keeps_the_best_and_lets_the_present_weights_compete():
     assert equal(model, start)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_signal_waits_for_the_end_of_the_step():
     steps = []
 
@@ -346,6 +355,7 @@ def test_a_signal_waits_for_the_end_of_the_step():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_real_signal_in_the_middle_of_a_step(tmp_path):
     class Pressing(nn.Module):
         def __init__(self, inner):

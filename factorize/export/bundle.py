@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from factorize.errors import ExportError
 from factorize import methods
+from factorize.errors import ExportError
 from factorize.export.program import export_program
 from factorize.export.to_onnx import OnnxCheck, export_onnx
 from factorize.export.weights import save_weights

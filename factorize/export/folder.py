@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,7 +49,7 @@ def output_folder(
     def publish() -> None:
         for name in names:
             if Path(staging.name, name).exists():
-                os.replace(Path(staging.name, name), out / name)
+                Path(staging.name, name).replace(out / name)
 
     try:
         with staging:

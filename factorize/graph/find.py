@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from factorize.errors import NoConvolutionError, UnsupportedLayerError
@@ -28,8 +29,21 @@ _KINDS: dict[type[nn.Module], str] = {
 
 # What a chain that stands in for a convolution no longer has.
 _OWN_ATTRIBUTES = frozenset(
-    "weight bias in_channels out_channels kernel_size stride padding dilation transposed "
-    "output_padding groups padding_mode _conv_forward".split()
+    [
+        "weight",
+        "bias",
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "transposed",
+        "output_padding",
+        "groups",
+        "padding_mode",
+        "_conv_forward",
+    ]
 )
 
 
@@ -104,7 +118,7 @@ def _watched(modules: list[_ConvNd]) -> Iterator[dict[int, _Seen]]:
     classes = {id(module): module.__class__ for module in modules}
     calls = 0
 
-    def spy(original: type) -> type:
+    def spy(original: Any) -> type:
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
             nonlocal calls
             calls += 1
@@ -182,7 +196,7 @@ def spec_of(module: _ConvNd, name: str, input_sizes: tuple[Size, ...] = ()) -> C
         groups=module.groups,
         padding_mode=module.padding_mode,
         bias=module.bias is not None,
-        output_padding=tuple(module.output_padding),
+        output_padding=tuple(module.output_padding) if module.transposed else (),
         input_sizes=input_sizes,
     )
 
@@ -197,7 +211,7 @@ def _blocked(module: _ConvNd, spec: ConvSpec, seen: _Seen, foreign: list[str]) -
             return "its bias is parametrised"
     if plain is None:
         return f"{cls.__name__} is not one of torch's convolutions"
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+    if isinstance(module, LazyModuleMixin):
         return "lazy module whose shape is not known yet"
     for method in ("forward", "_conv_forward", "__call__"):
         if getattr(cls, method) is not getattr(plain, method) or method in vars(module):

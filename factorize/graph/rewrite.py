@@ -14,7 +14,7 @@ from factorize.errors import PlanError
 from factorize.graph.find import _weight_hooks, spec_of
 from factorize.types import ConvSpec, Factorization
 
-_CLASSES: dict[str, type[nn.Module]] = {"conv2d": nn.Conv2d}
+_CLASSES: dict[str, Any] = {"conv2d": nn.Conv2d}
 
 
 def effective_weight(module: nn.Module) -> Tensor:
@@ -71,7 +71,7 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
 
 
 def _build_chain(
-    stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...], module: nn.Module
+    stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...], module: Any
 ) -> nn.Sequential:
     """The chain as modules, in all else like the convolution it replaces."""
     weight = effective_weight(module)

@@ -20,6 +20,7 @@ from factorize.io.preprocessing import Preprocessing
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_DRAWS = frozenset({Tensor.normal_, Tensor.uniform_})
 _ALLOCATORS = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
 
 
@@ -35,7 +36,7 @@ class _WithoutValues(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
+        if func in _DRAWS or getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         if func in self.allocators and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": self.device}
@@ -63,7 +64,7 @@ def check_name(name: str) -> None:
         raise ModelLoadError(f"torchvision:{name}: torchvision has no such float model; {hint}")
 
 
-def build(name: str, *, weights: str | None = None, **arguments: Any) -> nn.Module:
+def build(name: str, arguments: Mapping[str, Any], weights: str | None = None) -> nn.Module:
     """Build an entry with torchvision's own initial or (downloaded) trained weights.
 
     Raises
@@ -74,7 +75,7 @@ def build(name: str, *, weights: str | None = None, **arguments: Any) -> nn.Modu
     if weights is not None:
         weights_entry(name, weights)
     try:
-        return _call(name, {"weights": weights, **arguments}, initialise=True)
+        return _call(name, arguments, weights=weights, initialise=True)
     except OSError as failure:
         raise ModelLoadError(
             f"torchvision:{name}: cannot download the weights {weights}: {brief(failure)}. "
@@ -87,7 +88,7 @@ def build(name: str, *, weights: str | None = None, **arguments: Any) -> nn.Modu
         ) from failure
 
 
-def build_empty(name: str, device: str = "cpu", **arguments: Any) -> nn.Module:
+def build_empty(name: str, arguments: Mapping[str, Any], device: str = "cpu") -> nn.Module:
     """Build an entry quickly: without initial values, and on the meta device without storage.
 
     Raises
@@ -100,10 +101,10 @@ def build_empty(name: str, device: str = "cpu", **arguments: Any) -> nn.Module:
     try:
         try:
             with _WithoutValues(device, _ALLOCATORS | {torch.arange}):
-                return _call(name, arguments, initialise=False)
+                return _call(name, arguments)
         except NotImplementedError:
             with _WithoutValues(device, _ALLOCATORS):
-                return _call(name, arguments, initialise=False)
+                return _call(name, arguments)
     except Exception as failure:
         raise ModelLoadError(
             f"torchvision:{name}: cannot be built: {brief(failure)}. Check --arch-args."
@@ -113,7 +114,7 @@ def build_empty(name: str, device: str = "cpu", **arguments: Any) -> nn.Module:
 @functools.cache
 def structure(name: str, **arguments: Any) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor of an entry's state dict."""
-    return shapes_of(build_empty(name, device="meta", **arguments).state_dict())
+    return shapes_of(build_empty(name, arguments, device="meta").state_dict())
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -173,14 +174,16 @@ def _builder(name: str) -> Callable[..., nn.Module]:
     return get_model_builder(name)
 
 
-def _call(name: str, arguments: Mapping[str, Any], *, initialise: bool) -> nn.Module:
+def _call(
+    name: str, arguments: Mapping[str, Any], weights: str | None = None, initialise: bool = False
+) -> nn.Module:
     builder = _builder(name)
-    keywords = {"weights": None, **arguments}
-    if keywords["weights"] is None:
+    keywords = dict(arguments)
+    if weights is None:
         if "weights_backbone" in inspect.signature(builder).parameters:
-            keywords["weights_backbone"] = None
+            keywords.setdefault("weights_backbone", None)
         if name in ("googlenet", "inception_v3"):  # which otherwise warn that this will change
             keywords.setdefault("init_weights", initialise)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return builder(**keywords)
+        return builder(weights=weights, **keywords)

@@ -43,7 +43,7 @@ class LoadedModel:
 
     model: nn.Module
     arch: str
-    input_shape: tuple[int, ...] | None = None
+    input_shape: tuple[int, int, int] | None = None
     preprocessing: Preprocessing | None = None
     notes: tuple[str, ...] = ()
 
@@ -114,7 +114,7 @@ def _load_digits() -> LoadedModel:
 def _load_registry(name: str, arch_args: dict[str, Any], weights: str | None) -> LoadedModel:
     entry = name.removeprefix(_REGISTRY)
     architectures.check_name(entry)
-    model = architectures.build(entry, weights=weights, **arch_args)
+    model = architectures.build(entry, arch_args, weights)
     shape, preprocessing = architectures.input_of(entry, weights, arch_args.get("image_size"))
     note = f"weights {weights}" if weights else "random weights: pass --weights DEFAULT or a file"
     return LoadedModel(model, name, shape, preprocessing, (note,))
@@ -126,17 +126,19 @@ def _load_file(
     if not path.exists() and str(path) in architectures.names():
         raise ModelLoadError(f"{path}: no such file; did you mean {_REGISTRY}{path}?")
     checkpoint = read_checkpoint(path, trust_pickle=trust_pickle)
-    content, notes = checkpoint.content, checkpoint.notes
+    content = checkpoint.content
     if isinstance(content, nn.Module):
-        loaded = _from_module(path, content)
-        content = loaded.model.state_dict()
-    if arch is not None and arch.startswith(_REGISTRY):
-        loaded = _fill_registry(path, content, arch, arch_args)
-    elif arch is not None:
-        loaded = _fill_function(path, content, arch, arch_args or {})
-    elif not isinstance(checkpoint.content, nn.Module):
-        loaded = _recognise(path, content)
-    return replace(loaded, notes=(*notes, *loaded.notes))
+        module = _from_module(path, content)
+        state = module.model.state_dict()
+    else:
+        module, state = None, content
+    if arch is None:
+        loaded = module or _recognise(path, state)
+    elif arch.startswith(_REGISTRY):
+        loaded = _fill_registry(path, state, arch, arch_args)
+    else:
+        loaded = _fill_function(path, state, arch, arch_args or {})
+    return replace(loaded, notes=(*checkpoint.notes, *loaded.notes))
 
 
 def _from_module(path: Path, module: nn.Module) -> LoadedModel:
@@ -176,11 +178,12 @@ def _from_module(path: Path, module: nn.Module) -> LoadedModel:
 
 
 def _unwrap(module: nn.Module) -> nn.Module:
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while isinstance(module, wrappers) or hasattr(module, "_orig_mod"):
-        inner = module.module if isinstance(module, wrappers) else module._orig_mod
-        assert isinstance(inner, nn.Module)
-        module = inner
+    """Take a module out of DataParallel, DistributedDataParallel and torch.compile."""
+    for _ in range(4):  # a crafted file may hold a wrapper of itself
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif type(module).__name__ == "OptimizedModule":
+            module = module.get_submodule("_orig_mod")
     return module
 
 
@@ -190,9 +193,8 @@ def _recognise(path: Path, state: dict[str, Tensor]) -> LoadedModel:
     shapes = architectures.shapes_of(state)
     fitting = recognition.find_fitting(shapes)
     if not fitting:
-        entry, how = recognition.nearest(shapes)
         raise ModelLoadError(
-            f"{path}: fits no torchvision architecture; nearest is {entry}: {how}. "
+            f"{path}: fits no torchvision architecture; {recognition.nearest(shapes)}. "
             "Pass --arch package.module:function or --arch path/to/file.py:function."
         )
     if len(fitting) > 1:
@@ -220,7 +222,7 @@ def _fill_registry(
 def _fill_entry(
     path: Path, state: dict[str, Tensor], entry: str, arguments: dict[str, Any]
 ) -> LoadedModel:
-    model = architectures.build_empty(entry, **arguments)
+    model = architectures.build_empty(entry, arguments)
     arch = f"{_REGISTRY}{entry}"
     notes = _fill(model, state, path, arch)
     if getattr(model, "transform_input", None) is False:
@@ -277,7 +279,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> 
         complete._metadata = own._metadata
     try:
         model.load_state_dict(complete, strict=True)
-    except RuntimeError as failure:
+    except Exception as failure:  # modules have loading code of their own
         reason = difference or " ".join(str(failure).split())[:300]
         raise ModelLoadError(
             f"{path}: does not fit {arch}: {reason}. Check --arch and --arch-args."

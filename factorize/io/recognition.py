@@ -63,14 +63,18 @@ def fit(name: str, shapes: Shapes) -> dict[str, Any] | None:
     return None
 
 
-def nearest(shapes: Shapes) -> tuple[str, str]:
-    """Name of the entry that shares most tensors with these, and how it differs from them."""
+def nearest(shapes: Shapes) -> str:
+    """Say which entry has names, and then shapes, most like these, and how it differs."""
 
-    def shared(name: str) -> float:
-        return _jaccard(set(structure(name).items()), set(shapes.items()))
+    def shared(name: str) -> tuple[float, float]:
+        own = structure(name)
+        in_names = _jaccard(set(own), set(shapes))
+        return in_names, _jaccard(set(own.items()), set(shapes.items()))
 
     name = max(names(), key=shared)
-    return name, differences(shapes, structure(name))
+    if not shared(name)[0]:
+        return f"none has a tensor named {next(iter(shapes))}"
+    return f"nearest is {name}: {differences(shapes, structure(name))}"
 
 
 def differences(got: Shapes, expected: Shapes, most: int = 3) -> str:
@@ -119,7 +123,7 @@ def _loads(name: str, shapes: Shapes, arguments: dict[str, Any]) -> bool:
         return False
     # Only names differ. torchvision renamed layers over the years, and its modules know the old
     # names when they load: ask them.
-    model = build_empty(name, device="meta", **arguments)
+    model = build_empty(name, arguments, device="meta")
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on copies between meta tensors, which do nothing

@@ -31,8 +31,7 @@ def speedups(
     found = []
     if all(file.exists() for file in files):
         found.append(onnx_speedup(*files, example_input, threads=threads))
-    for where in dict.fromkeys(("cpu", device)):
-        found.append(
-            torch_speedup(original, compressed, example_input, device=where, threads=threads)
-        )
-    return found
+    return found + [
+        torch_speedup(original, compressed, example_input, device=where, threads=threads)
+        for where in dict.fromkeys(("cpu", device))
+    ]

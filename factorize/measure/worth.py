@@ -90,7 +90,8 @@ def measured_on(data: Data | None, metric: Metric | None) -> str:
     """What the values of `worth` were measured on, for the report."""
     parts = []
     if metric is not None:
-        parts.append(f"{metric.name} ({'higher' if metric.higher_is_better else 'lower'} is better)")
+        better = "higher" if metric.higher_is_better else "lower"
+        parts.append(f"{metric.name} ({better} is better)")
     if data is not None:
         split = "test split" if data.test is not None else "held-out images, no test split"
         parts.append(f"{data.source}, {split}")

@@ -163,9 +163,7 @@ def factorize(
         w.reshape(stage.weight_shape).contiguous() for w, stage in zip(weights, stages, strict=True)
     )
     error = norm.relative_error(exact, chain_kernel(stages, weights))
-    return Factorization(
-        layer.spec, method.name, layer.rank, layer.variant, stages, weights, error
-    )
+    return Factorization(layer.spec, method.name, layer.rank, layer.variant, stages, weights, error)
 
 
 def stage(
@@ -227,7 +225,8 @@ def chain_kernel(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> T
     kernel = torch.eye(first.in_channels, dtype=weights[0].dtype)
     kernel = kernel.reshape(first.in_channels, first.in_channels, *(1,) * axes)
     for spec, weight in zip(stages, weights, strict=True):
-        groups, inputs, before, after = spec.groups, first.in_channels, kernel.shape[2:], spec.kernel
+        groups, inputs = spec.groups, first.in_channels
+        before, after = kernel.shape[2:], spec.kernel
         left = weight.reshape(groups, spec.out_channels // groups, -1, prod(after))
         left = left.transpose(2, 3).flatten(1, 2)  # (g, O/g * k', C/g)
         right = kernel.reshape(groups, spec.in_channels // groups, -1)  # (g, C/g, I * k)

@@ -159,9 +159,7 @@ def _rule(rank: int | float | str | None, energy: float | None) -> Rule:
     )
 
 
-def _check_globs(
-    sites: Sequence[ConvSite], include: Sequence[str], exclude: Sequence[str]
-) -> None:
+def _check_globs(sites: Sequence[ConvSite], include: Sequence[str], exclude: Sequence[str]) -> None:
     names = [name for site in sites for name in (site.spec.name, *site.aliases)]
     for option, patterns in (("--include", include), ("--exclude", exclude)):
         for pattern in patterns:
@@ -261,9 +259,7 @@ def _layer(
     notes: Sequence[str],
 ) -> LayerPlan:
     macs, params = _cost(method, site.spec, rank, variant)
-    return LayerPlan(
-        site.spec, method.name, rank, variant, macs, params, error, notes=tuple(notes)
-    )
+    return LayerPlan(site.spec, method.name, rank, variant, macs, params, error, notes=tuple(notes))
 
 
 def _dense(spec: ConvSpec, reason: str, notes: Sequence[str]) -> LayerPlan:

@@ -54,14 +54,14 @@ def _layer_table(layers: tuple[LayerReport, ...], error_title: str) -> Table:
             style = ""
         else:
             what, style = Text(f"dense: {layer.skip_reason}"), "dim"
-        error = "" if not layer.method else "after fit" if layer.error is None else layer.error
+        error = "after fit" if layer.error is None else f"{layer.error:.4f}"
         table.add_row(
             layer.name or "(the model itself)",
             "x".join(map(str, layer.weight_shape)),
             what,
             _change(layer.macs_original, layer.macs),
             _change(layer.params_original, layer.params),
-            f"{error:.4f}" if isinstance(error, float) else error,
+            error if layer.method else "",
             style=style,
         )
     return table

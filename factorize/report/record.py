@@ -88,9 +88,7 @@ class Report:
         Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def layer_reports(
-    plan: Plan, fitted: Mapping[str, Factorization]
-) -> tuple[LayerReport, ...]:
+def layer_reports(plan: Plan, fitted: Mapping[str, Factorization]) -> tuple[LayerReport, ...]:
     """One entry per convolution of the plan, with the errors of the fit."""
     return tuple(
         LayerReport(

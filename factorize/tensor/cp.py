@@ -62,7 +62,7 @@ def cp(
     keep = [min(n, rank) for n in tensor.shape]
     core = tensor
     for mode, (basis, n) in enumerate(zip(bases, keep, strict=True)):
-        core = torch.tensordot(core, basis[:, :n], dims=([mode], [0])).movedim(-1, mode)
+        core = (core.movedim(mode, -1) @ basis[:, :n]).movedim(-1, mode)
 
     # In the core's own basis the HOSVD start is the identity, filled up with random columns.
     generator = torch.Generator().manual_seed(seed)
@@ -73,14 +73,14 @@ def cp(
             for factor, n in zip(factors, keep, strict=True):
                 factor[:, :n] = torch.eye(n, dtype=torch.float64)
         raced.append(_als(core, factors, tolerance, sweeps=5))
-    error, factors = min(raced, key=lambda run: run[0])
+    _, factors = min(raced, key=lambda run: run[0])
 
     if keep != list(tensor.shape):
-        error, factors = _als(core, factors, tolerance, sweeps=max_sweeps)
+        _, factors = _als(core, factors, tolerance, sweeps=max_sweeps)
         factors = [basis[:, :n] @ f for basis, n, f in zip(bases, keep, factors, strict=True)]
     else:
         factors = [basis @ f for basis, f in zip(bases, factors, strict=True)]
-    error, factors = _als(tensor, factors, tolerance, sweeps=max_sweeps)
+    _, factors = _als(tensor, factors, tolerance, sweeps=max_sweeps)
     return _balance(factors)
 
 
