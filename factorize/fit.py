@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from factorize import methods
-from factorize.graph import effective_weight
+from factorize.graph import check_layer, effective_weight
 from factorize.tensor.norm import Norm
 from factorize.types import Factorization, Plan, Progress
 
@@ -26,12 +26,13 @@ def fit(
 
     Raises
     ------
-    UnsupportedLayerError, RankError
+    PlanError, UnsupportedLayerError, RankError
         The plan does not fit the model.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     fitted: dict[str, Factorization] = {}
     for index, layer in enumerate(plan.factorized):
+        check_layer(modules.get(layer.spec.name), layer.spec)
         weight: Tensor = effective_weight(modules[layer.spec.name])
         fitted[layer.spec.name] = methods.factorize(layer, weight, norm=norm, seed=seed)
         if progress:

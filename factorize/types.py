@@ -104,6 +104,14 @@ class ConvSpec:
         sizes = self.input_sizes if self.transposed else self.output_sizes
         return sum(prod(size) for size in sizes) * prod(self.weight_shape)
 
+    def difference(self, planned: ConvSpec) -> str | None:
+        """How a planned layer differs from this one, its input sizes left out; None if not."""
+        for key, ours in vars(self).items():
+            theirs = getattr(planned, key)
+            if key != "input_sizes" and ours != theirs:
+                return f"{key} is {theirs!r} in the plan and {ours!r} in the model"
+        return None
+
 
 @dataclass(frozen=True)
 class ConvSite:

@@ -103,15 +103,15 @@ def test_reported_error_is_that_of_the_kernel_the_chain_computes(method: str) ->
     impulses = torch.zeros(5, 5, 5, 7, dtype=torch.float64)
     impulses[range(5), range(5), 2, 3] = 1.0  # the output is the kernel, mirrored
     for variant in methods.get(method).variants:
-        rank = tuple(max(1, top // 2) for top in methods.get(method).max_rank(spec))
+        rank = tuple(max(1, top // 4) for top in methods.get(method).max_rank(spec))
         layer = LayerPlan(spec, method, rank, variant)
         made = methods.factorize(layer, conv.weight)
         chain = factorize.rewrite(conv, factorize.Plan((layer,), {}))
         with torch.no_grad():
             kernel = chain(impulses).flip(2, 3).transpose(0, 1)
-        error = (kernel - conv.weight).norm() / conv.weight.norm()
+            error = (kernel - conv.weight).norm() / conv.weight.norm()
         assert made.error == pytest.approx(float(error), rel=1e-9)
-        assert 0.01 < made.error < 1  # half rank of a random kernel does cost something
+        assert 0.01 < made.error < 1  # a quarter of the rank does cost something
 
 
 @pytest.mark.parametrize("method", SVD)

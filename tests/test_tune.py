@@ -474,20 +474,37 @@ def test_a_last_batch_of_one_image_has_no_statistics():
 
 
 def test_nothing_of_the_process_is_changed():
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
-    generator = torch.get_rng_state()
     environment = dict(os.environ)
-    data = dataset(count=32)
-    sampler = data.train.sampler
-    original, model = net(0), net(1)
+    data, original, model = dataset(count=32), net(0), net(1)
     generator = torch.get_rng_state()
-    with accelerator_on("cpu") as users:  # an Accelerator of the user's own
+    with accelerator_on("cpu"):
+        AcceleratorState._reset_state(True)
+        users = Accelerator(cpu=True, mixed_precision="bf16")
         state = dict(AcceleratorState._shared_state)
-        finetune(model, original, data, FinetuneConfig(1))
+        result = finetune(model, original, data, FinetuneConfig(1))
         assert dict(AcceleratorState._shared_state) == state
-        assert users.mixed_precision == "no"
+        assert (users.mixed_precision, result.mixed_precision) == ("bf16", "no")
     assert PartialState._shared_state == {}
     assert torch.equal(torch.get_rng_state(), generator)
     assert dict(os.environ) == environment
-    assert sampler.generator is None
+    assert data.train.sampler.generator is None
+
+
+def test_loss_and_clipping_are_as_configured():
+    original, model = (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)) for _ in range(2))
+    data = dataset(loader=False)
+    images, labels = (torch.cat(parts) for parts in zip(*data.train, strict=True))
+    with torch.no_grad():
+        student, teacher = model(images), original(images)
+        want = distance([student], [teacher], 3.0) + 0.5 * nn.functional.cross_entropy(
+            student, labels
+        )
+    config = FinetuneConfig(1, temperature=3.0, label_weight=0.5, max_grad_norm=0, weight_decay=0)
+    start, scores = copy.deepcopy(model), iter([0.0, 1.0])
+    result = finetune(model, original, data, config, score=lambda m: next(scores))
+    assert result.best_epoch == 1
+    assert result.history[1]["loss"] == pytest.approx(float(want), rel=1e-5)
+    assert equal(model, start)

@@ -92,9 +92,10 @@ def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:
 
     owners = _parameter_owners(model)
     order = sorted(modules, key=lambda key: seen[key].order)
-    return tuple(
-        _site(names[key], modules[key], seen[key], owners, names, modules) for key in order
-    )
+    with evaluating(model):  # reading a spectral norm's weight in train mode changes it
+        return tuple(
+            _site(names[key], modules[key], seen[key], owners, names, modules) for key in order
+        )
 
 
 @dataclass

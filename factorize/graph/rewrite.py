@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from factorize.errors import PlanError
@@ -51,7 +52,7 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, made in factorizations.items():
-        _check(name, modules.get(name), made)
+        check_layer(modules.get(name), made.spec)
 
     shared: dict[tuple[Any, ...], list[nn.Parameter]] = {}
     chains: dict[int, nn.Sequential] = {}
@@ -93,17 +94,13 @@ def _build_chain(
     return nn.Sequential(*layers).train(module.training)
 
 
-def _check(name: str, module: nn.Module | None, made: Factorization) -> None:
-    if not isinstance(module, nn.modules.conv._ConvNd):
+def check_layer(module: nn.Module | None, spec: ConvSpec) -> None:
+    """Raise PlanError unless the module is the convolution that was planned for."""
+    if not isinstance(module, _ConvNd):
         found = "no such module" if module is None else type(module).__name__
         raise PlanError(
-            f"{name or '(the model itself)'}: the plan must name convolutions of this model, got "
-            f"{found}. Make the plan from this model."
+            f"{spec.label}: the plan must name convolutions of this model, got {found}. "
+            "Make the plan from this model."
         )
-    ours, theirs = vars(spec_of(module, name)), vars(made.spec)
-    for key in ours.keys() - {"name", "input_sizes"}:
-        if ours[key] != theirs[key]:
-            raise PlanError(
-                f"{made.spec.label}: {key} is {theirs[key]!r} in the plan and {ours[key]!r} in the "
-                "model. Make the plan from this model."
-            )
+    if difference := spec_of(module, spec.name).difference(spec):
+        raise PlanError(f"{spec.label}: {difference}. Make the plan from this model.")

@@ -107,13 +107,8 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
                 f"{layer.spec.label}: a plan must name convolutions of the model, and this is "
                 "none. Make the plan from this model, or delete the entry."
             )
-        if replace(layer.spec, input_sizes=()) != replace(site.spec, input_sizes=()):
-            theirs, ours = vars(layer.spec), vars(site.spec)
-            key = next(k for k in ours if k != "input_sizes" and ours[k] != theirs[k])
-            raise PlanError(
-                f"{layer.spec.label}: {key} is {theirs[key]!r} in the plan and {ours[key]!r} in "
-                "the model. Make the plan from this model."
-            )
+        if difference := site.spec.difference(layer.spec):
+            raise PlanError(f"{layer.spec.label}: {difference}. Make the plan from this model.")
     wanted = {layer.spec.name: layer for layer in plan.layers}
     bound: dict[str, LayerPlan] = {}
     for site in sites:
@@ -188,9 +183,9 @@ def _skip_reason(
         return reason
     if not include:
         if spec.in_channels <= FIRST_LAYER_CHANNELS:
-            return f"reads the image ({spec.in_channels} channels); --include it to factorize"
+            return f"first layer ({spec.in_channels} input channels)"
         if all(k == 1 for k in spec.kernel):
-            return "1x1 convolution; --include it to factorize"
+            return "1x1 convolution"
     return None
 
 
@@ -214,7 +209,9 @@ def _choose_layer(
                 found = method.rank_for_energy(weight, value, name, seed)
             else:
                 found = method.rank_by_vbmf(weight, name)
-            rank = tuple(min(max(r, 1), top) for r, top in zip(found, limit, strict=True))
+            if any(r > top for r, top in zip(found, limit, strict=True)):
+                continue  # another order reproduces the kernel at the limit
+            rank = tuple(max(r, 1) for r in found)
             options.append((_cost(method, spec, rank, name)[0], rank, name, 0 in found))
         # Each order keeps the same share at a rank of its own: the cheaper one is the better one.
         _, rank, variant, was_zero = min(options, key=lambda option: option[0])

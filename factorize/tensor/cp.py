@@ -114,35 +114,36 @@ def _als(
 
     A sweep has two large products: ``T^T A0`` (prod(rest), R), which serves the updates of all
     other modes and, before them, tells the error at the extrapolated point; and the one that
-    updates A0. All else is small.
+    updates A0. Each factor's Gram matrix is made once.
     """
     matrix = tensor.flatten(1)  # (n0, prod(rest))
     norm = float(tensor.norm())
+    grams = [f.T @ f for f in factors]
     best, previous, step = 1.0, factors, 0.0  # an updated model is never worse than none
     for _ in range(sweeps):
-        trial = [f + step * (f - p) for f, p in zip(factors, previous, strict=True)]
-        projected = matrix.T @ trial[0]
-        if step and _error(norm, float((projected * _khatri_rao(trial[1:])).sum()), trial) > best:
-            step, trial = step / 2, factors
-            projected = matrix.T @ trial[0]
+        trial, trial_grams = factors, grams
+        if step:
+            trial = [f + step * (f - p) for f, p in zip(factors, previous, strict=True)]
+            trial_grams = [f.T @ f for f in trial]
+        partial = (matrix.T @ trial[0]).reshape(*tensor.shape[1:], -1)
+        product = _contract(partial, trial[1:], 0)
+        if step and _error(norm, product, trial[1], trial_grams) > best:
+            step, trial, trial_grams = step / 2, factors, grams
+            partial = (matrix.T @ trial[0]).reshape(*tensor.shape[1:], -1)
+            product = _contract(partial, trial[1:], 0)
         else:
             step = min(max(step * 1.2, 0.5), 8.0)
 
-        previous, rest = factors, trial[1:]
-        partial = projected.reshape(*tensor.shape[1:], -1)
-        for mode in range(len(rest)):
-            others = [i for i in range(len(rest)) if i != mode]
-            product = partial
-            for i in others:  # scale by the other factors, then sum their modes out
-                shape = [1] * len(rest) + [rest[i].shape[1]]
-                shape[i] = rest[i].shape[0]
-                product = product * rest[i].reshape(shape)
-            product = product.sum(others)
-            rest[mode] = _update(product, rest[mode], [trial[0], *(rest[i] for i in others)])
-        product = matrix @ _khatri_rao(rest)
-        first = _update(product, trial[0], rest)
-        factors = [first, *rest]
-        error = _error(norm, float((product * first).sum()), factors)
+        previous, factors, grams = factors, list(trial), list(trial_grams)
+        for mode in (*range(1, len(factors)), 0):
+            if mode == 0:
+                product = matrix @ _khatri_rao(factors[1:])
+            elif mode > 1:
+                product = _contract(partial, factors[1:], mode - 1)
+            gram = reduce(torch.mul, grams[:mode] + grams[mode + 1 :])
+            factors[mode] = _update(product, factors[mode], gram)
+            grams[mode] = factors[mode].T @ factors[mode]
+        error = _error(norm, product, factors[0], grams)
         stalled = best - error <= tolerance * error
         best = min(error, best)
         if stalled:
@@ -150,14 +151,23 @@ def _als(
     return best, factors
 
 
-def _update(product: Tensor, factor: Tensor, others: list[Tensor]) -> Tensor:
-    """The least-squares factor (n, R) for its MTTKRP ``product`` (n, R), the others fixed.
+def _contract(partial: Tensor, factors: list[Tensor], mode: int) -> Tensor:
+    """Sum all modes but one of ``partial`` (n1, n2, .., R) out, each against its factor (n, R)."""
+    for other, factor in enumerate(factors):
+        if other != mode:
+            shape = [1] * len(factors) + [factor.shape[1]]
+            shape[other] = factor.shape[0]
+            partial = (partial * factor.reshape(shape)).sum(other, keepdim=True)
+    return partial.reshape(factors[mode].shape)
+
+
+def _update(product: Tensor, factor: Tensor, gram: Tensor) -> Tensor:
+    """The least-squares factor (n, R) for its MTTKRP (n, R) and the others' Gram matrix (R, R).
 
     A proximal term, 1e-10 of the mean diagonal, keeps the normal equations solvable where
     components coincide, without moving the solution that sweeps converge to.
     """
-    gram = reduce(torch.mul, (f.T @ f for f in others))
-    weight = 1e-10 * float(gram.diagonal().mean())
+    weight = (1e-10 if gram.dtype == torch.float64 else 1e-5) * float(gram.diagonal().mean())
     shifted = gram + weight * torch.eye(len(gram), dtype=gram.dtype)
     right = (product + weight * factor).T
     root, failed = torch.linalg.cholesky_ex(shifted)
@@ -166,9 +176,10 @@ def _update(product: Tensor, factor: Tensor, others: list[Tensor]) -> Tensor:
     return torch.cholesky_solve(right, root).T
 
 
-def _error(norm: float, inner: float, factors: list[Tensor]) -> float:
-    """``||T - model|| / ||T||`` from ||T||, <T, model> and the factors' Gram matrices."""
-    model = float(reduce(torch.mul, (f.T @ f for f in factors)).sum())
+def _error(norm: float, product: Tensor, factor: Tensor, grams: list[Tensor]) -> float:
+    """``||T - model|| / ||T||`` from ||T||, a factor and its MTTKRP, and all Gram matrices."""
+    inner = float((product * factor).sum(dtype=torch.float64))
+    model = float(reduce(torch.mul, grams).sum(dtype=torch.float64))
     return sqrt(max(norm**2 - 2 * inner + model, 0.0)) / norm
 
 

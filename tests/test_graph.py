@@ -1,0 +1,283 @@
+"""The walker: what it finds, what it refuses, and that rewriting keeps everything else."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import factorize
+from factorize.errors import NoConvolutionError, PlanError, UnsupportedLayerError
+
+X = torch.randn(2, 8, 10, 10, generator=torch.Generator().manual_seed(0))
+
+
+def conv(**options: object) -> nn.Conv2d:
+    return nn.Conv2d(8, 8, 3, padding=1, **options)  # type: ignore[arg-type]
+
+
+class Shared(nn.Module):
+    """One module under two names, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = conv()
+        self.second = self.first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(F.relu(F.max_pool2d(self.first(x), 2)))
+
+
+class Tied(nn.Module):
+    """Two modules with one weight tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(), conv()
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(F.relu(self.first(x)))
+
+
+class Functional(nn.Module):
+    """Reads one layer's weight itself; the other layer is an ordinary one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.plain = conv(), conv()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(x, self.read.weight, self.read.bias, padding=1)
+        return self.plain(F.relu(x))
+
+
+class Branching(nn.Module):
+    """Reads an attribute of a layer that it also calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = conv()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.called(x) / self.called.out_channels
+
+
+class Scaled(nn.Conv2d):
+    """A subclass that computes something else."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+class Renamed(nn.Conv2d):
+    """A subclass that is a convolution like any other."""
+
+    origin = "somewhere"
+
+
+def full(model: nn.Module, x: torch.Tensor = X, **options: object) -> factorize.Plan:
+    return factorize.plan(model, x, rank=1.0, allow_costlier=True, **options)  # type: ignore[arg-type]
+
+
+def assert_same_function(model: nn.Module, other: nn.Module, x: torch.Tensor = X) -> None:
+    with torch.no_grad():
+        expected, actual = copy.deepcopy(model).eval()(x), copy.deepcopy(other).eval()(x)
+    assert (actual - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_sizes_and_order_are_those_of_the_run() -> None:
+    model = nn.Sequential()
+    model.add_module("late", nn.Conv2d(8, 8, (3, 1), 2))
+    model.add_module("early", nn.Conv2d(8, 8, 3, padding="valid"))
+    model.forward = lambda x: model.late(model.early(x))  # type: ignore[method-assign]
+    early, late = factorize.find(model, X)
+    assert (early.spec.name, early.spec.input_sizes) == ("early", ((10, 10),))
+    assert early.spec.padding == (0, 0)
+    assert (late.spec.name, late.spec.input_sizes, late.spec.output_sizes) == (
+        "late", ((8, 8),), ((3, 4),))  # fmt: skip
+
+
+def test_root_convolution_is_replaced() -> None:
+    model = conv()
+    made = factorize.rewrite(model, full(model))
+    assert isinstance(made, nn.Sequential)
+    assert isinstance(model, nn.Conv2d)
+    assert_same_function(model, made)
+
+
+def test_module_in_two_places_is_replaced_once_and_stays_shared() -> None:
+    model = Shared()
+    (site,) = factorize.find(model, X)
+    assert (site.spec.name, site.aliases) == ("first", ("second",))
+    assert site.spec.input_sizes == ((10, 10), (5, 5))
+    assert site.spec.macs == (100 + 25) * 8 * 8 * 9
+    made = factorize.rewrite(model, full(model))
+    assert made.first is made.second
+    assert isinstance(made.first, nn.Sequential)
+    assert_same_function(model, made)
+
+
+def test_tied_weights_stay_tied_with_biases_of_their_own() -> None:
+    model = Tied()
+    made = factorize.rewrite(model, full(model))
+    assert made.first is not made.second
+    for one, two in zip(made.first, made.second, strict=True):
+        assert one.weight is two.weight
+    assert made.first[1].bias is not made.second[1].bias
+    assert_same_function(model, made)
+
+
+def test_tie_that_breaks_is_told() -> None:
+    plan = full(Tied(), exclude=["second"])
+    assert plan.layers[0].notes == ("no longer shares its weight with second",)
+
+
+def test_layer_whose_weight_the_model_reads_is_refused_and_the_model_stays_right() -> None:
+    model = Functional()
+    read, plain = sorted(full(model).layers, key=lambda layer: layer.spec.name, reverse=True)
+    assert "bias, weight" in (read.skip_reason or "")
+    assert plain.method
+    assert_same_function(model, factorize.rewrite(model, full(model)))
+
+
+def test_layer_whose_attributes_the_model_reads_is_refused() -> None:
+    (layer,) = full(Branching()).layers
+    assert "out_channels" in (layer.skip_reason or "")
+
+
+def test_weight_used_by_another_kind_of_module_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Flatten(2), nn.Linear(100, 8))
+    model[2].weight = nn.Parameter(torch.randn(8, 100))
+    holder = nn.Module()
+    holder.weight = model[0].weight
+    model.add_module("holder", holder)
+    model.forward = lambda x: model[1](model[0](x))  # type: ignore[method-assign]
+    (layer,) = full(model, include=["*"]).layers
+    assert "holder" in (layer.skip_reason or "")
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "old_weight_norm", "prune"])
+def test_parametrised_weights_are_folded(kind: str, train: bool) -> None:
+    layer = conv()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the old ones say so
+        if kind == "weight_norm":
+            parametrizations.weight_norm(layer)
+        elif kind == "spectral_norm":
+            parametrizations.spectral_norm(layer)
+        elif kind == "old_weight_norm":
+            nn.utils.weight_norm(layer)
+            layer.weight_g.data *= 3  # the plain weight is stale now, as after load_state_dict
+        else:
+            prune.random_unstructured(layer, "weight", 0.5)
+    model = nn.Sequential(layer, nn.ReLU()).train(train)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    plan = full(model)
+    assert "folded" in plan.layers[0].notes[0]
+    made = factorize.rewrite(model, plan)
+    assert not parametrize.is_parametrized(made[0][0])
+    assert_same_function(model, made)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_subclass_with_its_own_forward_is_left_alone_and_a_plain_one_is_not() -> None:
+    model = nn.Sequential(Scaled(8, 8, 3), Renamed(8, 8, 3))
+    scaled, renamed = full(model).layers
+    assert "Scaled has a forward of its own" in (scaled.skip_reason or "")
+    assert renamed.method
+    assert type(model[0]) is Scaled  # the watching subclass is gone
+    assert type(model[1]) is Renamed
+    assert_same_function(model, factorize.rewrite(model, full(model)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "reason"),
+    [
+        (nn.Conv1d(8, 8, 3), torch.randn(1, 8, 9), "conv1d"),
+        (nn.Conv3d(8, 8, 3), torch.randn(1, 8, 5, 5, 5), "conv3d"),
+        (nn.ConvTranspose2d(8, 8, 3), X, "conv_transpose2d"),
+        (nn.Conv2d(8, 8, 3, groups=2), X, "groups=2"),
+        (nn.Conv2d(8, 8, 3, dtype=torch.complex64), X.to(torch.complex64), "complex64"),
+    ],
+)
+def test_other_layers_are_reported_with_the_reason(
+    layer: nn.Module, x: torch.Tensor, reason: str
+) -> None:
+    (planned,) = full(nn.Sequential(layer), x).layers
+    assert reason in (planned.skip_reason or "")
+    assert planned.macs == planned.spec.macs > 0
+
+
+def test_layer_that_the_example_does_not_reach_is_left_alone() -> None:
+    model = nn.ModuleDict({"used": conv(), "unused": conv()})
+    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
+    used, unused = full(model).layers
+    assert used.method
+    assert unused.skip_reason == "never called by the example input"
+
+
+def test_mode_grad_flags_and_dtype_are_kept() -> None:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(8), conv(bias=False)).to(torch.bfloat16)
+    model[0].eval()
+    model[0].weight.requires_grad_(False)
+    made = factorize.rewrite(model, full(model, X.bfloat16()))
+    assert [layer.training for layer in made[0]] == [False, False]
+    assert [layer.training for layer in made[2]] == [True, True]
+    assert not any(layer.weight.requires_grad for layer in made[0])
+    assert made[0][1].bias.requires_grad
+    assert all(layer.weight.requires_grad for layer in made[2])
+    assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
+    assert made[0][0].bias is None
+    assert made[2][1].bias is None
+    assert torch.equal(made[0][1].bias, model[0].bias)
+
+
+def test_looking_changes_nothing() -> None:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(8), nn.Dropout())
+    model[1].eval()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    generator = torch.random.get_rng_state()
+    factorize.find(model, X)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert [m.training for m in model] == [True, False, True]
+    assert torch.equal(generator, torch.random.get_rng_state())
+
+
+def test_hooks_are_reported() -> None:
+    model = nn.Sequential(conv())
+    model[0].register_forward_hook(lambda *_: None)
+    assert full(model).layers[0].notes == ("1 hook(s) on the layer dropped",)
+
+
+def test_rewrite_in_place_returns_the_same_model() -> None:
+    model = nn.Sequential(conv(), nn.ReLU())
+    reference = copy.deepcopy(model)
+    assert factorize.rewrite_(model, full(model)) is model
+    assert isinstance(model[0], nn.Sequential)
+    assert_same_function(reference, model)
+
+
+def test_plan_of_another_model_changes_nothing() -> None:
+    plan = full(nn.Sequential(conv(), conv()))
+    other = nn.Sequential(conv(), nn.Conv2d(8, 8, 3, padding=1, stride=2))
+    with pytest.raises(PlanError, match=r"1: stride is \(1, 1\) in the plan and \(2, 2\)"):
+        factorize.rewrite_(other, plan)
+    assert isinstance(other[0], nn.Conv2d)
+    with pytest.raises(PlanError, match="no such module"):
+        factorize.rewrite(nn.Sequential(conv()), plan)
+
+
+def test_model_without_convolutions_is_refused() -> None:
+    with pytest.raises(NoConvolutionError, match="at least one convolution"):
+        factorize.find(nn.Linear(3, 3), torch.randn(1, 3))
+
+
+def test_wrong_input_is_told_in_one_line() -> None:
+    with pytest.raises(UnsupportedLayerError, match="must run on the example input") as caught:
+        factorize.find(conv(), torch.randn(1, 3, 9, 9))
+    assert "\n" not in str(caught.value)

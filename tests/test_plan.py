@@ -1,0 +1,235 @@
+"""Ranks, rules and reasons; and plans as files that people edit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import factorize
+from factorize import methods
+from factorize.errors import NoConvolutionError, PlanError, RankError, UnsupportedLayerError
+from factorize.methods.base import chain_kernel
+from factorize.plan import load_plan, save_plan
+from factorize.types import ConvSpec, LayerPlan
+
+X = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1, stride=2),
+        nn.Conv2d(24, 16, 1), nn.Conv2d(16, 8, (5, 1), padding="same"),
+    )  # fmt: skip
+
+
+def planned(**choice: object) -> dict[str, LayerPlan]:
+    made = factorize.plan(net(), X, **choice)  # type: ignore[arg-type]
+    return {layer.spec.name: layer for layer in made.layers}
+
+
+def test_first_layer_and_pointwise_are_left_alone_by_rule_unless_included() -> None:
+    layers = planned(rank=2)
+    assert "first layer" in (layers["0"].skip_reason or "")
+    assert "1x1" in (layers["2"].skip_reason or "")
+    assert layers["1"].method
+    layers = planned(rank=2, include=["0", "2"], method="channel_svd")
+    assert layers["0"].method
+    assert layers["2"].method
+    assert layers["1"].skip_reason == "not matched by --include"
+
+
+def test_excluded_layers_say_so() -> None:
+    assert planned(rank=2, exclude=["1"])["1"].skip_reason == "matched by --exclude"
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_glob_that_matches_nothing_is_an_error(option: str) -> None:
+    with pytest.raises(NoConvolutionError, match=f"--{option} 'layer9.*' must match"):
+        planned(rank=2, **{option: ["layer9.*"]})
+
+
+def test_fixed_rank_is_clamped_and_that_is_said() -> None:
+    layer = planned(rank=1000, allow_costlier=True)["3"]
+    assert layer.rank == (8,)
+    assert layer.notes == ("rank 1000 clamped to the maximum, 8",)
+    assert planned(rank=8, allow_costlier=True)["3"].notes == ()
+
+
+def test_share_is_of_the_maximum_of_each_entry() -> None:
+    assert planned(rank=0.5, method="tucker2")["1"].rank == (8, 12)
+    assert planned(rank=0.001, method="tucker2")["1"].rank == (1, 1)
+
+
+def test_layer_that_would_cost_more_stays_dense_with_the_figures() -> None:
+    layer = planned(rank=1.0)["1"]
+    assert layer.method is None
+    assert "would cost" in (layer.skip_reason or "")
+    assert layer.macs == layer.spec.macs
+    costly = planned(rank=1.0, allow_costlier=True)["1"]
+    assert costly.macs > costly.spec.macs
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_energy_keeps_its_share(method: str) -> None:
+    for energy in (0.3, 0.7, 0.9):
+        layer = planned(energy=energy, method=method, allow_costlier=True)["1"]
+        made = factorize.plan(net(), X, energy=energy, method=method, allow_costlier=True)
+        lost = {one.name: one.error for one in factorize.compress(
+            net(), X, plan=made, latency=False).report.layers}["1"]  # fmt: skip
+        # Tucker-2 keeps the share of each of its two unfoldings.
+        entries = len(layer.rank)
+        assert lost is not None
+        assert lost**2 <= entries * (1 - energy) + 1e-9
+        if entries == 1 and layer.rank[0] > 1:
+            spec = layer.spec
+            less = LayerPlan(spec, method, (layer.rank[0] - 1,), layer.variant)
+            assert methods.factorize(less, net()[1].weight).error ** 2 > 1 - energy
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_vbmf_finds_the_planted_rank_in_noise(method: str) -> None:
+    torch.manual_seed(0)
+    spec = ConvSpec("", "conv2d", 32, 32, (3, 3), (1, 1), (1, 1), (1, 1), bias=False)
+    chosen = methods.get(method)
+    rank = tuple(2 for _ in chosen.max_rank(spec))
+    stages = chosen.stages(spec, rank, chosen.variants[0])
+    kernel = chain_kernel(stages, tuple(torch.randn(s.weight_shape).double() for s in stages))
+    kernel = kernel / kernel.std() + 0.05 * torch.randn_like(kernel)
+    model = nn.Conv2d(32, 32, 3, padding=1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(kernel)
+    x = torch.randn(1, 32, 8, 8).double()
+    (layer,) = factorize.plan(model, x, rank="vbmf", method=method).layers
+    assert layer.rank == rank
+
+
+def test_vbmf_that_finds_only_noise_takes_one_and_says_so() -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(32, 32, 3, padding=1)
+    (layer,) = factorize.plan(model, torch.randn(1, 32, 8, 8), rank="vbmf").layers
+    assert layer.rank == (1,)
+    assert "rank 0" in layer.notes[0]
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_the_better_order_is_taken(method: str) -> None:
+    made = factorize.plan(net(), X, rank=3, method=method, allow_costlier=True)
+    for layer in made.factorized:
+        errors = {
+            variant: methods.factorize(
+                LayerPlan(layer.spec, method, layer.rank, variant),
+                net()[int(layer.spec.name)].weight,
+            ).error
+            for variant in methods.get(method).variants
+        }
+        assert errors[layer.variant] <= min(errors.values()) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({}, "give either"),
+        ({"rank": 3, "energy": 0.5}, "give either"),
+        ({"rank": 0}, "got 0"),
+        ({"rank": -0.5}, "got -0.5"),
+        ({"rank": 1.5}, "got 1.5"),
+        ({"rank": "many"}, "got many"),
+        ({"rank": True}, "got True"),
+        ({"energy": 0.0}, "share in"),
+        ({"energy": 1.1}, "share in"),
+    ],
+)
+def test_rules_out_of_range(choice: dict[str, object], message: str) -> None:
+    with pytest.raises(RankError, match=message):
+        planned(**choice)
+
+
+def test_unknown_method_lists_the_known_ones() -> None:
+    with pytest.raises(UnsupportedLayerError, match="must be one of .*tucker2.*got 'tukker'"):
+        planned(rank=2, method="tukker")
+
+
+def test_saved_plan_comes_back_as_it_was(tmp_path: Path) -> None:
+    made = factorize.plan(net(), X, rank=2)
+    save_plan(made, tmp_path / "plan.json")
+    again = factorize.plan(net(), X, edited=load_plan(tmp_path / "plan.json"))
+    assert again == made
+
+
+def edit(tmp_path: Path, **changes: object) -> Path:
+    """A plan file whose layer 1 is changed."""
+    path = tmp_path / "plan.json"
+    save_plan(factorize.plan(net(), X, rank=2), path)
+    content = json.loads(path.read_text())
+    content["layers"][1].update(changes)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_edited_plan_is_applied(tmp_path: Path) -> None:
+    path = edit(tmp_path, method="tucker2", rank=[3, 5], variant="")
+    model = net()
+    made = factorize.plan(model, X, edited=load_plan(path))
+    chain = factorize.rewrite(model, made)[1]
+    assert [tuple(c.weight.shape) for c in chain] == [(3, 16, 1, 1), (5, 3, 3, 3), (24, 5, 1, 1)]
+    path = edit(tmp_path, rank=4, variant=None)  # the better order is taken
+    assert factorize.plan(model, X, edited=load_plan(path)).layers[1].variant
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"rank": [900]}, RankError, r"^1: rank must be an integer in 1\.\.48 for spatial_svd"),
+        ({"rank": [1.5]}, RankError, "got 1.5"),
+        ({"rank": [True]}, RankError, "got True"),
+        ({"rank": [2, 2]}, RankError, "takes 1 rank"),
+        ({"rank": "8"}, PlanError, '"rank" must be'),
+        ({"method": "tukker"}, UnsupportedLayerError, "must be one of"),
+        ({"method": 7}, PlanError, '"method" must be'),
+        ({"method": "tucker2"}, UnsupportedLayerError, "variant must be one of"),
+        ({"name": "layer9"}, PlanError, "layer9: a plan must name convolutions"),
+        ({"name": "0"}, PlanError, "'0' is named twice"),
+        ({"conv": {}}, PlanError, '"conv" does not describe'),
+        ({"conv": 3}, PlanError, 'a "name" and a "conv"'),
+    ],
+)
+def test_plan_that_does_not_fit_is_refused(
+    tmp_path: Path, changes: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        factorize.plan(net(), X, edited=load_plan(edit(tmp_path, **changes)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "readable file"),
+        ("", "must be JSON"),
+        ("[" * 100_000, "must be JSON"),
+        ("[]", "factorize-plan"),
+        ('{"format": "factorize-plan", "version": 2}', "version must be 1, got 2"),
+        ('{"format": "factorize-plan", "version": 1}', '"layers" must be a list'),
+        ('{"format": "factorize-plan", "version": 1, "layers": [3]}', "layer 0"),
+    ],
+)
+def test_files_that_are_no_plans_are_refused(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    path = tmp_path / "plan.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(PlanError, match=message) as caught:
+        load_plan(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_layer_of_another_shape_is_refused() -> None:
+    made = factorize.plan(net(), X, rank=2)
+    other = net()
+    other[1] = nn.Conv2d(16, 24, 3, padding=1, stride=2, padding_mode="reflect")
+    with pytest.raises(PlanError, match="1: padding_mode is 'zeros' in the plan and 'reflect'"):
+        factorize.plan(other, X, edited=made)
