@@ -177,12 +177,12 @@ def run(
     )
     metric = import_function(evaluate, error=DataError) if evaluate else None
     shape = _shape(input_shape) or loaded.input_shape
+    preprocessing = _preprocessing(loaded, mean, std, resize, crop)
     images = None
     if data is not None and not dry_run:
         images = load_data(
-            data, preprocessing=_preprocessing(loaded, mean, std, resize, crop),
-            input_shape=shape, batch_size=batch_size, seed=seed,
-        )  # fmt: skip
+            data, preprocessing=preprocessing, input_shape=shape, batch_size=batch_size, seed=seed
+        )
     example = _example(loaded, shape, images, seed)
     _out.print(f"[bold]{loaded.arch}[/bold], input {'x'.join(map(str, example.shape[1:]))}")
 
@@ -250,7 +250,7 @@ class _Bars:
         self.progress = Progress(
             TextColumn("{task.description:>22}"), BarColumn(), TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
-            console=_err, transient=True,
+            console=_err, transient=True, disable=not _err.is_terminal,
         )  # fmt: skip
         self.tasks: dict[str, Any] = {}
 

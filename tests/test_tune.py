@@ -3,6 +3,8 @@ import math
 import os
 import signal
 import threading
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -406,6 +408,14 @@ def test_checkpoints_are_written_while_an_epoch_runs(tmp_path):
     assert seen == [False, *[True] * 5]
 
 
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 def test_checkpoints_of_another_run_or_none(tmp_path):
     path, data = tmp_path / "run.pt", dataset(count=32)
 
@@ -418,7 +428,7 @@ def test_checkpoints_of_another_run_or_none(tmp_path):
 
     assert "no checkpoint" in resume()
     finetune(net(1), net(0), data, FinetuneConfig(1, checkpoint=path))
-    assert "lr was 0.001, is 0.1" in resume(lr=0.1)
+    assert "lr was 0.002, is 0.1" in resume(lr=0.1)
     assert "parameters was" in resume(net(1, outputs=5))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -427,12 +437,29 @@ def test_checkpoints_of_another_run_or_none(tmp_path):
     assert "not a readable" in resume()
     torch.save({"state_dict": {}}, path)
     assert "not a readable" in resume()
+    torch.save({"fingerprint": Evil(tmp_path / "ran")}, path)
+    assert "not a readable" in resume()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path):
     config = FinetuneConfig(1, checkpoint=tmp_path / "missing" / "run.pt")
     with pytest.raises(OutputError, match=r"run\.pt: the checkpoint cannot be written"):
         finetune(net(1), net(0), dataset(count=32), config)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    path.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OutputError, match="disk full"):
+        finetune(net(1), net(0), dataset(count=32), FinetuneConfig(1, checkpoint=path))
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
 
 
 def test_only_what_requires_a_gradient_is_tuned():
@@ -489,7 +516,8 @@ def test_nothing_of_the_process_is_changed():
         assert (users.mixed_precision, result.mixed_precision) == ("bf16", "no")
     assert PartialState._shared_state == {}
     assert torch.equal(torch.get_rng_state(), generator)
-    assert dict(os.environ) == environment
+    changed = {key for key, _ in dict(os.environ).items() ^ environment.items()}
+    assert changed <= {"TORCHINDUCTOR_CACHE_DIR"}  # torch's own, set with the first optimizer
     assert data.train.sampler.generator is None
 
 
@@ -508,3 +536,18 @@ def test_loss_and_clipping_are_as_configured():
     assert result.best_epoch == 1
     assert result.history[1]["loss"] == pytest.approx(float(want), rel=1e-5)
     assert equal(model, start)
+
+
+def test_steps_follow_the_schedule():
+    model = net(1, dropout=0)
+    weights = [model[0].weight.detach().clone()]
+    finetune(
+        model,
+        net(0),
+        dataset(),
+        FinetuneConfig(1, lr=1e-3, weight_decay=0),
+        progress=lambda *_: weights.append(model[0].weight.detach().clone()),
+    )
+    moves = [float((b - a).abs().max()) for a, b in pairwise(weights)]
+    assert moves[0] == pytest.approx(1e-3, rel=0.01)  # Adam's first step is the learning rate
+    assert moves[-1] < 0.3e-3

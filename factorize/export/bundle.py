@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +37,13 @@ def export_all(
     chains = {layer.spec.name: len(methods.chain_of(layer)) for layer in plan.factorized}
     save_weights(compressed, folder / "model.safetensors")
     save_weights(original, folder / "original.safetensors")
-    try:
+    with _noting(failures, "model.onnx", folder):
         check = export_onnx(compressed, example_input, folder / "model.onnx", chains=chains)
-    except ExportError as error:
-        failures.append(str(error))
-    try:
+    with _noting(failures, "model.pt2", folder):
         export_program(compressed, example_input, folder / "model.pt2")
-    except ExportError as error:
-        failures.append(str(error))
     if check is not None:
-        try:
+        with _noting(failures, "original.onnx, to compare the time in ONNX Runtime", folder):
             export_onnx(original, example_input, folder / "original.onnx")
-        except ExportError as error:
-            failures.append(f"no time in ONNX Runtime, as the original has no ONNX file: {error}")
 
     sizes: dict[str, dict[str, int]] = {}
     for kind in ("safetensors", "onnx", "pt2"):
@@ -55,3 +52,12 @@ def export_all(
             if file.exists():
                 sizes.setdefault(kind, {})[role] = file.stat().st_size
     return check, sizes, failures
+
+
+@contextmanager
+def _noting(failures: list[str], what: str, folder: Path) -> Iterator[None]:
+    """Go on after a failed export, but say which file is missing and why."""
+    try:
+        yield
+    except ExportError as error:
+        failures.append(f"{what}: {str(error).replace(f'{folder}{os.sep}', '')}")

@@ -12,14 +12,14 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
-from ..errors import DataError
-from ..types import Batch, Data
-from .data_folder import image_folder
-from .data_npz import npz_file, npz_folder
-from .digits import digits_data
-from .images import Loading, Shuffled, Transform, build, holdout_split
-from .imports import brief, import_function
-from .preprocessing import Preprocessing
+from factorize.errors import DataError
+from factorize.io.data_folder import image_folder
+from factorize.io.data_npz import npz_file, npz_folder
+from factorize.io.digits import digits_data
+from factorize.io.images import Loading, Shuffled, Transform, build, holdout_split
+from factorize.io.imports import brief, import_function
+from factorize.io.preprocessing import Preprocessing
+from factorize.types import Batch, Data
 
 
 def load_data(

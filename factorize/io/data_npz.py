@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
-from .images import ImageSet, Transform, split
+from factorize.errors import DataError
+from factorize.io.images import ImageSet, Transform, split
 
 
 def npz_file(

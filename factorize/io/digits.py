@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import DataError
-from ..types import Data
-from .images import ImageSet, Loading, build
+from factorize.errors import DataError
+from factorize.io.images import ImageSet, Loading, build
+from factorize.types import Data
 
 
 class ResidualBlock(nn.Module):

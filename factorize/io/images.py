@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from ..errors import DataError
-from ..types import Batch, Data
-from .preprocessing import Preprocessing
+from factorize.errors import DataError
+from factorize.io.preprocessing import Preprocessing
+from factorize.types import Batch, Data
 
 
 @dataclass(frozen=True)

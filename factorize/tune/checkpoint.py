@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelLoadError, OutputError
+from factorize.errors import ModelLoadError, OutputError
 
 VERSION = 1
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..errors import DataError
-from ..tensor.call import evaluating, model_dtype
-from ..types import Batch
+from factorize.errors import DataError
+from factorize.tensor.call import evaluating, model_dtype
+from factorize.types import Batch
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called as ``progress(stage, done, total, values)``."""

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torch import nn
 
-from ..types import Data
-from .distance import Progress, placed
-from .guard import accelerator_on
-from .loop import Training
+from factorize.tune.distance import Progress, placed
+from factorize.tune.guard import accelerator_on
+from factorize.tune.loop import Training
+from factorize.types import Data
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FinetuneConfig:
     """
 
     epochs: int
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 1e-4
     temperature: float = 2.0
     label_weight: float = 0.1

@@ -17,17 +17,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..errors import ModelLoadError
-from ..tensor.call import evaluating
-from ..types import Batch, Data
-from . import checkpoint
-from .distance import Progress, distance, holdout_scores, is_logits, label_loss, tensors, to_model
-from .guard import uninterrupted
-from .optimizer import decayed, schedule, trainable
-from .order import from_batch, length, ordered
+from factorize.errors import ModelLoadError
+from factorize.tensor.call import evaluating
+from factorize.tune import checkpoint
+from factorize.tune.distance import (
+    Progress,
+    distance,
+    holdout_scores,
+    is_logits,
+    label_loss,
+    tensors,
+    to_model,
+)
+from factorize.tune.guard import uninterrupted
+from factorize.tune.optimizer import decayed, schedule, trainable
+from factorize.tune.order import from_batch, length, ordered
+from factorize.types import Batch, Data
 
 if TYPE_CHECKING:
-    from .finetune import FinetuneConfig
+    from factorize.tune.finetune import FinetuneConfig
 
 
 class Training:

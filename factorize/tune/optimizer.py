@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UnsupportedLayerError
+from factorize.errors import UnsupportedLayerError
 
 
 def trainable(model: nn.Module, original: nn.Module) -> list[nn.Parameter]:

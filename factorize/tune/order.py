@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from ..errors import DataError
-from ..types import Batch
+from factorize.errors import DataError
+from factorize.types import Batch
 
 
 def length(batches: Iterable[Batch]) -> int:

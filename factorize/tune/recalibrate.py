@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..tensor.call import evaluating
-from ..types import Data
-from .distance import Progress, holdout_scores, placed, to_model
+from factorize.tensor.call import evaluating
+from factorize.tune.distance import Progress, holdout_scores, placed, to_model
+from factorize.types import Data
 
 IMAGES = 1000
 

@@ -1,0 +1,248 @@
+"""The whole, as a library: compress, save, load, and what the report says."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import factorize
+from factorize.errors import DataError, DeviceError, ModelLoadError, NoConvolutionError, OutputError
+from factorize.io.data import load_data
+from factorize.io.digits import load_digits_model
+from factorize.measure import count
+from factorize.types import Speedup
+
+X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+# torch.export's own deprecations, and accelerate's on a machine without a GPU.
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|accelerate|onnxscript")]
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 5),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[factorize.Result, Path]:
+    out = tmp_path_factory.mktemp("run") / "out"
+    return factorize.compress(net(), X, rank=4, out=out), out
+
+
+def test_all_files_are_written_and_no_other(run: tuple[factorize.Result, Path]) -> None:
+    names = {"model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json"}
+    assert {path.name for path in run[1].iterdir()} == names
+
+
+def test_loaded_model_is_the_compressed_one(run: tuple[factorize.Result, Path]) -> None:
+    result, out = run
+    torch.manual_seed(9)
+    loaded = factorize.load(out, net().apply(lambda m: getattr(m, "reset_parameters", int)()))
+    with torch.no_grad():
+        assert torch.equal(loaded(X), result.model(X))
+
+
+def test_exported_files_give_the_models_outputs(run: tuple[factorize.Result, Path]) -> None:
+    import onnxruntime
+
+    result, out = run
+    x = torch.randn(5, *X.shape[1:])
+    with torch.no_grad():
+        expected = result.model(x)
+        program = torch.export.load(out / "model.pt2").module()
+        assert torch.allclose(program(x), expected, atol=1e-5)
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    (actual,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert torch.allclose(torch.from_numpy(actual), expected, atol=1e-5)
+
+
+def test_report_agrees_with_the_model_and_with_its_file(
+    run: tuple[factorize.Result, Path],
+) -> None:
+    result, out = run
+    report = result.report
+    assert (report.params["compressed"], report.macs["compressed"]) == count(result.model, X)
+    assert (report.params["original"], report.macs["original"]) == count(net(), X)
+    before, after = (sum(getattr(one, key) for one in report.layers)
+                     for key in ("macs_original", "macs"))  # fmt: skip
+    assert report.macs["original"] - report.macs["compressed"] == before - after
+    kernel = net()[3].weight
+    chain = result.model[3]
+    with torch.no_grad():
+        product = torch.einsum("riyb,orax->oiyx", chain[0].weight, chain[1].weight)
+        if report.layers[1].variant == "horizontal_first":
+            product = torch.einsum("riax,oryb->oiyx", chain[0].weight, chain[1].weight)
+        error = float((product - kernel).norm() / kernel.norm())
+    assert report.layers[1].error == pytest.approx(error, rel=1e-4)
+    assert report.quality["rewritten"]["agreement"] <= 100
+    assert "random input" in report.quality_of
+
+    saved = json.loads((out / "report.json").read_text())
+    assert saved["format"] == "factorize-report"
+    assert saved["macs"] == report.macs
+    assert saved["layers"][1]["error"] == report.layers[1].error
+    assert saved["bytes"]["onnx"]["compressed"] == (out / "model.onnx").stat().st_size
+    speeds = [Speedup(**one) for one in saved["speed"]]
+    assert [one.runtime for one in speeds] == ["onnxruntime", "torch"]
+    assert all(one.speedup > 0 for one in speeds)
+    assert saved["environment"]["torch"] == torch.__version__
+
+
+def test_original_is_untouched() -> None:
+    model = net().train()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    result = factorize.compress(model, X, rank=4, latency=False)
+    assert isinstance(model[3], nn.Conv2d)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert all(module.training for module in result.model.modules())
+
+
+def test_existing_files_are_not_overwritten_unasked(
+    run: tuple[factorize.Result, Path],
+) -> None:
+    before = {path: path.read_bytes() for path in run[1].iterdir()}
+    with pytest.raises(OutputError, match="--force"):
+        factorize.compress(net(), X, rank=2, out=run[1])
+    assert {path: path.read_bytes() for path in run[1].iterdir()} == before
+
+
+def test_failure_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(NoConvolutionError, match="stay dense"):
+        factorize.compress(net(), X, rank=1000, out=tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(OutputError, match="must be a folder"):
+        factorize.compress(net(), X, rank=4, out=file)
+    assert file.read_text() == "mine"
+
+
+def test_model_that_cannot_be_exported_still_gives_the_rest(tmp_path: Path) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.net(x)
+            return y if float(y.sum()) > 1e9 else -y  # no graph can hold this
+
+    out = tmp_path / "out"
+    result = factorize.compress(Branching(), X, rank=4, out=out)
+    assert [one.split(":")[0] for one in result.report.failures] == ["model.onnx", "model.pt2"]
+    assert {"model.safetensors", "plan.json", "report.json"} <= {p.name for p in out.iterdir()}
+    assert not (out / "model.onnx").exists()
+
+
+def test_own_metric_is_reported_and_decides() -> None:
+    @torch.no_grad()
+    def size(model: nn.Module) -> dict[str, float]:
+        return {"norm": sum(float(p.norm()) for p in model.parameters()), "other": 1.0}
+
+    size.higher_is_better = False  # type: ignore[attr-defined]
+    result = factorize.compress(net(), X, rank=4, evaluate=size, latency=False)
+    assert result.report.quality["original"] == size(net())
+    assert result.report.quality["rewritten"] == pytest.approx(size(result.model))
+    assert result.report.quality_of == "size (lower is better)"
+
+
+def test_metric_that_fails_is_told_in_one_line() -> None:
+    with pytest.raises(DataError, match="--evaluate broken: must return .* ZeroDivisionError"):
+        factorize.compress(net(), X, rank=4, latency=False,
+                           evaluate=factorize.Metric(lambda _: 1 / 0, "broken"))  # fmt: skip
+
+
+def test_data_recalibrates_and_tunes_and_reports_each_stage(tmp_path: Path) -> None:
+    data = load_data("digits", input_shape=(1, 8, 8))
+    model = load_digits_model()
+    x = torch.randn(1, 1, 8, 8)
+    out = tmp_path / "out"
+    result = factorize.compress(
+        model, x, rank=8, data=data, finetune=1, out=out, latency=False, device="cpu"
+    )
+    quality = result.report.quality
+    assert list(quality) == ["original", "rewritten", "recalibrated", "finetuned"]
+    assert quality["original"]["top1"] >= 98
+    assert quality["original"]["agreement"] == 100
+    assert quality["original"]["kl"] == pytest.approx(0, abs=1e-9)
+    assert quality["finetuned"]["kl"] < quality["recalibrated"]["kl"] < quality["rewritten"]["kl"]
+    assert quality["finetuned"]["top1"] > 95
+    assert not (out / "finetune.ckpt").exists()
+    with torch.no_grad():
+        images, labels = next(iter(data.test or []))
+        right = (factorize.load(out, load_digits_model())(images).argmax(1) == labels).float()
+    assert float(right.mean()) > 0.95
+
+
+def test_interrupted_tuning_keeps_a_checkpoint_and_resumes(tmp_path: Path) -> None:
+    data = load_data("digits", input_shape=(1, 8, 8))
+    x = torch.randn(1, 1, 8, 8)
+    steps = 0
+
+    def interrupt(stage: str, done: int, total: int, values: dict[str, float]) -> None:
+        nonlocal steps
+        steps += stage == "fine-tuning"
+        if steps == 5:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    options = {"rank": 8, "data": data, "latency": False, "device": "cpu"}
+    config = factorize.FinetuneConfig(epochs=2)
+    broken = factorize.compress(
+        load_digits_model(), x, out=out, finetune=config, progress=interrupt, **options
+    )
+    assert broken.report.finetuning is not None
+    assert broken.report.finetuning["interrupted"]
+    assert any("interrupted" in note for note in broken.report.notes)
+    assert (out / "finetune.ckpt").exists()
+    assert (out / "model.onnx").exists()
+
+    resumed = factorize.compress(
+        load_digits_model(), x, out=out,
+        finetune=factorize.FinetuneConfig(epochs=2, resume=True), **options,
+    )  # fmt: skip
+    straight = factorize.compress(load_digits_model(), x, finetune=config, **options)
+    for one, two in zip(
+        resumed.model.state_dict().values(), straight.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two)
+
+
+def test_tuning_without_data_is_refused() -> None:
+    with pytest.raises(DataError, match="--data"):
+        factorize.compress(net(), X, rank=4, finetune=1)
+
+
+def test_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DeviceError, match="must be auto, cpu or cuda"):
+        factorize.compress(net(), X, rank=4, device="tpu")
+
+
+@pytest.mark.parametrize("missing", ["plan.json", "model.safetensors"])
+def test_incomplete_folder_is_refused(
+    run: tuple[factorize.Result, Path], tmp_path: Path, missing: str
+) -> None:
+    for path in run[1].iterdir():
+        if path.name != missing:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises((ModelLoadError, factorize.FactorizeError), match=missing) as caught:
+        factorize.load(tmp_path, net())
+    assert "\n" not in str(caught.value)
+
+
+def test_report_has_no_nan_in_its_json(tmp_path: Path) -> None:
+    result = factorize.compress(
+        net(), X, rank=4, latency=False, out=tmp_path / "o", evaluate=lambda _: math.nan
+    )
+    assert math.isnan(next(iter(result.report.quality["original"].values())))
+    saved = json.loads((tmp_path / "o" / "report.json").read_text())
+    assert next(iter(saved["quality"]["original"].values())) is None
