@@ -27,10 +27,11 @@ def cp(
 ) -> tuple[Tensor, ...]:
     """Factors A1 (n1, R), A2 (n2, R), ... with ``T[i, j, ..] ~ sum_r A1[i, r] A2[j, r] ..``.
 
-    ALS runs on the HOSVD core, which is smaller where the rank is below the dimensions, and is
-    then finished on the tensor itself. Several seeded starts are raced for a few sweeps; the best
-    goes on. A sweep's step is extrapolated as long as that pays (Ang et al. 2020), and each
-    update is proximal, so that the error never rises. At `exact_rank` the answer is exact.
+    ALS runs on the HOSVD core, which is smaller where the rank is below the dimensions, in float32,
+    which is nearly twice as fast, and is then finished in float64 on the tensor itself. Several
+    seeded starts are raced for a few sweeps; the best goes on. A sweep's step is extrapolated as
+    long as that pays (Ang et al. 2020), and each update is proximal, so that the error never rises.
+    At `exact_rank` the answer is exact.
 
     Parameters
     ----------
@@ -55,8 +56,10 @@ def cp(
     """
     if rank >= exact_rank(tuple(tensor.shape)):
         return _balance(_exact(tensor, rank))
-    if not float(tensor.norm()):
+    scale = float(tensor.norm())
+    if not scale:
         return tuple(torch.zeros(n, rank, dtype=tensor.dtype) for n in tensor.shape)
+    tensor = tensor / scale  # squares of any kernel's values fit into float32 then
 
     bases = [leading_subspace(_unfold(tensor, m), n) for m, n in enumerate(tensor.shape)]
     keep = [min(n, rank) for n in tensor.shape]
@@ -64,6 +67,7 @@ def cp(
     for mode, (basis, n) in enumerate(zip(bases, keep, strict=True)):
         core = (core.movedim(mode, -1) @ basis[:, :n]).movedim(-1, mode)
 
+    rough = core.float()
     # In the core's own basis the HOSVD start is the identity, filled up with random columns.
     generator = torch.Generator().manual_seed(seed)
     raced = []
@@ -72,8 +76,10 @@ def cp(
         if start == 0:
             for factor, n in zip(factors, keep, strict=True):
                 factor[:, :n] = torch.eye(n, dtype=torch.float64)
-        raced.append(_als(core, factors, tolerance, sweeps=5))
+        raced.append(_als(rough, [f.float() for f in factors], tolerance, sweeps=5))
     _, factors = min(raced, key=lambda run: run[0])
+    _, factors = _als(rough, factors, tolerance, sweeps=max_sweeps)
+    factors = [f.double() for f in factors]
 
     if keep != list(tensor.shape):
         _, factors = _als(core, factors, tolerance, sweeps=max_sweeps)
@@ -81,6 +87,7 @@ def cp(
     else:
         factors = [basis @ f for basis, f in zip(bases, factors, strict=True)]
     _, factors = _als(tensor, factors, tolerance, sweeps=max_sweeps)
+    factors[0] = factors[0] * scale
     return _balance(factors)
 
 
@@ -164,8 +171,8 @@ def _contract(partial: Tensor, factors: list[Tensor], mode: int) -> Tensor:
 def _update(product: Tensor, factor: Tensor, gram: Tensor) -> Tensor:
     """The least-squares factor (n, R) for its MTTKRP (n, R) and the others' Gram matrix (R, R).
 
-    A proximal term, 1e-10 of the mean diagonal, keeps the normal equations solvable where
-    components coincide, without moving the solution that sweeps converge to.
+    A proximal term, 1e-10 of the mean diagonal (in float32 1e-5), keeps the normal equations
+    solvable where components coincide, without moving the solution that sweeps converge to.
     """
     weight = (1e-10 if gram.dtype == torch.float64 else 1e-5) * float(gram.diagonal().mean())
     shifted = gram + weight * torch.eye(len(gram), dtype=gram.dtype)
