@@ -190,9 +190,10 @@ def test_interrupted_tuning_keeps_a_checkpoint_and_resumes(tmp_path: Path) -> No
 
     def interrupt(stage: str, done: int, total: int, values: dict[str, float]) -> None:
         nonlocal steps
-        steps += stage == "fine-tuning"
-        if steps == 5:
-            raise KeyboardInterrupt
+        if stage == "fine-tuning":
+            steps += 1
+            if steps == 5:
+                raise KeyboardInterrupt
 
     out = tmp_path / "out"
     options = {"rank": 8, "data": data, "latency": False, "device": "cpu"}

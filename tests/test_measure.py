@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 
@@ -40,7 +40,7 @@ def spec(i: int, o: int, kernel: tuple, size: tuple, **changes) -> ConvSpec:
         "c", f"conv{n}d", i, o, kernel, (1,) * n, (0,) * n, (1,) * n, bias=False,
         input_sizes=(size,),
     )  # fmt: skip
-    return base.then(**changes)
+    return replace(base, **changes)
 
 
 def build(s: ConvSpec) -> nn.Module:
