@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from factorize import methods
 from factorize.api import OUTPUTS, Result, check_not_empty, compress, resolve_device
-from factorize.errors import DataError, FactorizeError, ModelLoadError, RankError
+from factorize.arguments import (
+    default_out,
+    example,
+    json_object,
+    preprocessing_of,
+    rank_of,
+    shape_of,
+)
+from factorize.errors import DataError, FactorizeError, RankError
 from factorize.io.data import load_data
 from factorize.io.imports import import_function
-from factorize.io.models import LoadedModel, load_model
-from factorize.io.preprocessing import Preprocessing
+from factorize.io.models import load_model
 from factorize.plan import load_plan
-from factorize.report import plan_table, show
+from factorize.report import Bars, plan_table, show
 from factorize.stages import make_plan
-from factorize.tensor.call import model_dtype
 from factorize.tune import FinetuneConfig
-from factorize.types import Data
 
 _METHODS = "\n\n".join(f"- `{name}`: {methods.get(name).summary}" for name in methods.names())
 
@@ -165,7 +168,7 @@ def run(
     if given is not None and not (rank is None and energy is None):
         raise RankError("--plan has the ranks already: drop --rank and --energy.")
     choice = {} if given else {
-        "method": method, "rank": _rank(rank), "energy": energy, "include": include or (),
+        "method": method, "rank": rank_of(rank), "energy": energy, "include": include or (),
         "exclude": exclude or (), "allow_costlier": allow_costlier,
     }  # fmt: skip
 
@@ -173,23 +176,27 @@ def run(
         data = data or "digits"
         finetune = 1 if finetune is None and not dry_run else finetune
     loaded = load_model(
-        model, arch=arch, arch_args=_json(arch_args), weights=weights, trust_pickle=trust_pickle
+        model,
+        arch=arch,
+        arch_args=json_object(arch_args),
+        weights=weights,
+        trust_pickle=trust_pickle,
     )
     metric = import_function(evaluate, error=DataError) if evaluate else None
-    shape = _shape(input_shape) or loaded.input_shape
-    preprocessing = _preprocessing(loaded, mean, std, resize, crop)
+    shape = shape_of(input_shape) or loaded.input_shape
+    preprocessing = preprocessing_of(loaded, mean, std, resize, crop)
     images = None
     if data is not None and not dry_run:
         images = load_data(
             data, preprocessing=preprocessing, input_shape=shape, batch_size=batch_size, seed=seed
         )
-    example = _example(loaded, shape, images, seed)
-    _out.print(f"[bold]{loaded.arch}[/bold], input {'x'.join(map(str, example.shape[1:]))}")
+    sample = example(loaded, shape, images, seed)
+    _out.print(f"[bold]{loaded.arch}[/bold], input {'x'.join(map(str, sample.shape[1:]))}")
 
     if dry_run:
-        with _Bars() as bars:
+        with Bars(_err) as bars:
             planned = make_plan(
-                loaded.model, example, edited=given, seed=seed, progress=bars.update, **choice
+                loaded.model, sample, edited=given, seed=seed, progress=bars.update, **choice
             )
         _out.print(plan_table(planned))
         for note in loaded.notes:
@@ -197,13 +204,13 @@ def run(
         check_not_empty(planned)
         return
 
-    folder = out or _default_out(model)
+    folder = out or default_out(model)
     config = FinetuneConfig(finetune or 0, seed=seed, resume=resume)
     if lr is not None:
         config = replace(config, lr=lr)
-    with _Bars() as bars:
+    with Bars(_err) as bars:
         result = compress(
-            loaded.model, example, plan=given, data=images, evaluate=metric, finetune=config,
+            loaded.model, sample, plan=given, data=images, evaluate=metric, finetune=config,
             out=folder, force=force, device=device, threads=threads, seed=seed, name=loaded.arch,
             notes=loaded.notes, progress=bars.update, **choice,
         )  # fmt: skip
@@ -241,121 +248,3 @@ def _finish(result: Result, folder: Path) -> None:
     _out.print(line, markup=False, highlight=False, soft_wrap=True)
     if report.failures:
         raise typer.Exit(1)
-
-
-class _Bars:
-    """Progress on the terminal, one line per stage; silent where there is none."""
-
-    def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description:>22}"), BarColumn(), TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
-            console=_err, transient=True, disable=not _err.is_terminal,
-        )  # fmt: skip
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Bars:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def update(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
-        if stage not in self.tasks:
-            for task in self.tasks.values():
-                self.progress.stop_task(task)
-            self.tasks[stage] = self.progress.add_task(stage, total=None, count="", values="")
-        self.progress.update(
-            self.tasks[stage], completed=done, total=total or None,
-            count=f"{done}/{total}" if total else "",
-            values="  ".join(f"{name} {value:.4g}" for name, value in values.items()),
-        )  # fmt: skip
-
-
-def _rank(text: str | None) -> int | float | str | None:
-    if text is None or text == "vbmf":
-        return text
-    try:
-        return float(text) if "." in text or "e" in text.lower() else int(text)
-    except ValueError:
-        return text  # refused where the rule is read, with the rule
-
-
-def _json(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelLoadError(f"--arch-args must be JSON, got {text!r}: {error}.") from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f'--arch-args must be an object such as {{"n": 10}}, got {text!r}.')
-    return value
-
-
-def _shape(text: str | None) -> tuple[int, int, int] | None:
-    if text is None:
-        return None
-    try:
-        channels, height, width = (int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        channels = height = width = 0
-    if min(channels, height, width) < 1:
-        raise DataError(f"--input-shape must be C,H,W such as 3,224,224, got {text!r}.")
-    return channels, height, width
-
-
-def _preprocessing(
-    loaded: LoadedModel, mean: str | None, std: str | None, resize: int | None, crop: int | None
-) -> Preprocessing | None:
-    """What the options say, over what the architecture's own weights were trained with."""
-
-    def numbers(option: str, text: str) -> tuple[float, ...]:
-        try:
-            return tuple(float(part) for part in text.split(","))
-        except ValueError:
-            raise DataError(
-                f"{option} must be numbers such as 0.485,0.456,0.406, got {text!r}."
-            ) from None
-
-    if (mean is None) != (std is None):
-        raise DataError("--mean and --std go together: give both.")
-    base = loaded.preprocessing
-    if mean is None and resize is None and crop is None:
-        return base
-    if mean is not None and std is not None:
-        means, stds = numbers("--mean", mean), numbers("--std", std)
-        if len(means) != len(stds) or min(stds) <= 0:
-            raise DataError(
-                f"--mean and --std must have one number per channel, std above 0, got {mean} and "
-                f"{std}."
-            )
-    else:
-        means, stds = (base.mean, base.std) if base else ((0.0,), (1.0,))
-    return Preprocessing(
-        means, stds,
-        resize if resize is not None else base.resize if base and mean is None else None,
-        crop if crop is not None else base.crop if base and mean is None else None,
-    )  # fmt: skip
-
-
-def _example(
-    loaded: LoadedModel, shape: tuple[int, ...] | None, data: Data | None, seed: int
-) -> torch.Tensor:
-    """One random input of the model's dtype; its shape from the option, the model or the data."""
-    if shape is None and data is not None:
-        shape = tuple(next(iter(data.holdout))[0].shape[1:])
-    if shape is None:
-        raise DataError(
-            f"{loaded.arch}: the shape of an input is not known. Give --input-shape C,H,W."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, *shape, generator=generator).to(model_dtype(loaded.model))
-
-
-def _default_out(model: str) -> Path:
-    path = Path(model)
-    if path.exists() and path.is_file():
-        return path.parent / f"{path.stem}-factorized"
-    return Path(f"{model.rpartition(':')[2]}-factorized")

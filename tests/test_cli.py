@@ -24,9 +24,7 @@ class Ran:
 
 
 @pytest.fixture
-def factorize(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-):  # noqa: ANN201
+def factorize(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     """Run the command in an empty folder, in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_out", cli.Console(width=160, force_terminal=False))
@@ -50,7 +48,7 @@ def save_net(path: Path) -> Path:
     return path
 
 
-def test_digits_runs_the_whole_pipeline(factorize, tmp_path: Path) -> None:  # noqa: ANN001
+def test_digits_runs_the_whole_pipeline(factorize, tmp_path: Path) -> None:
     ran = factorize("digits", "--rank", 8, "--device", "cpu")
     assert ran.code == 0, ran.err
     folder = tmp_path / "digits-factorized"
@@ -63,7 +61,7 @@ def test_digits_runs_the_whole_pipeline(factorize, tmp_path: Path) -> None:  # n
     assert not report["failures"]
 
 
-def test_dry_run_shows_every_layer_and_writes_nothing(factorize, tmp_path: Path) -> None:  # noqa: ANN001
+def test_dry_run_shows_every_layer_and_writes_nothing(factorize, tmp_path: Path) -> None:
     ran = factorize(save_net(tmp_path / "net.pt"), "--rank", 4, "--input-shape", "3,16,16",
                     "--dry-run")  # fmt: skip
     assert ran.code == 0, ran.err
@@ -72,7 +70,7 @@ def test_dry_run_shows_every_layer_and_writes_nothing(factorize, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
 
 
-def test_plan_can_be_edited_and_applied(factorize, tmp_path: Path) -> None:  # noqa: ANN001
+def test_plan_can_be_edited_and_applied(factorize, tmp_path: Path) -> None:
     net = save_net(tmp_path / "net.pt")
     assert factorize(net, "--rank", 4, "--input-shape", "3,16,16").code == 0
     content = json.loads((tmp_path / "net-factorized" / "plan.json").read_text())
@@ -119,7 +117,7 @@ def test_plan_can_be_edited_and_applied(factorize, tmp_path: Path) -> None:  # n
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    factorize, tmp_path: Path, arguments: tuple[str, ...], message: str  # noqa: ANN001
+    factorize, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:  # fmt: skip
     save_net(tmp_path / "net.pt")
     torch.save(nn.Sequential(nn.Linear(3, 3)), tmp_path / "linear.pt")
@@ -138,14 +136,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-def test_unknown_shape_asks_for_it(factorize, tmp_path: Path) -> None:  # noqa: ANN001
+def test_unknown_shape_asks_for_it(factorize, tmp_path: Path) -> None:
     ran = factorize(save_net(tmp_path / "net.pt"), "--rank", 4)
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "--input-shape" in ran.err
 
 
 def test_failed_export_is_told_and_exit_code_is_not_zero(
-    factorize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: ANN001
+    factorize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     def refuse(*_: object, **__: object) -> None:
         from factorize.errors import ExportError
@@ -161,7 +159,7 @@ def test_failed_export_is_told_and_exit_code_is_not_zero(
 
 
 def test_ctrl_c_before_the_end_writes_nothing(
-    factorize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: ANN001
+    factorize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

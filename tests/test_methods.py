@@ -5,6 +5,7 @@ tomorrow is covered.
 """
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -46,7 +47,9 @@ def layers(draw: st.DrawFn) -> tuple[nn.Conv2d, torch.Tensor]:
         dtype=draw(st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])),
     )  # fmt: skip
     # Large enough for the dilated kernel, and for reflect and circular padding.
-    size = [d * (k - 1) + 1 + draw(st.integers(3, 6)) for k, d in zip(kernel, dilation, strict=True)]
+    size = [
+        d * (k - 1) + 1 + draw(st.integers(3, 6)) for k, d in zip(kernel, dilation, strict=True)
+    ]
     return conv, torch.randn(2, conv.in_channels, *size, dtype=torch.float64)
 
 
@@ -127,9 +130,11 @@ def test_svd_errors_fall_with_the_rank_and_equal_the_discarded_singular_values(m
             error = methods.factorize(LayerPlan(spec, method, (rank,), variant), weight).error
             tail = values[..., rank:].norm() / weight.norm()
             assert error == pytest.approx(float(tail), abs=1e-12)
-            assert chosen.predicted_error(weight, (rank,), variant) == pytest.approx(error, abs=1e-12)
+            assert chosen.predicted_error(weight, (rank,), variant) == pytest.approx(
+                error, abs=1e-12
+            )
             errors.append(error)
-        assert all(after < before for before, after in zip(errors, errors[1:], strict=False))
+        assert all(after < before for before, after in itertools.pairwise(errors))
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -162,7 +167,7 @@ def test_seeded_runs_are_identical(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_chain_exports_to_conv_nodes_only(method: str, tmp_path) -> None:  # noqa: ANN001
+def test_chain_exports_to_conv_nodes_only(method: str, tmp_path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).eval()
     x = torch.randn(2, 8, 9, 9)
@@ -191,7 +196,9 @@ def test_rank_out_of_range_names_layer_limit_and_value(method: str) -> None:
     limit = chosen.max_rank(spec)
     for bad in (0, limit[0] + 1):
         layer = LayerPlan(spec, method, (bad, *limit[1:]), chosen.variants[0])
-        with pytest.raises(RankError, match=rf"layer4.0.conv1: rank .* 1\.\.{limit[0]} .* got {bad}"):
+        with pytest.raises(
+            RankError, match=rf"layer4.0.conv1: rank .* 1\.\.{limit[0]} .* got {bad}"
+        ):
             methods.factorize(layer, torch.zeros(4, 3, 3, 3))
     with pytest.raises(RankError, match="takes"):
         methods.factorize(LayerPlan(spec, method, (*limit, 1), chosen.variants[0]),

@@ -1,5 +1,7 @@
 """The maths, beside tensorly as the oracle and beside closed forms."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorly
@@ -68,7 +70,7 @@ def test_cp_error_never_rises_from_sweep_to_sweep(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     start = [torch.randn(n, 12, generator=generator, dtype=torch.float64) for n in tensor.shape]
     errors = [_als(tensor, list(start), 0.0, sweeps)[0] for sweeps in range(1, 25)]
-    assert all(after <= before for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after <= before for before, after in itertools.pairwise(errors))
     assert errors[-1] < errors[0]
 
 
@@ -90,7 +92,9 @@ def test_split_is_the_nearest_matrix_of_its_rank(
     assert float(error) == pytest.approx(float(values[rank:].norm()), abs=1e-12)
     assert torch.allclose(left.norm(dim=0), right.norm(dim=1))
     basis = leading_subspace(matrix, min(rank, rows))
-    assert float((basis @ (basis.T @ matrix) - matrix).norm()) == pytest.approx(float(error), abs=1e-7)
+    assert float((basis @ (basis.T @ matrix) - matrix).norm()) == pytest.approx(
+        float(error), abs=1e-7
+    )
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=12), st.floats(0.01, 1))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..errors import ExportError
-from ..tensor.call import batch_size, call, evaluating, input_on, model_dtype, model_on
-from .publish import publishing
+from factorize.errors import ExportError
+from factorize.export.publish import publishing
+from factorize.tensor.call import batch_size, call, evaluating, input_on, model_dtype, model_on
 
 _TOLERANCE = 1e-4  # largest relative difference of an exported model's outputs
 _TOLERANCES = {torch.float16: 2e-2, torch.bfloat16: 1e-1}

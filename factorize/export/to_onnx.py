@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ExportError
-from ..tensor.call import model_dtype, onnx_feeds, onnx_session
-from .program import compare, first_line, quiet, trace
-from .publish import publishing
+from factorize.errors import ExportError
+from factorize.export.program import compare, first_line, quiet, trace
+from factorize.export.publish import publishing
+from factorize.tensor.call import model_dtype, onnx_feeds, onnx_session
 
 _LIMIT = 2**31 - 2**20  # bytes of weights; protobuf ends at 2 GiB, the graph is in there too
 

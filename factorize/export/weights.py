@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors.torch import save_model
 from torch import nn
 
-from ..errors import ExportError
-from .publish import publishing
+from factorize.errors import ExportError
+from factorize.export.publish import publishing
 
 
 def save_weights(model: nn.Module, path: str | Path, *, force: bool = False) -> None:

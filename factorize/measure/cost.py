@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..tensor.call import batch_size, call, evaluating
+from factorize.tensor.call import batch_size, call, evaluating
 
 
 def count(model: nn.Module, example_input: Any) -> tuple[int, int]:

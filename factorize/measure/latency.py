@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..tensor.call import (
+from factorize.measure.environment import usable_cores
+from factorize.tensor.call import (
     batch_size,
     call,
     evaluating,
@@ -21,8 +22,7 @@ from ..tensor.call import (
     onnx_feeds,
     onnx_session,
 )
-from ..types import Latency, Speedup
-from .environment import usable_cores
+from factorize.types import Latency, Speedup
 
 _SECONDS = 3.0  # of timing, enough runs given
 _ENOUGH = 10  # runs

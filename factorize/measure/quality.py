@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..errors import DataError
-from ..tensor.call import batch_size, call, evaluating, model_dtype, model_on
-from ..types import Batch
+from factorize.errors import DataError
+from factorize.tensor.call import batch_size, call, evaluating, model_dtype, model_on
+from factorize.types import Batch
 
 
 def accuracy(

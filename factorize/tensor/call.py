@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..errors import DataError
+from factorize.errors import DataError
 
 
 def call(model: Any, example_input: Any) -> Any:

@@ -1,0 +1,107 @@
+"""What the texts of the command line mean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from factorize.errors import DataError, ModelLoadError
+from factorize.io.models import LoadedModel
+from factorize.io.preprocessing import Preprocessing
+from factorize.tensor.call import model_dtype
+from factorize.types import Data
+
+
+def rank_of(text: str | None) -> int | float | str | None:
+    """An integer, a share, or a word."""
+    if text is None or text == "vbmf":
+        return text
+    try:
+        return float(text) if "." in text or "e" in text.lower() else int(text)
+    except ValueError:
+        return text  # refused where the rule is read, with the rule
+
+
+def json_object(text: str | None) -> dict[str, Any] | None:
+    """Keyword arguments as a JSON object."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelLoadError(f"--arch-args must be JSON, got {text!r}: {error}.") from error
+    if not isinstance(value, dict):
+        raise ModelLoadError(f'--arch-args must be an object such as {{"n": 10}}, got {text!r}.')
+    return value
+
+
+def shape_of(text: str | None) -> tuple[int, int, int] | None:
+    """C,H,W."""
+    if text is None:
+        return None
+    try:
+        channels, height, width = (int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        channels = height = width = 0
+    if min(channels, height, width) < 1:
+        raise DataError(f"--input-shape must be C,H,W such as 3,224,224, got {text!r}.")
+    return channels, height, width
+
+
+def preprocessing_of(
+    loaded: LoadedModel, mean: str | None, std: str | None, resize: int | None, crop: int | None
+) -> Preprocessing | None:
+    """What the options say, over what the architecture's own weights were trained with."""
+
+    def numbers(option: str, text: str) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise DataError(
+                f"{option} must be numbers such as 0.485,0.456,0.406, got {text!r}."
+            ) from None
+
+    if (mean is None) != (std is None):
+        raise DataError("--mean and --std go together: give both.")
+    base = loaded.preprocessing
+    if mean is None and resize is None and crop is None:
+        return base
+    if mean is not None and std is not None:
+        means, stds = numbers("--mean", mean), numbers("--std", std)
+        if len(means) != len(stds) or min(stds) <= 0:
+            raise DataError(
+                f"--mean and --std must have one number per channel, std above 0, got {mean} and "
+                f"{std}."
+            )
+    else:
+        means, stds = (base.mean, base.std) if base else ((0.0,), (1.0,))
+    return Preprocessing(
+        means, stds,
+        resize if resize is not None else base.resize if base and mean is None else None,
+        crop if crop is not None else base.crop if base and mean is None else None,
+    )  # fmt: skip
+
+
+def example(
+    loaded: LoadedModel, shape: tuple[int, ...] | None, data: Data | None, seed: int
+) -> torch.Tensor:
+    """One random input of the model's dtype; its shape from the option, the model or the data."""
+    if shape is None and data is not None:
+        shape = tuple(next(iter(data.holdout))[0].shape[1:])
+    if shape is None:
+        raise DataError(
+            f"{loaded.arch}: the shape of an input is not known. Give --input-shape C,H,W."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, *shape, generator=generator).to(model_dtype(loaded.model))
+
+
+def default_out(model: str) -> Path:
+    """A folder named after the model, beside it; in the current folder for a name."""
+    path = Path(model)
+    if path.exists() and path.is_file():
+        return path.parent / f"{path.stem}-factorized"
+    return Path(f"{model.rpartition(':')[2]}-factorized")

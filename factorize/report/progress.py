@@ -1,0 +1,44 @@
+"""Progress on the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Bars:
+    """Progress on the terminal, one line per stage; silent where there is none."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description:>22}"), BarColumn(), TextColumn("{task.fields[count]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
+        """What the stages call, see `types.Progress`."""
+        if stage not in self.tasks:
+            for task in self.tasks.values():
+                self.progress.stop_task(task)
+            self.tasks[stage] = self.progress.add_task(stage, total=None, count="", values="")
+        self.progress.update(
+            self.tasks[stage], completed=done, total=total or None,
+            count=f"{done}/{total}" if total else "",
+            values="  ".join(f"{name} {value:.4g}" for name, value in values.items()),
+        )  # fmt: skip
