@@ -110,7 +110,8 @@ def compress(
         with _timed(seconds, "factorize"):
             fitted = fit(model, plan, seed=seed, progress=progress)
             compressed = graph.rewrite_(copied(model), fitted)
-            _check_runs(compressed, example_input)
+            output = _check_runs(compressed, example_input)
+            remarks += _class_remark(output, data)
 
         quality: dict[str, dict[str, float]] = {}
 
@@ -218,16 +219,28 @@ def check_not_empty(plan: Plan) -> None:
         )
 
 
-def _check_runs(model: nn.Module, example_input: Any) -> None:
-    """A model may use its convolutions in a way that no walk could see."""
+def _check_runs(model: nn.Module, example_input: Any) -> Any:
+    """The output: a model may use its convolutions in a way that no walk could see."""
     try:
         with evaluating(model):
-            call(model, example_input)
+            return call(model, example_input)
     except Exception as error:
         raise UnsupportedLayerError(
             f"{type(model).__name__}: the rewritten model does not run, {type(error).__name__}: "
             f"{' '.join(str(error).split())}. Leave the layer that it needs alone with --exclude."
         ) from error
+
+
+def _class_remark(output: Any, data: Data | None) -> list[str]:
+    """Folders of ten classes are no test of a net of a thousand: their numbers differ."""
+    if data is None or not data.classes or not isinstance(output, torch.Tensor):
+        return []
+    if output.ndim != 2 or output.shape[1] == data.classes:
+        return []
+    return [
+        f"the model has {output.shape[1]} outputs, {data.source} {data.classes} classes: top-1 "
+        "means something only if both number them alike"
+    ]
 
 
 @contextmanager

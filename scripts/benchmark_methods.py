@@ -312,7 +312,8 @@ def tables(results: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]
             f"{r['macs_share']:.3f}", f"{r['seconds']:.4f}", f"{r['min']:.4f}-{r['max']:.4f}",
             f"{r['error']:.5f}", f"{peer['seconds']:.4f}" if peer else "",
             f"{error:.5f}" if error is not None else "", str(peer.get("iterations", "")),
-            f"{equal:.2f}" if equal else "", {True: "yes", False: "NO"}.get(r.get("target_met"), ""),
+            f"{equal:.2f}" if equal else "",
+            {True: "yes", False: "NO", None: ""}[r.get("target_met")],
         ])  # fmt: skip
     return [
         ("Nets", ["net", "method", "kernels", "s", "peer s", "peer / ours", "on target",
@@ -391,7 +392,9 @@ def run(options: argparse.Namespace) -> None:
             "load_end": os.getloadavg(),
             "minutes": (time.perf_counter() - begin) / 60,
             "threads": options.threads,
+            "repeats": options.repeats,
             "seed": options.seed,
+            "niceness": os.nice(0),
             "weights": "random, as torchvision initializes them",
             "repeated_shapes": "timed once, times their count; 'process' runs every kernel",
             "environment": environment(),

@@ -145,7 +145,7 @@ def weights_entry(name: str, member: str | None) -> Any:
 
 def input_of(
     name: str, member: str | None = None, image_size: int | None = None
-) -> tuple[tuple[int, ...] | None, Preprocessing | None]:
+) -> tuple[tuple[int, int, int] | None, Preprocessing | None]:
     """Tell the input shape (C, H, W) and preprocessing that an entry's weights were trained with.
 
     Both are None for what does not take one normalised image (detectors, video, optical flow).

@@ -57,16 +57,16 @@ def _sweeps(
 ) -> tuple[Tensor, Tensor, float]:
     """HOOI on (K, O, I) of norm 1. Returns left, right and the energy that they capture."""
     turned = slices.transpose(1, 2).contiguous()  # (K, I, O)
-    left, previous, extrapolated = right, None, False
+    left, previous = right, right
     for _ in range(max_sweeps):
-        point, extrapolated = right, previous is not None
-        if previous is not None:
+        point = right
+        if previous is not right:
             point = torch.linalg.qr(2 * right - previous @ (previous.T @ right))[0]
         new_left, _ = _basis((point.T @ turned).flatten(0, 1), ranks[0])  # from (K R_in, O)
         new_right, energy = _basis((new_left.T @ slices).flatten(0, 1), ranks[1])
         gain = energy - captured
-        if extrapolated and gain < 0:
-            previous = None
+        if gain < 0 and point is not right:
+            previous = right
             continue
         left, previous, right, captured = new_left, right, new_right, energy
         if gain <= tolerance:
