@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -12,17 +14,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+LOG_SECONDS = 30.0
+
 
 class Bars:
-    """Progress on the terminal, one line per stage; silent where there is none."""
+    """A bar per stage; where there is no terminal, a line every half minute."""
 
     def __init__(self, console: Console) -> None:
+        self.console = console
         self.progress = Progress(
             TextColumn("{task.description:>22}"), BarColumn(), TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
             console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self.tasks: dict[str, TaskID] = {}
+        self.logged = time.monotonic()
 
     def __enter__(self) -> Bars:
         self.progress.start()
@@ -33,12 +39,15 @@ class Bars:
 
     def update(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
         """What the stages call, see `types.Progress`."""
+        count = f"{done}/{total}" if total else ""
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         if stage not in self.tasks:
             for task in self.tasks.values():
                 self.progress.stop_task(task)
             self.tasks[stage] = self.progress.add_task(stage, total=None, count="", values="")
         self.progress.update(
-            self.tasks[stage], completed=done, total=total or None,
-            count=f"{done}/{total}" if total else "",
-            values="  ".join(f"{name} {value:.4g}" for name, value in values.items()),
-        )  # fmt: skip
+            self.tasks[stage], completed=done, total=total or None, count=count, values=shown
+        )
+        if not self.console.is_terminal and time.monotonic() - self.logged > LOG_SECONDS:
+            self.logged = time.monotonic()
+            self.console.print(f"{stage} {count}  {shown}", highlight=False, soft_wrap=True)
