@@ -69,8 +69,9 @@ def compress(
         Batch norms are recalibrated and the copy fine-tuned on its train split; the report is on
         its test split.
     evaluate
-        ``model -> float`` or ``{name: float}``: a measure of your own. Set the function's
-        attribute ``higher_is_better = False`` to turn it round.
+        ``model -> float`` or ``{name: float}``: a measure of your own, for the report; set the
+        function's attribute ``higher_is_better = False`` where that is so. It chooses nothing,
+        as it may well read test images.
     finetune
         Epochs of distillation from the original on `data`, or all settings.
     out
@@ -127,11 +128,10 @@ def compress(
         rate("rewritten", compressed)
 
         recalibration = tuning = None
-        score = (lambda one: measuring.metric_score(metric, one)) if metric else None
         if data is not None:
             with _timed(seconds, "recalibrate"):
                 recalibration = tune.recalibrate(
-                    compressed, model, data, device=device, metric_fn=score, progress=progress
+                    compressed, model, data, device=device, progress=progress
                 )
             remarks.append(f"batch-norm recalibration: {recalibration.reason}")
             if recalibration.applied:
@@ -139,7 +139,7 @@ def compress(
         if data is not None and config.epochs:
             with _timed(seconds, "finetune"):
                 tuning = tune.finetune(
-                    compressed, model, data, config, device=device, progress=progress, score=score
+                    compressed, model, data, config, device=device, progress=progress
                 )
             rate("finetuned", compressed)
             if tuning.interrupted:

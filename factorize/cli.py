@@ -134,7 +134,8 @@ def run(
         min=1, help="Images per batch.", rich_help_panel=_DATA)] = 128,
     evaluate: Annotated[str | None, typer.Option(
         metavar="REF", help="Your own measure, module:function or path/file.py:function: "
-        "model -> number or {name: number}. Set higher_is_better = False on it to turn it round.",
+        "model -> number or {name: number}, for the report. Set higher_is_better = False on it "
+        "where that is so.",
         rich_help_panel=_DATA)] = None,
     finetune: Annotated[int | None, typer.Option(
         metavar="EPOCHS", min=0, help="Epochs of distillation from the original; labels are used "

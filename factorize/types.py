@@ -207,7 +207,7 @@ class Data:
 class Metric:
     """A user's own measure of a model: ``function(model) -> float`` or ``{name: float}``.
 
-    With several values the first one decides which of two models is better.
+    For the report; nothing is chosen by it, as it may well read test images.
     """
 
     function: Callable[[Any], float | dict[str, float]]

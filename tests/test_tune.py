@@ -86,12 +86,12 @@ def test_recalibration_gives_mean_and_variance_of_the_layers_input():
     with torch.no_grad():
         original[1].running_mean.normal_()
     model = copy.deepcopy(original)
+    model[1].running_mean.fill_(50.0)  # so far off that the new statistics are better
     data = dataset(count=90, loader=False)  # the last batch is smaller
-    # A metric that prefers the new statistics, whatever they are.
-    values = iter([0.0, 1.0])
-    result = recalibrate(model, original, data, metric_fn=lambda m: next(values))
+    result = recalibrate(model, original, data)
     assert result.applied
-    assert (result.before, result.after, result.layers) == (0.0, 1.0, 2)
+    assert result.after < result.before
+    assert result.layers == 2
     with torch.no_grad():
         x = model[0](torch.cat([batch[0] for batch in data.train]))
     var, mean = torch.var_mean(x, dim=(0, 2, 3))

@@ -5,7 +5,7 @@ from factorize.measure.environment import environment
 from factorize.measure.latency import onnx_speedup, torch_speedup
 from factorize.measure.quality import accuracy, agreement_on_random_input
 from factorize.measure.speedups import speedups
-from factorize.measure.worth import as_metric, measured_on, metric_score, metric_values, worth
+from factorize.measure.worth import as_metric, measured_on, metric_values, worth
 
 __all__ = [
     "accuracy",
@@ -14,7 +14,6 @@ __all__ = [
     "count",
     "environment",
     "measured_on",
-    "metric_score",
     "metric_values",
     "onnx_speedup",
     "speedups",

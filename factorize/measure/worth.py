@@ -47,12 +47,6 @@ def metric_values(metric: Metric, model: nn.Module) -> dict[str, float]:
         ) from error
 
 
-def metric_score(metric: Metric, model: nn.Module) -> float:
-    """The first value, turned so that higher is better."""
-    first = next(iter(metric_values(metric, model).values()))
-    return first if metric.higher_is_better else -first
-
-
 def worth(
     original: nn.Module,
     model: nn.Module,

@@ -7,7 +7,7 @@ are several outputs, their distances are summed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,9 +19,6 @@ from torch.utils._pytree import tree_leaves
 from factorize.errors import DataError
 from factorize.tensor.call import evaluating, model_dtype
 from factorize.types import Batch
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
-"""Called as ``progress(stage, done, total, values)``."""
 
 
 def tensors(output: Any) -> list[Tensor]:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torch import nn
 
-from factorize.tune.distance import Progress, placed
+from factorize.tune.distance import placed
 from factorize.tune.guard import accelerator_on
 from factorize.tune.loop import Training
-from factorize.types import Data
+from factorize.types import Data, Progress
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from factorize.errors import ModelLoadError
 from factorize.tensor.call import evaluating
 from factorize.tune import checkpoint
 from factorize.tune.distance import (
-    Progress,
     distance,
     holdout_scores,
     is_logits,
@@ -32,7 +31,7 @@ from factorize.tune.distance import (
 from factorize.tune.guard import uninterrupted
 from factorize.tune.optimizer import decayed, schedule, trainable
 from factorize.tune.order import from_batch, length, ordered
-from factorize.types import Batch, Data
+from factorize.types import Batch, Data, Progress
 
 if TYPE_CHECKING:
     from factorize.tune.finetune import FinetuneConfig

@@ -7,7 +7,6 @@ gradients, and kept only where that brings the held-out outputs closer to the or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from factorize.tensor.call import evaluating
-from factorize.tune.distance import Progress, holdout_scores, placed, to_model
-from factorize.types import Data
+from factorize.tune.distance import holdout_scores, placed, to_model
+from factorize.types import Data, Progress
 
 IMAGES = 1000
 
@@ -30,7 +29,7 @@ class Recalibration:
     ----------
     before, after
         On the held-out images: distance of the outputs to the original's (KL divergence of
-        logits, else relative squared difference; lower is better), or the given metric's values.
+        logits, else relative squared difference); lower is better.
     layers
         Batch-norm layers estimated anew.
     reason
@@ -69,7 +68,6 @@ def recalibrate(
     data: Data,
     *,
     device: str = "cpu",
-    metric_fn: Callable[[nn.Module], float] | None = None,
     progress: Progress | None = None,
 ) -> Recalibration:
     """Re-estimate batch-norm running statistics in place, and keep them if they are better.
@@ -83,8 +81,6 @@ def recalibrate(
         What the held-out outputs are compared with.
     device
         Where to compute; both models return to where they were.
-    metric_fn
-        Decides instead of the distance to the original: model -> float, higher is better.
     progress
         Called as ``progress(stage, images done, images in all, {})``.
 
@@ -99,7 +95,7 @@ def recalibrate(
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
     with placed(device, model, original):
-        before = _score(model, original, data, metric_fn)
+        before = _score(model, original, data)
         if not layers:
             reason = "the model has no batch-norm layer with running statistics"
             return Recalibration(False, before, before, 0, reason)
@@ -107,28 +103,20 @@ def recalibrate(
         kept = False
         try:
             seen = _estimate(model, layers, saved, data, progress)
-            after = _score(model, original, data, metric_fn)
-            kept = math.isfinite(after) and (
-                after > before if metric_fn else not after >= before
-            )  # a ``before`` that is not finite loses
+            after = _score(model, original, data)
+            kept = math.isfinite(after) and not after >= before  # a ``before`` of nan loses
         finally:
             if not kept:
                 for layer, buffers in zip(layers, saved, strict=True):
                     _restore(layer, buffers)
-    what = "metric" if metric_fn else "distance to the original"
     verdict = "better" if kept else "not better, statistics left as they were"
-    reason = f"held-out {what} {before:.4g} -> {after:.4g} on {seen} images: {verdict}"
+    reason = (
+        f"held-out distance to the original {before:.4g} -> {after:.4g} on {seen} images: {verdict}"
+    )
     return Recalibration(kept, before, after, len(layers), reason)
 
 
-def _score(
-    model: nn.Module,
-    original: nn.Module,
-    data: Data,
-    metric_fn: Callable[[nn.Module], float] | None,
-) -> float:
-    if metric_fn is not None:
-        return float(metric_fn(model))
+def _score(model: nn.Module, original: nn.Module, data: Data) -> float:
     return holdout_scores(model, original, data.holdout, labelled=False)[0]
 
 
