@@ -102,7 +102,7 @@ def compress(
     seconds: dict[str, float] = {}
     remarks = [*notes, *(data.notes if data else ())]
 
-    with export.output_folder(out, OUTPUTS, force or config.resume) as (folder, publish):
+    with export.output_folder(out, (*OUTPUTS, CHECKPOINT), force or config.resume) as (folder, publish):
         with _timed(seconds, "plan"):
             plan = make_plan(
                 model, example_input, edited=plan, seed=seed, progress=progress, **choice

@@ -218,6 +218,37 @@ def test_interrupted_tuning_keeps_a_checkpoint_and_resumes(tmp_path: Path) -> No
         assert torch.equal(one, two)
 
 
+def test_checkpoint_of_a_killed_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    (tmp_path / "finetune.ckpt").write_text("hours of work")
+    with pytest.raises(OutputError, match=r"finetune.ckpt already.*--resume"):
+        factorize.compress(net(), X, rank=4, out=tmp_path)
+    assert (tmp_path / "finetune.ckpt").read_text() == "hours of work"
+
+
+class Sharing(nn.Module):
+    """One module used twice, and another that shares its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 8, 1)
+        self.two = nn.Conv2d(8, 8, 3, padding=1)
+        self.again = self.two
+        self.tied = nn.Conv2d(8, 8, 3, padding=1)
+        self.tied.weight = self.two.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tied(self.again(self.two(self.one(x))))
+
+
+def test_sharing_survives_saving_and_loading(tmp_path: Path) -> None:
+    result = factorize.compress(Sharing(), X, rank=4, out=tmp_path, latency=False)
+    loaded = factorize.load(tmp_path, Sharing())
+    assert loaded.two is loaded.again
+    assert loaded.two[0].weight is loaded.tied[0].weight
+    with torch.no_grad():
+        assert torch.equal(loaded(X), result.model(X))
+
+
 def test_tuning_without_data_is_refused() -> None:
     with pytest.raises(DataError, match="--data"):
         factorize.compress(net(), X, rank=4, finetune=1)

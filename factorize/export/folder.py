@@ -57,7 +57,7 @@ def output_folder(
             if there and not overwrite:
                 raise OutputError(
                     f"{out}: has {', '.join(there)} already, and nothing is overwritten unasked. "
-                    "Pass --force, or another --out."
+                    "Pass --force, --resume to go on with a fine-tuning, or another --out."
                 )
             yield Path(staging.name), publish
     finally:

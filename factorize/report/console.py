@@ -48,7 +48,7 @@ def _layer_table(layers: tuple[LayerReport, ...], error_title: str) -> Table:
     for layer in layers:
         if layer.method:
             ranks = ",".join(map(str, layer.rank))
-            what = Text(f"{layer.method} {ranks}" + (f" {layer.variant}" if layer.variant else ""))
+            what = Text(f"{layer.method} {ranks}")
             for note in layer.notes:
                 what.append(f"\n{note}", style="yellow")
             style = ""
