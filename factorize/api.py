@@ -102,7 +102,10 @@ def compress(
     seconds: dict[str, float] = {}
     remarks = [*notes, *(data.notes if data else ())]
 
-    with export.output_folder(out, (*OUTPUTS, CHECKPOINT), force or config.resume) as (folder, publish):
+    with export.output_folder(out, (*OUTPUTS, CHECKPOINT), force or config.resume) as (
+        folder,
+        publish,
+    ):
         with _timed(seconds, "plan"):
             plan = make_plan(
                 model, example_input, edited=plan, seed=seed, progress=progress, **choice
@@ -212,10 +215,10 @@ def resolve_device(device: str) -> str:
 def check_not_empty(plan: Plan) -> None:
     """Raise NoConvolutionError where a plan changes nothing."""
     if not plan.factorized:
-        first = plan.layers[0]
+        largest = max(plan.layers, key=lambda layer: layer.spec.macs)
         raise NoConvolutionError(
-            f"all {len(plan.layers)} convolutions stay dense: there is nothing to do (the first, "
-            f"{first.spec.label}: {first.skip_reason}). Lower the rank, see --dry-run for each."
+            f"all {len(plan.layers)} convolutions stay dense: there is nothing to do (the largest, "
+            f"{largest.spec.label}: {largest.skip_reason}). Lower the rank, see --dry-run for each."
         )
 
 

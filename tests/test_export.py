@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_model
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from factorize.errors import ExportError, OutputError
 from factorize.export import export_onnx, export_program, save_weights, to_onnx
@@ -217,6 +218,29 @@ def test_a_model_that_gives_nan_is_not_published(net, x, tmp_path):
         net.fc.bias[0] = float("nan")
     with pytest.raises(ExportError, match="got nan"):
         export_onnx(net, x, tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "installed", "advice"),
+    [
+        ("2.6.0+cpu", ("0.7.2", "7.36.2"), "With .*: pip install 'onnxscript<0.3' 'protobuf<7'. N"),
+        ("2.6.0+cpu", ("0.2.7", "7.36.2"), "With torch 2.6.0.cpu: pip install 'protobuf<7'. N"),
+        ("2.6.0+cpu", ("0.2.7", "6.33.6"), "got no such type. N"),
+        ("2.10.0", ("0.7.2", "7.36.2"), "got no such type. N"),
+    ],
+)
+def test_packages_too_new_for_torch_are_named(
+    x, tmp_path, monkeypatch, torch_version, installed, advice
+):
+    def fail(path):
+        monkeypatch.setattr(torch, "__version__", TorchVersion(torch_version))
+        raise RuntimeError("no such type")
+
+    monkeypatch.setattr(to_onnx, "onnx_session", fail)
+    versions = dict(zip(("onnxscript", "protobuf"), installed, strict=True))
+    monkeypatch.setattr(to_onnx, "version", versions.__getitem__)
+    with pytest.raises(ExportError, match=f"{advice}ot written.$"):
+        export_onnx(nn.Conv2d(3, 4, 1), x, tmp_path / "net.onnx")
 
 
 def test_a_fixed_batch_size_is_said(tmp_path):

@@ -1,9 +1,10 @@
 r"""DnCNN (Zhang et al., TIP 2017) and its metric, PSNR: a net that does not classify.
 
     python -m factorize dncnn.pth --arch experiments/denoise/dncnn.py:dncnn \
-        --input-shape 1,64,64 --evaluate experiments/denoise/dncnn.py:psnr --rank 16
+        --input-shape 1,64,64 --evaluate experiments/denoise/dncnn.py:psnr --rank 48 \
+        --data experiments/denoise/dncnn.py:noisy_crops --finetune 1
 
-``psnr`` reads the test images from the folder that the variable DENOISE_TEST names.
+The variables DENOISE_TEST and DENOISE_TRAIN name folders of grey PNG images.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.io import ImageReadMode, decode_image
 
 SIGMA = 15 / 255
 SEED = 0
+CROP = 48
+CROPS_PER_IMAGE = 2
 
 
 class DnCNN(nn.Module):
@@ -42,17 +46,36 @@ def dncnn() -> DnCNN:
 
 def psnr(model: nn.Module) -> float:
     """Mean PSNR in dB over the test images, noise of sigma 15/255 added; higher is better."""
-    folder = Path(os.environ.get("DENOISE_TEST", ""))
-    paths = sorted(folder.glob("*.png"))
-    if not paths:
-        raise FileNotFoundError(f"no PNG images in DENOISE_TEST={folder}")
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(SEED)
     values = []
-    for path in paths:
-        clean = decode_image(str(path), ImageReadMode.GRAY).unsqueeze(0) / 255  # (1, 1, H, W)
+    for clean in _images("DENOISE_TEST"):
         noisy = clean + SIGMA * torch.randn(clean.shape, generator=generator)
-        noise = model(noisy.to(device)).cpu()
+        noise = model(noisy.unsqueeze(0).to(device)).squeeze(0).cpu()
         error = (noisy - noise).clamp(0, 1) - clean
         values.append(float(-10 * error.square().mean().log10()))
     return sum(values) / len(values)
+
+
+def noisy_crops() -> dict[str, DataLoader]:
+    """Noisy crops (N, 1, 48, 48) of the training images; no targets, the net is the teacher."""
+    generator = torch.Generator().manual_seed(SEED)
+    crops = []
+    for clean in _images("DENOISE_TRAIN"):
+        for _ in range(CROPS_PER_IMAGE):
+            top, left = (
+                int(torch.randint(size - CROP + 1, (), generator=generator))
+                for size in clean.shape[1:]
+            )
+            crop = clean[:, top : top + CROP, left : left + CROP]
+            crops.append(crop + SIGMA * torch.randn(crop.shape, generator=generator))
+    return {"train": DataLoader(TensorDataset(torch.stack(crops)), batch_size=16, shuffle=True)}
+
+
+def _images(variable: str) -> list[Tensor]:
+    """Grey images (1, H, W) in 0..1, by name, from the folder that a variable names."""
+    folder = Path(os.environ.get(variable, ""))
+    paths = sorted(folder.glob("*.png"))
+    if not paths:
+        raise FileNotFoundError(f"no PNG images in {variable}={folder}")
+    return [decode_image(str(path), ImageReadMode.GRAY) / 255 for path in paths]

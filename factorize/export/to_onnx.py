@@ -6,11 +6,13 @@ import ast
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from factorize.errors import ExportError
 from factorize.export.program import compare, first_line, quiet, trace
@@ -18,6 +20,8 @@ from factorize.export.publish import publishing
 from factorize.tensor.call import model_dtype, onnx_feeds, onnx_session
 
 _LIMIT = 2**31 - 2**20  # bytes of weights; protobuf ends at 2 GiB, the graph is in there too
+
+_TORCH_2_6 = {"onnxscript": "0.3", "protobuf": "7"}  # the first that its exporter fails with
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ def export_onnx(
                 exported = torch.onnx.export(program, dynamo=True, optimize=True, verbose=False)
                 assert exported is not None  # it is only without dynamo
                 proto = exported.model_proto
+            _lift_constants(proto.graph)
             if dynamic:
                 _name_batch(proto.graph)
             onnx.checker.check_model(proto)
@@ -106,7 +111,7 @@ def export_onnx(
         except Exception as error:  # torch, onnx and onnxruntime have dozens of them
             raise ExportError(
                 f"{path}: the model must be expressible in ONNX, got {first_line(error)}. "
-                "Not written."
+                f"{_mismatch()}Not written."
             ) from error
         for name, stages in chains.items():
             _check_chain(proto.graph, model, name, stages)
@@ -126,6 +131,28 @@ def export_onnx(
             opset=next(entry.version for entry in proto.opset_import if not entry.domain),
             dynamic_batch=dynamic,
         )
+
+
+def _mismatch() -> str:
+    """Say what to install where torch's exporter is older than the packages it calls."""
+    if torch.__version__ >= "2.7":
+        return ""
+    newer = [name for name, end in _TORCH_2_6.items() if TorchVersion(version(name)) >= end]
+    if not newer:
+        return ""
+    wanted = " ".join(f"'{name}<{_TORCH_2_6[name]}'" for name in newer)
+    return f"With torch {torch.__version__}: pip install {wanted}. "
+
+
+def _lift_constants(graph: Any) -> None:
+    """Make initializers of the Constant nodes that torch 2.6 leaves, as later ones do."""
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+            del graph.node[index]
 
 
 def _name_batch(graph: Any) -> None:

@@ -100,7 +100,8 @@ def load_model(
 @contextmanager
 def _process_kept() -> Iterator[None]:
     """Keep the caller's random numbers, which first weights draw from, and default device."""
-    elsewhere = torch.get_default_device().type != "cpu"
+    # Before torch 2.8, get_default_device() does not see torch.device used as a context.
+    elsewhere = torch.empty(0).device.type != "cpu"
     with torch.random.fork_rng(devices=[]), torch.device("cpu") if elsewhere else nullcontext():
         yield
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from factorize.errors import RankError, UnsupportedLayerError
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, Factorization, LayerPlan, Rank
+from factorize.types import ConvSpec, Factorization, LayerPlan, Rank, Size
 
 _registry: dict[str, Method] = {}
 
@@ -214,27 +214,41 @@ def link(spec: ConvSpec, *stages: ConvSpec) -> tuple[ConvSpec, ...]:
 def chain_kernel(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> Tensor:
     """The one kernel that a chain of convolutions is equal to.
 
-    On each axis at most one stage has an extent above 1, so the extents multiply.
+    On each axis at most one stage has an extent above 1, so the extents multiply. The chain is
+    folded from an end that is not grouped, where there is one: a grouped weight in between then
+    costs its own size, not that of the dense weight it stands for.
 
     Returns
     -------
     (O, I, *kernel)
     """
+    if stages[-1].groups == 1:
+        kernel = weights[-1]  # (O, C, *k)
+        for spec, weight in zip(stages[-2::-1], weights[-2::-1], strict=True):
+            groups = spec.groups
+            outer = kernel.reshape(len(kernel), groups, kernel.shape[1] // groups, -1)
+            inner = weight.reshape(groups, -1, weight.shape[1], prod(spec.kernel))
+            product = torch.einsum("ogck,gcim->ogikm", outer, inner)
+            kernel = _merged(product, len(kernel), spec.in_channels, kernel.shape[2:], spec.kernel)
+        return kernel
     first = stages[0]
-    axes = len(first.kernel)
     kernel = torch.eye(first.in_channels, dtype=weights[0].dtype)
-    kernel = kernel.reshape(first.in_channels, first.in_channels, *(1,) * axes)
+    kernel = kernel.reshape(*kernel.shape, *(1,) * len(first.kernel))  # (C, I, *k)
+    if first.groups == 1:
+        kernel, stages, weights = weights[0], stages[1:], weights[1:]
     for spec, weight in zip(stages, weights, strict=True):
-        groups, inputs = spec.groups, first.in_channels
-        before, after = kernel.shape[2:], spec.kernel
-        left = weight.reshape(groups, spec.out_channels // groups, -1, prod(after))
-        left = left.transpose(2, 3).flatten(1, 2)  # (g, O/g * k', C/g)
-        right = kernel.reshape(groups, spec.in_channels // groups, -1)  # (g, C/g, I * k)
-        product = (left @ right).reshape(spec.out_channels, *after, inputs, *before)
-        # (O, *k', I, *k) -> (O, I, k_0, k'_0, k_1, k'_1, ..) -> (O, I, k_0 k'_0, ..)
-        order = [0, 1 + axes]
-        for axis in range(axes):
-            order += [2 + axes + axis, 1 + axis]
-        extents = [a * b for a, b in zip(before, after, strict=True)]
-        kernel = product.permute(order).reshape(spec.out_channels, inputs, *extents)
+        groups = spec.groups
+        inner = kernel.reshape(groups, len(kernel) // groups, kernel.shape[1], -1)
+        outer = weight.reshape(groups, -1, weight.shape[1], prod(spec.kernel))
+        product = torch.einsum("gcik,gocm->goikm", inner, outer)
+        kernel = _merged(product, spec.out_channels, kernel.shape[1], kernel.shape[2:], spec.kernel)
     return kernel
+
+
+def _merged(product: Tensor, outputs: int, inputs: int, one: Size, two: Size) -> Tensor:
+    """(O, I, prod(k), prod(k')) with axes of extents k k': one of each pair of extents is 1."""
+    axes = len(one)
+    product = product.reshape(outputs, inputs, *one, *two)
+    order = [axis for pair in zip(range(axes), range(axes, 2 * axes), strict=True) for axis in pair]
+    extents = [a * b for a, b in zip(one, two, strict=True)]
+    return product.permute(0, 1, *(2 + axis for axis in order)).reshape(outputs, inputs, *extents)
