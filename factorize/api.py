@@ -24,6 +24,7 @@ from factorize.types import Data, Metric, Plan, Progress
 
 OUTPUTS = ("model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json")
 CHECKPOINT = "finetune.ckpt"
+UNSTEADY = 1.5  # a spread of speedups above this is told
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,12 @@ def compress(
                 speed = measuring.speedups(
                     folder, model, compressed, example_input, device=device, threads=threads
                 )
+            remarks += [
+                f"{one.runtime} on {one.device}: the speedup varied from {one.speedup_p10:.2f} to "
+                f"{one.speedup_p90:.2f}, as on a busy machine; measure again on a quiet one"
+                for one in speed
+                if one.speedup_p90 > UNSTEADY * one.speedup_p10
+            ]
         (params, macs), (new_params, new_macs) = (
             measuring.count(one, example_input) for one in (model, compressed)
         )

@@ -25,6 +25,7 @@ from factorize.tensor.call import (
 from factorize.types import Latency, Speedup
 
 _SECONDS = 3.0  # of timing, enough runs given
+_WARMUP = 1.0  # seconds before that
 _ENOUGH = 10  # runs
 _LIMIT = 30.0  # seconds, however few runs there are
 
@@ -123,11 +124,10 @@ def _interleave(
 ) -> np.ndarray:
     """Take the times in ms of pairs of runs, (pairs, 2); each comes first every other time."""
     begin = time.perf_counter()
-    for _ in range(3):  # warm-up: allocation, kernel choice, caches
+    # Warm-up: allocation, kernel choice, caches, and threads that settle on their cores.
+    while time.perf_counter() - begin < _WARMUP:
         original()
         compressed()
-        if time.perf_counter() - begin > _SECONDS:
-            break
     pairs: list[tuple[float, float]] = []
     begin = time.perf_counter()
     while len(pairs) < max(runs, 1):
