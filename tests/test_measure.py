@@ -23,6 +23,7 @@ from factorize.measure import (
     agreement_on_random_input,
     count,
     environment,
+    latency,
     onnx_speedup,
     torch_speedup,
 )
@@ -328,7 +329,7 @@ def test_random_input_keeps_the_structure_of_the_example():
 
 
 def test_pairs_alternate_in_order(monkeypatch):
-    monkeypatch.setattr("factorize.measure.latency._WARMUP", 0.001)
+    monkeypatch.setattr(latency, "_WARMUP", 0.001)
     order = []
 
     def run(name: str, value: float):
