@@ -347,8 +347,8 @@ def test_torch_speedup():
     x = torch.randn(2, 3, 8, 8)
     got = torch_speedup(model, copy.deepcopy(model), x, threads=1, runs=5)
     assert 0 < got.speedup_p10 <= got.speedup <= got.speedup_p90
-    for latency in (got.original, got.compressed):
-        assert 0 < latency.p10_ms <= latency.median_ms <= latency.p90_ms
+    for one in (got.original, got.compressed):
+        assert 0 < one.p10_ms <= one.median_ms <= one.p90_ms
     assert (got.runtime, got.device, got.dtype) == ("torch", "cpu", "float32")
     assert (got.batch, got.threads, got.runs) == (2, 1, 5)
     assert torch.get_num_threads() == threads

@@ -10,7 +10,7 @@ from torch import Tensor
 from factorize.methods.base import Method
 from factorize.tensor.norm import Norm
 from factorize.tensor.ranks import discarded_share, energy_rank, vbmf_rank
-from factorize.tensor.svd import split
+from factorize.tensor.svd import singular_values, split
 from factorize.types import Rank
 
 
@@ -57,4 +57,4 @@ class SvdMethod(Method):
         return (max(vbmf_rank(row, rows, columns) for row in values),)
 
     def _singular_values(self, weight: Tensor, variant: str) -> Tensor:
-        return torch.linalg.svdvals(self.matrix(weight, variant))
+        return singular_values(self.matrix(weight, variant))

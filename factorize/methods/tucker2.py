@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from math import prod
 
-import torch
 from torch import Tensor
 
 from factorize.methods.base import Method, link, register, stage
 from factorize.tensor.norm import Norm
 from factorize.tensor.ranks import energy_rank, unfolding_vbmf_rank
+from factorize.tensor.svd import singular_values
 from factorize.tensor.tucker import tucker2
 from factorize.types import ConvSpec, Rank
 
@@ -51,8 +51,8 @@ class Tucker2(Method):
         """Each unfolding keeps the share by itself; the chain errs by at most both losses."""
         by_input, by_output = weight.transpose(0, 1).flatten(1), weight.flatten(1)
         return (
-            energy_rank(torch.linalg.svdvals(by_input), energy),
-            energy_rank(torch.linalg.svdvals(by_output), energy),
+            energy_rank(singular_values(by_input), energy),
+            energy_rank(singular_values(by_output), energy),
         )
 
     def rank_by_vbmf(self, weight: Tensor, variant: str) -> Rank:  # noqa: D102

@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import ceil, log, sqrt
 
 import numpy as np
-import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
+
+from factorize.tensor.svd import singular_values
 
 
 def energy_rank(singular_values: Tensor, energy: float) -> int:
@@ -96,4 +97,4 @@ def vbmf_rank(singular_values: Tensor, rows: int, columns: int) -> int:
 def unfolding_vbmf_rank(tensor: Tensor, mode: int) -> int:
     """VBMF rank of a tensor unfolded along one mode."""
     matrix = tensor.movedim(mode, 0).flatten(1)
-    return vbmf_rank(torch.linalg.svdvals(matrix), matrix.shape[0], matrix.shape[1])
+    return vbmf_rank(singular_values(matrix), matrix.shape[0], matrix.shape[1])

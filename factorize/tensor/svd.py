@@ -22,9 +22,17 @@ def split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     right : (..., R, n)
         ``left @ right`` is the nearest matrix of rank R (Eckart & Young 1936).
     """
+    if matrix.shape[-2] < matrix.shape[-1]:  # LAPACK takes up to five times as long for wide ones
+        left, right = split(matrix.mT, rank)
+        return right.mT, left.mT
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     root = s[..., :rank].sqrt()
     return u[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * vh[..., :rank, :]
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """All singular values, descending, of (..., m, n): (..., min(m, n))."""
+    return torch.linalg.svdvals(matrix.mT if matrix.shape[-2] < matrix.shape[-1] else matrix)
 
 
 def leading_subspace(matrix: Tensor, rank: int) -> Tensor:

@@ -37,41 +37,26 @@ def tucker2(
     """
     scale = float(tensor.norm()) or 1.0  # squares of any kernel's values fit into float32 then
     exact = (tensor / scale).permute(2, 0, 1).contiguous()  # (K, O, I)
-    rough = exact.float()
-    right, captured = _basis(rough.flatten(0, 1), ranks[1])[0], 0.0
-    for slices in (rough, exact):
-        left, right, captured = _sweeps(
-            slices, right.to(slices.dtype), captured, ranks, tolerance, max_sweeps
-        )
+    left = right = previous = _basis(exact.float().flatten(0, 1), ranks[1])[0]
+    captured = 0.0
+    for slices in (exact.float(), exact):
+        turned = slices.transpose(1, 2).contiguous()  # (K, I, O)
+        right, previous = right.to(slices.dtype), previous.to(slices.dtype)
+        for _ in range(max_sweeps):
+            point = right
+            if previous is not right:
+                point = torch.linalg.qr(2 * right - previous @ (previous.T @ right))[0]
+            new_left, _ = _basis((point.T @ turned).flatten(0, 1), ranks[0])  # from (K R_in, O)
+            new_right, energy = _basis((new_left.T @ slices).flatten(0, 1), ranks[1])
+            gain = energy - captured
+            if gain < 0 and point is not right:
+                previous = right
+                continue
+            left, previous, right, captured = new_left, right, new_right, energy
+            if gain <= tolerance:
+                break
     core = left.T @ exact @ right * scale  # (K, R_out, R_in)
     return core.permute(1, 2, 0), left, right
-
-
-def _sweeps(
-    slices: Tensor,
-    right: Tensor,
-    captured: float,
-    ranks: tuple[int, int],
-    tolerance: float,
-    max_sweeps: int,
-) -> tuple[Tensor, Tensor, float]:
-    """HOOI on (K, O, I) of norm 1. Returns left, right and the energy that they capture."""
-    turned = slices.transpose(1, 2).contiguous()  # (K, I, O)
-    left, previous = right, right
-    for _ in range(max_sweeps):
-        point = right
-        if previous is not right:
-            point = torch.linalg.qr(2 * right - previous @ (previous.T @ right))[0]
-        new_left, _ = _basis((point.T @ turned).flatten(0, 1), ranks[0])  # from (K R_in, O)
-        new_right, energy = _basis((new_left.T @ slices).flatten(0, 1), ranks[1])
-        gain = energy - captured
-        if gain < 0 and point is not right:
-            previous = right
-            continue
-        left, previous, right, captured = new_left, right, new_right, energy
-        if gain <= tolerance:
-            break
-    return left, right, captured
 
 
 def _basis(rows: Tensor, rank: int) -> tuple[Tensor, float]:
