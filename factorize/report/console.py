@@ -14,7 +14,7 @@ _NUMBERS = {"kl": "KL", "relative_difference": "rel. difference"}
 
 
 def plan_table(plan: Plan) -> Table:
-    """The plan as a table, a row per convolution, the error as predicted where it can be."""
+    """The plan as a table, a row per convolution, the error as predicted where that can be."""
     rows = [
         LayerReport(
             layer.spec.name, layer.spec.kind, layer.spec.weight_shape, layer.method, layer.rank,
@@ -23,28 +23,28 @@ def plan_table(plan: Plan) -> Table:
         )
         for layer in plan.layers
     ]  # fmt: skip
-    return _layer_table(tuple(rows), "predicted error")
+    return _layer_table(tuple(rows))
 
 
 def show(report: Report, console: Console) -> None:
     """Print the table of layers and the summary."""
-    console.print(_layer_table(report.layers, "error"))
+    console.print(_layer_table(report.layers))
     console.print(_summary(report))
 
 
-def _layer_table(layers: tuple[LayerReport, ...], error_title: str) -> Table:
+def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, show_footer=True)
     before, after = sum(r.macs_original for r in layers), sum(r.macs for r in layers)
     params_before, params_after = (
         sum(r.params_original for r in layers),
         sum(r.params for r in layers),
     )
-    table.add_column("layer", "all convolutions", overflow="fold")
+    table.add_column("layer", "total", overflow="fold", min_width=14)
     table.add_column("shape", overflow="fold")
-    table.add_column("method, rank", overflow="fold", max_width=44)
+    table.add_column("method, rank", overflow="fold", min_width=15, max_width=44)
     table.add_column("MACs", _change(before, after), justify="right", no_wrap=True)
     table.add_column("params", _change(params_before, params_after), justify="right", no_wrap=True)
-    table.add_column(error_title, justify="right")
+    table.add_column("error", justify="right", no_wrap=True, min_width=6)
     for layer in layers:
         if layer.method:
             ranks = ",".join(map(str, layer.rank))
@@ -124,7 +124,7 @@ def _quality_table(report: Report) -> Table:
 def _change(before: int, after: int) -> str:
     if before == after:
         return _short(before)
-    return f"{_short(before)} -> {_short(after)}"
+    return f"{_short(before)}→{_short(after)}"
 
 
 def _short(count: int) -> str:
