@@ -49,7 +49,6 @@ def main() -> None:
             loaded.model,
             torch.randn(1, *shape),
             data=data,
-            finetune=config["finetune"],
             seed=config["seed"],
             **run,
         )

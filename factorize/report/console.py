@@ -54,7 +54,7 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
             style = ""
         else:
             what, style = Text(f"dense: {layer.skip_reason}"), "dim"
-        error = "after fit" if layer.error is None else f"{layer.error:.4f}"
+        error = "-" if layer.error is None else f"{layer.error:.4f}"
         table.add_row(
             layer.name or "(the model itself)",
             "x".join(map(str, layer.weight_shape)),
