@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,9 @@ from factorize.io.models import load_model
 from factorize.io.preprocessing import Preprocessing
 
 HERE = Path(__file__).parent
+HEAD = """\
+| method | rank | MACs left | params left | original | rewritten | recalibrated | tuned | speedup |
+|---|---|---|---|---|---|---|---|---|"""
 KEPT = ("settings", "environment", "params", "macs", "quality", "speed", "seconds", "notes")
 
 
@@ -56,9 +60,25 @@ def main() -> None:
         entry = {"run": run, "arch": config["arch"], **{key: report[key] for key in KEPT}}
         results.append(entry)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
-        left = report["macs"]["compressed"] / report["macs"]["original"]
-        top1 = {stage: round(values["top1"], 2) for stage, values in report["quality"].items()}
-        print(f"{run} MACs left {left:.3f} {top1}", flush=True)
+        print(row(entry), flush=True)
+    print(f"\n{HEAD}\n" + "\n".join(row(entry) for entry in results))
+
+
+def row(entry: dict[str, Any]) -> str:
+    """One line of the README's table."""
+    run, quality = entry["run"], entry["quality"]
+    cells = [run["method"], str(run["rank"]), f"{left(entry['macs']):.3f}"]
+    cells += [f"{left(entry['params']):.3f}"]
+    for stage in ("original", "rewritten", "recalibrated", "finetuned"):
+        cells.append(f"{quality[stage]['top1']:.2f}" if stage in quality else "")
+    speed = next((one for one in entry["speed"] if one["runtime"] == "onnxruntime"), None)
+    spread = "{speedup:.2f} ({speedup_p10:.2f}-{speedup_p90:.2f})"
+    return "| " + " | ".join([*cells, spread.format(**speed) if speed else ""]) + " |"
+
+
+def left(pair: dict[str, int]) -> float:
+    """Compressed over original."""
+    return pair["compressed"] / pair["original"]
 
 
 if __name__ == "__main__":
