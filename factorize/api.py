@@ -97,13 +97,16 @@ def compress(
     config = tune.FinetuneConfig(finetune, seed=seed) if isinstance(finetune, int) else finetune
     if config.epochs and data is None:
         raise DataError("finetune: must have images to tune on, got none. Give --data.")
+    if config.resume and not config.epochs:
+        raise DataError("resume: goes on with a fine-tuning, got 0 epochs. Give --finetune EPOCHS.")
     if out is not None and config.epochs and config.checkpoint is None:
         config = replace(config, checkpoint=Path(out, CHECKPOINT))
+    overwrite = force or (config.resume and config.checkpoint and config.checkpoint.exists())
     example_input = beside(model, example_input)
     seconds: dict[str, float] = {}
     remarks = [*notes, *(data.notes if data else ())]
 
-    with export.output_folder(out, (*OUTPUTS, CHECKPOINT), force or config.resume) as (
+    with export.output_folder(out, (*OUTPUTS, CHECKPOINT), bool(overwrite)) as (
         folder,
         publish,
     ):
@@ -115,7 +118,7 @@ def compress(
         with _timed(seconds, "factorize"):
             fitted = fit(model, plan, seed=seed, progress=progress)
             compressed = graph.rewrite_(copied(model), fitted)
-            output = _check_runs(compressed, example_input)
+            output = _check_runs(compressed, plan, example_input)
             remarks += _class_remark(output, data)
 
         quality: dict[str, dict[str, float]] = {}
@@ -202,9 +205,7 @@ def compress(
         if out is not None:
             planning.save_plan(plan, folder / "plan.json")
             report.save(folder / "report.json")
-            publish()
-            if config.checkpoint and not (tuning and tuning.interrupted):
-                config.checkpoint.unlink(missing_ok=True)
+            publish(keep=[CHECKPOINT] if tuning and tuning.interrupted else [])
     return Result(compressed, plan, report)
 
 
@@ -229,16 +230,32 @@ def check_not_empty(plan: Plan) -> None:
         )
 
 
-def _check_runs(model: nn.Module, example_input: Any) -> Any:
-    """The output: a model may use its convolutions in a way that no walk could see."""
+def _check_runs(model: nn.Module, plan: Plan, example_input: Any) -> Any:
+    """The output: a model may use its convolutions in ways that no walk can see."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    called: set[str] = set()
+    hooks = [
+        modules[name].register_forward_hook(lambda *_, name=name: called.add(name))
+        for name in (layer.spec.name for layer in plan.factorized)
+    ]
     try:
         with evaluating(model):
-            return call(model, example_input)
+            output = call(model, example_input)
     except Exception as error:
         raise UnsupportedLayerError(
             f"{type(model).__name__}: the rewritten model does not run, {type(error).__name__}: "
             f"{' '.join(str(error).split())}. Leave the layer that it needs alone with --exclude."
         ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer in plan.factorized:
+        if layer.spec.name not in called:
+            raise UnsupportedLayerError(
+                f"{layer.spec.label}: the model still calls the convolution that was replaced: it "
+                "holds it in a list, a closure or a cache. Leave it alone with --exclude."
+            )
+    return output
 
 
 def _class_remark(output: Any, data: Data | None) -> list[str]:

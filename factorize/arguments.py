@@ -80,8 +80,8 @@ def preprocessing_of(
         means, stds = (base.mean, base.std) if base else ((0.0,), (1.0,))
     return Preprocessing(
         means, stds,
-        resize if resize is not None else base.resize if base and mean is None else None,
-        crop if crop is not None else base.crop if base and mean is None else None,
+        resize if resize is not None else base.resize if base else None,
+        crop if crop is not None else base.crop if base else None,
     )  # fmt: skip
 
 

@@ -11,9 +11,10 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from factorize import methods
-from factorize.api import OUTPUTS, Result, check_not_empty, compress, resolve_device
+from factorize.api import CHECKPOINT, OUTPUTS, Result, check_not_empty, compress, resolve_device
 from factorize.arguments import (
     default_out,
     example,
@@ -166,9 +167,7 @@ def run(
     given = load_plan(plan) if plan else None
     if given is None and rank is None and energy is None:
         raise RankError("one of --rank, --energy and --plan is needed, for example --rank 0.25.")
-    if given is not None and not (rank is None and energy is None):
-        raise RankError("--plan has the ranks already: drop --rank and --energy.")
-    choice = {} if given else {
+    choice = {
         "method": method, "rank": rank_of(rank), "energy": energy, "include": include or (),
         "exclude": exclude or (), "allow_costlier": allow_costlier,
     }  # fmt: skip
@@ -187,12 +186,13 @@ def run(
     shape = shape_of(input_shape) or loaded.input_shape
     preprocessing = preprocessing_of(loaded, mean, std, resize, crop)
     images = None
-    if data is not None and not dry_run:
+    if data is not None and (shape is None or not dry_run):
         images = load_data(
             data, preprocessing=preprocessing, input_shape=shape, batch_size=batch_size, seed=seed
         )
     sample = example(loaded, shape, images, seed)
-    _out.print(f"[bold]{loaded.arch}[/bold], input {'x'.join(map(str, sample.shape[1:]))}")
+    size = "x".join(map(str, sample.shape[1:]))
+    _out.print(Text.assemble((loaded.arch, "bold"), f", input {size}"))
 
     if dry_run:
         with Bars(_err) as bars:
@@ -201,7 +201,7 @@ def run(
             )
         _out.print(plan_table(planned))
         for note in loaded.notes:
-            _out.print(f"note: {note}", style="yellow")
+            _out.print(Text(f"note: {note}", style="yellow"))
         check_not_empty(planned)
         return
 
@@ -209,13 +209,22 @@ def run(
     config = FinetuneConfig(finetune or 0, seed=seed, resume=resume)
     if lr is not None:
         config = replace(config, lr=lr)
-    with Bars(_err) as bars:
-        result = compress(
-            loaded.model, sample, plan=given, data=images, evaluate=metric, finetune=config,
-            out=folder, force=force, device=device, threads=threads, seed=seed, name=loaded.arch,
-            notes=loaded.notes, progress=bars.update, **choice,
-        )  # fmt: skip
+    try:
+        with Bars(_err) as bars:
+            result = compress(
+                loaded.model, sample, plan=given, data=images, evaluate=metric, finetune=config,
+                out=folder, force=force, device=device, threads=threads, seed=seed,
+                name=loaded.arch, notes=loaded.notes, progress=bars.update, **choice,
+            )  # fmt: skip
+    except KeyboardInterrupt as error:
+        if (folder / CHECKPOINT).exists():
+            raise _InterruptedError(f"{folder / CHECKPOINT} is kept, --resume goes on") from error
+        raise _InterruptedError("nothing was written") from error
     _finish(result, folder)
+
+
+class _InterruptedError(Exception):
+    """Ctrl-C, and what is left of the work."""
 
 
 def main() -> None:
@@ -225,8 +234,8 @@ def main() -> None:
         code = command(standalone_mode=False)
     except FactorizeError as error:
         code = _fail(str(error))
-    except typer.Abort:
-        _err.print("interrupted: nothing was written", style="bold red")
+    except (_InterruptedError, typer.Abort) as error:
+        _err.print(Text(f"interrupted: {error or 'nothing was written'}", style="bold red"))
         code = 130
     except Exception as error:
         if not hasattr(error, "format_message"):  # not the parser's own complaint: a bug of ours

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from factorize import graph, methods
 from factorize import measure as measuring
 from factorize import plan as planning
-from factorize.errors import ModelLoadError, UnsupportedLayerError
+from factorize.errors import ModelLoadError, PlanError, UnsupportedLayerError
 from factorize.fit import fit
 from factorize.tensor.call import input_on
 from factorize.types import ConvSite, Data, Factorization, Metric, Plan, Progress
@@ -79,6 +79,13 @@ def make_plan(
         return graph.effective_weight(modules[name])
 
     if edited is not None:
+        if (method, rank, energy, *include, *exclude, allow_costlier) != (
+            "spatial_svd", None, None, False,
+        ):  # fmt: skip
+            raise PlanError(
+                "--plan: a plan has its methods, ranks and layers already. Drop --method, --rank, "
+                "--energy, --include, --exclude and --allow-costlier, or edit the plan."
+            )
         return planning.bind(edited, sites, weight_of)
     return planning.choose(
         sites, weight_of, method=method, rank=rank, energy=energy, include=include,
@@ -124,9 +131,10 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
         unfitted[layer.spec.name] = Factorization(
             layer.spec, layer.method or "", layer.rank, layer.variant, stages, zeros, 0.0
         )
-    model = graph.rewrite_(model, unfitted)
     path = Path(directory, "model.safetensors")
     try:
+        load_model(graph.rewrite_(copied(model), unfitted), path)  # before the model is touched
+        model = graph.rewrite_(model, unfitted)
         load_model(model, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:300]

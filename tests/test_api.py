@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 import factorize
-from factorize.errors import DataError, DeviceError, ModelLoadError, NoConvolutionError, OutputError
+from factorize.errors import (
+    DataError,
+    DeviceError,
+    ModelLoadError,
+    NoConvolutionError,
+    OutputError,
+    UnsupportedLayerError,
+)
 from factorize.io.data import load_data
 from factorize.io.digits import load_digits_model
 from factorize.measure import count
@@ -27,6 +34,18 @@ def net() -> nn.Sequential:
         nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(16, 5),
     ).eval()  # fmt: skip
+
+
+class Unexportable(nn.Module):
+    """Its way depends on its input, which no graph can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.net(x)
+        return y if float(y.sum()) > 1e9 else -y
 
 
 @pytest.fixture(scope="module")
@@ -127,23 +146,14 @@ def test_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_model_that_cannot_be_exported_still_gives_the_rest(tmp_path: Path) -> None:
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.net(x)
-            return y if float(y.sum()) > 1e9 else -y  # no graph can hold this
-
     out = tmp_path / "out"
-    result = factorize.compress(Branching(), X, rank=4, out=out)
+    result = factorize.compress(Unexportable(), X, rank=4, out=out)
     assert [one.split(":")[0] for one in result.report.failures] == ["model.onnx", "model.pt2"]
     assert {"model.safetensors", "plan.json", "report.json"} <= {p.name for p in out.iterdir()}
     assert not (out / "model.onnx").exists()
 
 
-def test_own_metric_is_reported_and_decides() -> None:
+def test_own_metric_is_reported() -> None:
     @torch.no_grad()
     def size(model: nn.Module) -> dict[str, float]:
         return {"norm": sum(float(p.norm()) for p in model.parameters()), "other": 1.0}
@@ -247,6 +257,63 @@ def test_sharing_survives_saving_and_loading(tmp_path: Path) -> None:
     assert loaded.two[0].weight is loaded.tied[0].weight
     with torch.no_grad():
         assert torch.equal(loaded(X), result.model(X))
+
+
+def test_forced_run_leaves_nothing_of_the_earlier_one(tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.pt2", "finetune.ckpt", "mine.txt"):
+        (tmp_path / name).write_text("old")
+    factorize.compress(Unexportable(), X, rank=4, out=tmp_path, force=True, latency=False)
+    names = {"model.safetensors", "plan.json", "report.json", "mine.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_resume_goes_with_a_fine_tuning() -> None:
+    with pytest.raises(DataError, match="--finetune"):
+        factorize.compress(net(), X, rank=4, finetune=factorize.FinetuneConfig(0, resume=True))
+
+
+def test_convolution_held_outside_of_the_module_tree_is_refused() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3)
+            self.last = nn.Conv2d(16, 16, 3)
+            self.held = [self.last]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.held[0](self.conv(x))
+
+    with pytest.raises(UnsupportedLayerError, match="last: the model still calls"):
+        factorize.compress(Hidden(), X, rank=2, latency=False)
+
+
+def test_failed_load_leaves_the_model_as_it_was(
+    run: tuple[factorize.Result, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    (tmp_path / "plan.json").write_bytes((run[1] / "plan.json").read_bytes())
+    save_file({"other": torch.zeros(3)}, tmp_path / "model.safetensors")
+    model = net()
+    with pytest.raises(ModelLoadError, match="must fit"):
+        factorize.load(tmp_path, model)
+    assert isinstance(model[3], nn.Conv2d)
+    assert model[3].weight.any()
+
+
+def test_weights_that_cannot_be_saved_do_not_lose_the_rest(tmp_path: Path) -> None:
+    class Extra(nn.ReLU):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"a": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    model = net()
+    model[2] = Extra()
+    result = factorize.compress(model, X, rank=4, out=tmp_path, latency=False)
+    assert [one.split(":")[0] for one in result.report.failures] == ["model.safetensors"]
+    assert (tmp_path / "model.onnx").exists()
 
 
 def test_tuning_without_data_is_refused() -> None:

@@ -94,7 +94,7 @@ def test_plan_can_be_edited_and_applied(factorize, tmp_path: Path) -> None:
         (("net.pt", "--rank", "eight"), "got eight"),
         (("net.pt", "--rank", "0"), "got 0"),
         (("net.pt", "--rank", "8", "--energy", "0.5"), "either"),
-        (("net.pt", "--rank", "8", "--plan", "plan.json"), "plan.json"),
+        (("net.pt", "--plan", "missing.json"), "missing.json"),
         (("net.pt", "--rank", "8", "--method", "magic"), "got 'magic'"),
         (("net.pt", "--rank", "8", "--include", "layer9*"), "layer9*"),
         (("net.pt", "--rank", "8", "--input-shape", "3,16"), "C,H,W"),
@@ -166,8 +166,21 @@ def test_ctrl_c_before_the_end_writes_nothing(
 
     monkeypatch.setattr("factorize.api.fit", interrupt)
     ran = factorize(save_net(tmp_path / "net.pt"), "--rank", 4, "--input-shape", "3,16,16")
-    assert ran.code == 130
+    assert (ran.code, ran.err) == (130, "interrupted: nothing was written\n")
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_names_with_brackets_are_shown_as_they_are(factorize, tmp_path: Path) -> None:
+    folder = tmp_path / "[/x] [red]"
+    folder.mkdir(parents=True)
+    (folder / "nets.py").write_text(
+        "import torch\ndef tiny(): return torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3))\n"
+    )
+    torch.save({"0.weight": torch.randn(8, 8, 3, 3), "0.bias": torch.zeros(8)}, folder / "n.pt")
+    ran = factorize(folder / "n.pt", "--arch", f"{folder}/nets.py:tiny", "--rank", 2,
+                    "--input-shape", "8,9,9")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "[/x] [red]" in ran.out.replace("\n", "")
 
 
 def test_help_names_every_method_and_module_runs() -> None:

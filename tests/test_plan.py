@@ -170,13 +170,37 @@ def edit(tmp_path: Path, **changes: object) -> Path:
 
 
 def test_edited_plan_is_applied(tmp_path: Path) -> None:
-    path = edit(tmp_path, method="tucker2", rank=[3, 5], variant="")
+    path = edit(tmp_path, method="tucker2", rank=[3, 5])  # the old method's variant is still there
     model = net()
     made = factorize.plan(model, X, edited=load_plan(path))
     chain = factorize.rewrite(model, made)[1]
     assert [tuple(c.weight.shape) for c in chain] == [(3, 16, 1, 1), (5, 3, 3, 3), (24, 5, 1, 1)]
     path = edit(tmp_path, rank=4, variant=None)  # the better order is taken
     assert factorize.plan(model, X, edited=load_plan(path)).layers[1].variant
+
+
+def test_plan_and_a_choice_contradict_each_other() -> None:
+    made = factorize.plan(net(), X, rank=2)
+    for choice in ({"rank": 2}, {"method": "cp"}, {"include": ["1"]}, {"allow_costlier": True}):
+        with pytest.raises(PlanError, match="already"):
+            factorize.plan(net(), X, edited=made, **choice)  # type: ignore[arg-type]
+
+
+def test_energy_tries_no_rank_that_saves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from factorize.tensor import cp as module
+
+    tried = []
+    fit = module.cp
+    monkeypatch.setattr(
+        module, "cp", lambda t, rank, **kw: tried.append(rank) or fit(t, rank, **kw)
+    )
+    layers = factorize.plan(net(), X, energy=0.9999, method="cp").layers
+    spec = layers[1].spec
+    dear = [r for r in tried if sum(
+        s.macs for s in methods.get("cp").stages(spec, (r,), "")) >= spec.macs]  # fmt: skip
+    assert tried
+    assert not dear
+    assert "would cost" in (layers[1].skip_reason or "")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +213,8 @@ def test_edited_plan_is_applied(tmp_path: Path) -> None:
         ({"rank": "8"}, PlanError, '"rank" must be'),
         ({"method": "tukker"}, UnsupportedLayerError, "must be one of"),
         ({"method": 7}, PlanError, '"method" must be'),
-        ({"method": "tucker2"}, UnsupportedLayerError, "variant must be one of"),
+        ({"method": "tucker2"}, RankError, "takes 2 rank"),
+        ({"conv": {"kind": None}}, PlanError, '"conv" does not describe'),
         ({"name": "layer9"}, PlanError, "layer9: a plan must name convolutions"),
         ({"name": "0"}, PlanError, "'0' is named twice"),
         ({"conv": {}}, PlanError, '"conv" does not describe'),

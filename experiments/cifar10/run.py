@@ -45,9 +45,11 @@ def main() -> None:
         seed=config["seed"],
     )
     results = json.loads(options.out.read_text()) if options.out.exists() else []
-    done = [(entry["run"], entry["arch"]) for entry in results]
+    same = {"checkpoint": Path(options.checkpoint).name, "arch": config["arch"]}
+    same["seed"] = config["seed"]
+    done = [{key: entry[key] for key in ("run", *same)} for entry in results]
     for run in config["runs"]:
-        if (run, config["arch"]) in done:
+        if {"run": run, **same} in done:
             continue
         result = factorize.compress(
             loaded.model,
@@ -57,7 +59,7 @@ def main() -> None:
             **run,
         )
         report = result.report.to_dict()
-        entry = {"run": run, "arch": config["arch"], **{key: report[key] for key in KEPT}}
+        entry = {"run": run, **same, **{key: report[key] for key in KEPT}}
         results.append(entry)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
         print(row(entry), flush=True)

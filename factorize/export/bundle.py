@@ -35,8 +35,9 @@ def export_all(
     failures: list[str] = []
     check = None
     chains = {layer.spec.name: len(methods.chain_of(layer)) for layer in plan.factorized}
-    save_weights(compressed, folder / "model.safetensors")
-    save_weights(original, folder / "original.safetensors")
+    with _noting(failures, "model.safetensors", folder):
+        save_weights(compressed, folder / "model.safetensors")
+        save_weights(original, folder / "original.safetensors")
     with _noting(failures, "model.onnx", folder):
         check = export_onnx(compressed, example_input, folder / "model.onnx", chains=chains)
     with _noting(failures, "model.pt2", folder):

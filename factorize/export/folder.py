@@ -13,8 +13,10 @@ from factorize.errors import OutputError
 @contextmanager
 def output_folder(
     out: str | Path | None, names: Sequence[str], overwrite: bool
-) -> Iterator[tuple[Path, Callable[[], None]]]:
+) -> Iterator[tuple[Path, Callable[..., None]]]:
     """A staging folder, and a function that moves its files into ``out``.
+
+    That function also removes what an earlier run left under these names, but for ``keep``.
 
     Parameters
     ----------
@@ -33,7 +35,7 @@ def output_folder(
     """
     if out is None:
         with tempfile.TemporaryDirectory(prefix="factorize-") as scratch:
-            yield Path(scratch), lambda: None
+            yield Path(scratch), lambda keep=(): None
         return
     out = Path(out)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
@@ -46,10 +48,12 @@ def output_folder(
             "Choose another with --out."
         ) from error
 
-    def publish() -> None:
+    def publish(keep: Sequence[str] = ()) -> None:
         for name in names:
             if Path(staging.name, name).exists():
                 Path(staging.name, name).replace(out / name)
+            elif name not in keep:  # of an earlier run: it does not belong to these files
+                (out / name).unlink(missing_ok=True)
 
     try:
         with staging:

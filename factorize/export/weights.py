@@ -31,7 +31,7 @@ def save_weights(model: nn.Module, path: str | Path, *, force: bool = False) -> 
     with publishing(path, force) as temporary:
         try:
             save_model(model, str(temporary))
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError, TypeError) as error:
             message = str(error).strip().splitlines()[0]
             raise ExportError(
                 f"{path}: weights must not overlap in memory, got: {message}. "

@@ -60,8 +60,13 @@ class Method(ABC):
         """The weights of `stages`, for a valid rank."""
 
     @abstractmethod
-    def rank_for_energy(self, weight: Tensor, energy: float, variant: str, seed: int) -> Rank:
-        """The smallest rank that keeps a share of the kernel's squared norm."""
+    def rank_for_energy(
+        self, weight: Tensor, energy: float, variant: str, *, most: Rank, seed: int
+    ) -> Rank:
+        """The smallest rank that keeps a share of the kernel's squared norm.
+
+        Where only fits can tell, none above ``most`` is tried: the answer is one more then.
+        """
 
     @abstractmethod
     def rank_by_vbmf(self, weight: Tensor, variant: str) -> Rank:
@@ -116,7 +121,7 @@ def chain_of(layer: LayerPlan) -> tuple[ConvSpec, ...]:
     if layer.variant not in method.variants:
         raise UnsupportedLayerError(
             f"{spec.label}: variant must be one of {list(method.variants)} for {method.name}, "
-            f"got {layer.variant!r}. Delete it to get the better one."
+            f"got {layer.variant!r}. factorize.plan(model, x, edited=plan) takes the better one."
         )
     check_rank(method, spec, layer.rank)
     return method.stages(spec, layer.rank, layer.variant)

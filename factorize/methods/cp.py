@@ -49,9 +49,11 @@ class Cp(Method):
         outputs, inputs, *spatial = cp(self.modes(weight), rank[0], seed=seed)
         return inputs.T, *(factor.T for factor in spatial), outputs
 
-    def rank_for_energy(self, weight: Tensor, energy: float, variant: str, seed: int) -> Rank:
+    def rank_for_energy(
+        self, weight: Tensor, energy: float, variant: str, *, most: Rank, seed: int
+    ) -> Rank:
         """By bisection over fits: there is no spectrum to read the rank off."""
-        return (energy_rank(self.modes(weight), energy, seed=seed),)
+        return (energy_rank(self.modes(weight), energy, most=most[0], seed=seed),)
 
     def rank_by_vbmf(self, weight: Tensor, variant: str) -> Rank:
         """The largest VBMF rank of the unfoldings: no CP form of a lower rank can hold it."""

@@ -44,9 +44,11 @@ class SvdMethod(Method):
         """Root of the discarded squared singular values, relative to all."""
         return discarded_share(self._singular_values(weight, variant), rank[0])
 
-    def rank_for_energy(self, weight: Tensor, energy: float, variant: str, seed: int) -> Rank:
+    def rank_for_energy(
+        self, weight: Tensor, energy: float, variant: str, *, most: Rank, seed: int
+    ) -> Rank:
         """The first rank whose squared singular values sum to the share."""
-        del seed
+        del most, seed
         return (energy_rank(self._singular_values(weight, variant), energy),)
 
     def rank_by_vbmf(self, weight: Tensor, variant: str) -> Rank:

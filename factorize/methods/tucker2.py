@@ -47,7 +47,9 @@ class Tucker2(Method):
         core, left, right = tucker2(weight.flatten(2), (rank[1], rank[0]))
         return right.T, core.contiguous(), left
 
-    def rank_for_energy(self, weight: Tensor, energy: float, variant: str, seed: int) -> Rank:
+    def rank_for_energy(
+        self, weight: Tensor, energy: float, variant: str, *, most: Rank, seed: int
+    ) -> Rank:
         """Each unfolding keeps the share by itself; the chain errs by at most both losses."""
         by_input, by_output = weight.transpose(0, 1).flatten(1), weight.flatten(1)
         return (

@@ -90,7 +90,8 @@ def choose(
 def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tensor]) -> Plan:
     """Check a plan, perhaps edited by hand, against a model, and compute its costs anew.
 
-    A layer without a variant gets the better one. Layers that the plan does not name stay dense.
+    A layer without a variant of its method gets the better one. Layers that the plan does not name
+    stay dense.
 
     Raises
     ------
@@ -122,10 +123,12 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
                 f"{site.spec.label}: cannot be factorized: {site.blocked}. Set its method to null."
             )
         method = get(layer.method)
-        variant = layer.variant or method.variants[0]
+        # An edited method leaves the variant of another behind.
+        known = layer.variant in method.variants
+        variant = layer.variant if known else method.variants[0]
         chain_of(replace(layer, spec=site.spec, variant=variant))
         weight = weight_of(site.spec.name).to("cpu", torch.float64)
-        if not layer.variant:
+        if not known:
             variant, _ = _better(method, site.spec, weight, layer.rank, allow_costlier=True)
         error = method.predicted_error(weight, layer.rank, variant)
         bound[site.spec.name] = _layer(site, method, layer.rank, variant, error, site.notes)
@@ -206,7 +209,8 @@ def _choose_layer(
         options = []
         for name in method.variants:
             if kind == "energy":
-                found = method.rank_for_energy(weight, value, name, seed)
+                most = limit if allow_costlier else _most_that_saves(method, spec, name)
+                found = method.rank_for_energy(weight, value, name, most=most, seed=seed)
             else:
                 found = method.rank_by_vbmf(weight, name)
             if any(r > top for r, top in zip(found, limit, strict=True)):
@@ -240,6 +244,20 @@ def _better(
         options.append((costlier, round(error or 0.0, 12), macs, variant, error))
     best = min(options, key=lambda option: option[:3])
     return best[3], best[4]
+
+
+def _most_that_saves(method: Method, spec: ConvSpec, variant: str) -> Rank:
+    """The largest rank that costs fewer MACs than the layer, in shares of the maximum."""
+    limit = method.max_rank(spec)
+    low, high = 0, max(limit)
+    while low < high:  # MACs rise with the rank
+        middle = (low + high + 1) // 2
+        rank = tuple(max(1, top * middle // max(limit)) for top in limit)
+        if _cost(method, spec, rank, variant)[0] < spec.macs:
+            low = middle
+        else:
+            high = middle - 1
+    return tuple(max(1, top * low // max(limit)) for top in limit)
 
 
 def _cost(method: Method, spec: ConvSpec, rank: Rank, variant: str) -> tuple[int, int]:

@@ -61,7 +61,7 @@ def load_plan(path: str | Path) -> Plan:
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise PlanError(f"{path}: the plan must be JSON: {error}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise PlanError(f'{path}: a plan must say "format": "{FORMAT}". Make one with --dry-run.')
+        raise PlanError(f'{path}: a plan must say "format": "{FORMAT}". A run writes one.')
     if content.get("version") != VERSION:
         raise PlanError(
             f"{path}: the plan's version must be {VERSION}, got {content.get('version')!r}. "
@@ -86,7 +86,7 @@ def _layer(path: Path, index: int, entry: Any) -> LayerPlan:
         conv = {key: _tuples(value) for key, value in entry["conv"].items()}
         spec = ConvSpec(name=name, **conv)
         macs = spec.macs  # touches every size
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PlanError(f'{place}: "conv" does not describe a convolution: {error}.') from error
 
     method, rank = entry.get("method"), entry.get("rank", [])

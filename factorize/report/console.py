@@ -56,7 +56,7 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
             what, style = Text(f"dense: {layer.skip_reason}"), "dim"
         error = "-" if layer.error is None else f"{layer.error:.4f}"
         table.add_row(
-            layer.name or "(the model itself)",
+            Text(layer.name or "(the model itself)"),
             "x".join(map(str, layer.weight_shape)),
             what,
             _change(layer.macs_original, layer.macs),
@@ -106,7 +106,7 @@ def _summary(report: Report) -> Group:
 
 def _quality_table(report: Report) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
-    table.add_column(report.quality_of, overflow="fold", max_width=60)
+    table.add_column(Text(report.quality_of), overflow="fold", max_width=60)
     stages = list(report.quality)
     for stage in stages:
         table.add_column(stage, justify="right")
@@ -117,7 +117,7 @@ def _quality_table(report: Report) -> Table:
             value = report.quality[stage].get(name)
             percent = name in _PERCENT
             cells.append("" if value is None else f"{value:.2f} %" if percent else f"{value:.4g}")
-        table.add_row(_PERCENT.get(name) or _NUMBERS.get(name) or name, *cells)
+        table.add_row(Text(_PERCENT.get(name) or _NUMBERS.get(name) or name), *cells)
     return table
 
 

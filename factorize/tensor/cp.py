@@ -91,7 +91,7 @@ def cp(
     return _balance(factors)
 
 
-def energy_rank(tensor: Tensor, energy: float, *, seed: int) -> int:
+def energy_rank(tensor: Tensor, energy: float, *, most: int, seed: int) -> int:
     """Smallest CP rank found, by bisection over fits, that keeps a share of the squared norm.
 
     Parameters
@@ -100,9 +100,11 @@ def energy_rank(tensor: Tensor, energy: float, *, seed: int) -> int:
         (n1, n2, ...), float64.
     energy
         Share in (0, 1].
+    most
+        Largest rank to try; where it does not do, the answer is ``most + 1``.
     """
     allowed = (1 - energy) * float(tensor.square().sum())
-    low, high = 1, exact_rank(tuple(tensor.shape))  # high always keeps it
+    low, high = 1, min(most + 1, exact_rank(tuple(tensor.shape)))
     while low < high:
         middle = (low + high) // 2
         factors = cp(tensor, middle, seed=seed)
