@@ -266,7 +266,7 @@ def _class_remark(output: Any, data: Data | None) -> list[str]:
         return []
     return [
         f"the model has {output.shape[1]} outputs, {data.source} {data.classes} classes: top-1 "
-        "means something only if both number them alike"
+        "means something only if both number them alike, and labels are not used to tune"
     ]
 
 

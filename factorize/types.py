@@ -190,8 +190,9 @@ class LayerPlan:
 class Data:
     """A dataset, its use fixed: tune on ``train``, choose on ``holdout``, report on ``test``.
 
-    ``holdout`` comes from the training split and is never trained on. Each is re-iterable and
-    yields (images, labels), or (images,) without labels.
+    ``holdout`` comes from the training split and is never trained on, unless ``holdout_of``, what
+    its images are in words, says otherwise. Each is re-iterable and yields (images, labels), or
+    (images,) without labels.
     """
 
     train: Iterable[Batch]
@@ -201,6 +202,7 @@ class Data:
     classes: int | None
     source: str
     notes: tuple[str, ...] = ()
+    holdout_of: str = "held-out images, also used to choose"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from factorize.errors import DataError
 from factorize.io.data import load_data
 from factorize.io.digits import DigitsNet, digits_data, load_digits_model
 from factorize.io.preprocessing import Preprocessing
+from factorize.measure.worth import measured_on
 
 RNG = np.random.default_rng(0)
 
@@ -232,6 +233,10 @@ def three():
 def listed():
     return {"train": [(torch.zeros(4, 3, 4, 4),)] * 3}
 
+def half_labelled():
+    x, y = torch.zeros(4, 3, 4, 4), torch.zeros(4, dtype=torch.long)
+    return [(x,)] * 2, [(x, y)]
+
 def images():
     return DataLoader(torch.zeros(9, 3, 4, 4), batch_size=3), None
 
@@ -272,6 +277,21 @@ def test_function_with_its_own_holdout(functions):
     assert not data.labelled
     assert sum(len(b[0]) for b in data.holdout) == 8
     assert any("first batches of train" in note for note in data.notes)
+
+
+def test_the_report_says_whose_images_stand_in_for_a_test_split(functions, tmp_path):
+    listed = load_data(f"{functions}:listed")
+    assert measured_on(listed, None).endswith(":listed, training images, no test split")
+    own = load_data(f"{functions}:three")
+    assert measured_on(own, None).endswith("held-out images, also used to choose, no test split")
+    assert measured_on(load_data(f"{functions}:pair"), None).endswith(":pair, test split")
+
+
+def test_labels_that_only_one_split_has_are_not_dropped_silently(functions):
+    data = load_data(f"{functions}:half_labelled")
+    assert not data.labelled
+    assert any(note.startswith("no labels in train:") for note in data.notes)
+    assert not any("labels" in note for note in load_data(f"{functions}:listed").notes)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +342,19 @@ def test_folders_that_do_not_fit(tmp_path):
     (tmp_path / "train" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     (tmp_path / "val" / "cow").rename(tmp_path / "val" / "cat")
     fails(r"dog.1\.png: not a readable image", tmp_path)
+
+
+def test_images_beside_folders_are_not_dropped(tmp_path):
+    save_images(tmp_path, 3)
+    (tmp_path / "more").mkdir()
+    fails(r"not both, got 3 images and the folders \['more'\]", tmp_path)
+    for place in ("", "train", "val"):
+        root = tmp_path / f"set_{place}"
+        for split in ("train", "val"):
+            save_images(root / split / "cat", 3)
+        read_all(load_data(root))
+        save_images(root / place, 2)
+        fails("not both, got 2 images", root)
 
 
 def test_truncated_image_names_the_file(tmp_path):
@@ -399,6 +432,15 @@ def test_preprocessing_that_does_not_fit(tmp_path):
     np.savez(path, images=RNG.normal(size=(6, 3, 8, 8)))
     fails(r"in \[0, 1\]", path, preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3))
     load_data(path, preprocessing=Preprocessing((0.0,), (1.0,)))
+
+
+def test_numbers_that_cannot_be(npz):
+    for name, value in (("resize", 0), ("resize", -8), ("crop", 0)):
+        steps = Preprocessing((0.0,), (1.0,), **{name: value})
+        fails(f"{name}: must be 1 pixel or more, got {value}", npz, preprocessing=steps)
+    for seed in (-1, 2**63):
+        fails(f"seed: must be .* got {seed}", npz, seed=seed)
+    read_all(load_data(npz, seed=2**63 - 1))
 
 
 # --- the built-in example --------------------------------------------------------------------

@@ -3,6 +3,7 @@ import math
 import os
 import signal
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from factorize.errors import DataError, ModelLoadError, OutputError, UnsupportedLayerError
+from factorize.io.images import Shuffled
 from factorize.tune import FinetuneConfig, finetune, recalibrate
 from factorize.tune.distance import distance
 from factorize.tune.guard import accelerator_on, uninterrupted
@@ -152,9 +154,37 @@ def test_recalibration_is_undone_when_interrupted():
 
 def test_recalibration_without_batch_norm():
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())
-    result = recalibrate(model, copy.deepcopy(model), dataset())
+    never_called = nn.Linear(1, 1)
+    result = recalibrate(model, never_called, dataset())
     assert not result.applied
     assert "no batch-norm" in result.reason
+
+
+@pytest.mark.parametrize("own", [torch.Generator(), None])
+def test_recalibration_draws_the_same_images_whatever_was_drawn_before(own):
+    data, original = dataset(count=1200), net(0)
+
+    def noisy(samples):
+        images = torch.stack([sample[0] for sample in samples])
+        return (images + 0.1 * torch.randn(images.shape),)
+
+    train = DataLoader(
+        data.train.dataset, batch_size=16, shuffle=True, generator=own, collate_fn=noisy
+    )
+    data = replace(data, train=train)
+    with torch.no_grad():
+        for batch in data.train:  # statistics of this very data
+            original(batch[0])
+    original.eval()
+    models = [copy.deepcopy(original) for _ in range(2)]
+    for seed, model in enumerate(models):
+        model[1].running_mean += 3
+        torch.manual_seed(seed)
+        drawn = torch.get_rng_state()
+        assert recalibrate(model, original, data).applied
+        assert torch.equal(torch.get_rng_state(), drawn)
+    assert equal(*models)
+    assert train.sampler.generator is own
 
 
 # --- the loss --------------------------------------------------------------------------------
@@ -279,7 +309,7 @@ def test_resumed_run_equals_an_undisturbed_one(tmp_path, step, loader):
     cut = finetune(halved, original, data, config, progress=pressed_at(step))
     assert cut.interrupted
     assert cut.steps == step
-    resumed = net(7)  # its weights come from the checkpoint
+    resumed = net(1)
     torch.manual_seed(123)
     config = FinetuneConfig(3, lr=1e-2, checkpoint=path, resume=True)
     got = finetune(resumed, original, data, config)
@@ -287,7 +317,7 @@ def test_resumed_run_equals_an_undisturbed_one(tmp_path, step, loader):
     assert (got.steps, got.best_epoch) == (want.steps, want.best_epoch)
     assert equal(resumed, whole)
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
-    again = net(8)
+    again = net(1)
     assert finetune(again, original, data, config).steps == want.steps
     assert equal(again, whole)
 
@@ -308,7 +338,7 @@ def test_resume_within_the_last_score(tmp_path):
 
     assert finetune(net(1), original, data, config, score=second_fails).interrupted
     config = FinetuneConfig(1, checkpoint=path, resume=True)
-    resumed = net(3)
+    resumed = net(1)
     got = finetune(resumed, original, data, config, score=lambda m: 1.0)
     assert len(got.history) == 2
     assert got.steps == want.steps
@@ -371,7 +401,7 @@ def test_a_real_signal_in_the_middle_of_a_step(tmp_path):
             return self.inner(x)
 
     data, original, path = dataset(), net(0), tmp_path / "run.pt"
-    want = finetune(whole := Pressing(net(1)), original, data, FinetuneConfig(1))
+    want = finetune(Pressing(net(1)), original, data, FinetuneConfig(1))
     assert want.interrupted
     assert want.steps == 4
     quiet = Pressing(net(1))
@@ -379,9 +409,11 @@ def test_a_real_signal_in_the_middle_of_a_step(tmp_path):
     undisturbed = finetune(quiet, original, data, FinetuneConfig(1))
     pressing = Pressing(net(1))
     finetune(pressing, original, data, FinetuneConfig(1, checkpoint=path))
-    got = finetune(whole, original, data, FinetuneConfig(1, checkpoint=path, resume=True))
+    resumed = Pressing(net(1))
+    resumed.calls = 100
+    got = finetune(resumed, original, data, FinetuneConfig(1, checkpoint=path, resume=True))
     assert got.history == undisturbed.history
-    assert equal(whole, quiet)
+    assert equal(resumed, quiet)
 
 
 def test_finetuning_outside_of_the_main_thread():
@@ -419,17 +451,22 @@ class Evil:
 def test_checkpoints_of_another_run_or_none(tmp_path):
     path, data = tmp_path / "run.pt", dataset(count=32)
 
-    def resume(model=None, **changes):
+    def resume(model=None, original=None, data=data, **changes):
         config = FinetuneConfig(1, checkpoint=path, resume=True, **changes)
         with pytest.raises(ModelLoadError) as caught:
-            finetune(model or net(1), net(0), data, config)
+            finetune(model or net(1), original or net(0), data, config)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
     assert "no checkpoint" in resume()
     finetune(net(1), net(0), data, FinetuneConfig(1, checkpoint=path))
     assert "lr was 0.002, is 0.1" in resume(lr=0.1)
-    assert "parameters was" in resume(net(1, outputs=5))
+    assert "tuned model was" in resume(net(1, outputs=5))
+    assert "original model was" in resume(original=net(2))
+    moved = net(0)
+    moved[1].running_mean += 1
+    assert "original model was" in resume(original=moved)
+    assert "data was 'test', is 'other'" in resume(data=replace(data, source="other"))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert "not a readable" in resume()
@@ -480,8 +517,9 @@ def test_what_cannot_be_tuned_is_said():
     model = net(1)
     with pytest.raises(UnsupportedLayerError, match="share"):
         finetune(model, model, dataset(), FinetuneConfig(1))
+    unknown = replace(dataset(), classes=None)
     with pytest.raises(DataError, match=r"0\.\.1 .*got 0\.\.3"):
-        finetune(net(1, outputs=2), net(0, outputs=2), dataset(), FinetuneConfig(1))
+        finetune(net(1, outputs=2), net(0, outputs=2), unknown, FinetuneConfig(1))
     endless = Data(iter([]), [], None, False, None, "endless")
     with pytest.raises(DataError, match="length"):
         finetune(model, net(0), endless, FinetuneConfig(1))
@@ -551,3 +589,86 @@ def test_steps_follow_the_schedule():
     moves = [float((b - a).abs().max()) for a, b in pairwise(weights)]
     assert moves[0] == pytest.approx(1e-3, rel=0.01)  # Adam's first step is the learning rate
     assert moves[-1] < 0.3e-3
+
+
+def test_labels_that_cannot_be_the_models_are_left_aside():
+    data = dataset()  # four classes
+    for outputs, used in ((4, True), (5, False)):
+        runs = []
+        for one in (data, replace(data, labelled=False)):
+            original, model = net(0, outputs), net(1, outputs)
+            runs.append(finetune(model, original, one, FinetuneConfig(1)).history)
+        assert (runs[0] != runs[1]) == used
+    assert all(entry["score"] == -entry["distance"] for entry in runs[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_tuned_in_float32_and_given_back(dtype):
+    original, model = net(0).to(dtype), net(1).to(dtype)
+    model[5] = model[1]  # shared
+    model[4].bias.requires_grad_(False)
+    teacher, before = copy.deepcopy(original), copy.deepcopy(model)
+    slots = [*model.parameters(), *model.buffers()]
+    data, seen = dataset(), []
+
+    def score(m):
+        seen.append({v.dtype for v in m.parameters()})
+        return float(len(seen))
+
+    assert math.isfinite(recalibrate(model, original, data).after)
+    result = finetune(model, original, data, FinetuneConfig(2, lr=1e-2), score=score)
+    assert seen == [{torch.float32}] * 3
+    assert all(math.isfinite(entry["loss"]) for entry in result.history[1:])
+    assert result.stopped is None
+    assert all(a is b for a, b in zip(slots, (*model.parameters(), *model.buffers()), strict=True))
+    for got, old in zip(slots, (*before.parameters(), *before.buffers()), strict=True):
+        assert (got.dtype, got.requires_grad) == (old.dtype, old.requires_grad)
+    assert model[0].weight.dtype == dtype
+    assert not torch.equal(model[0].weight, before[0].weight)
+    assert torch.equal(model[4].bias, before[4].bias)
+    assert equal(original, teacher)
+    assert original[0].weight.dtype == dtype
+    assert model.eval()(torch.zeros(2, 3, 8, 8, dtype=dtype)).dtype == dtype
+
+
+class Detector(nn.Module):
+    """As many rows for an image as it finds objects."""
+
+    def __init__(self, objects, dicts):
+        super().__init__()
+        self.dicts = dicts
+        self.conv, self.bn, self.objects = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), objects
+
+    def forward(self, x):
+        boxes = self.bn(self.conv(x)).mean((2, 3))
+        found = [row.expand(self.objects, 4) for row in boxes]
+        return [{"boxes": rows} for rows in found] if self.dicts else found
+
+
+@pytest.mark.parametrize(
+    ("dicts", "objects", "match"),
+    [(True, 3, "dict per image"), (False, 2, r"\(3, 4\) and \(2, 4\)")],
+)
+def test_what_detectors_find_cannot_be_compared(dicts, objects, match):
+    for run in (recalibrate, lambda *args: finetune(*args, FinetuneConfig(1))):
+        with pytest.raises(DataError, match=match + ".*--evaluate") as caught:
+            run(Detector(3, dicts), Detector(objects, dicts), dataset(labelled=False))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}, {"lr": math.inf}, {"epochs": -1}]
+)
+def test_numbers_no_run_can_have(numbers):
+    with pytest.raises(DataError, match=f"{next(iter(numbers))}: .* got") as caught:
+        FinetuneConfig(**{"epochs": 1, **numbers})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_largest_seed():
+    sampler = Shuffled(32, 2**63 - 1)
+    data = dataset(count=32)
+    data = replace(data, train=DataLoader(data.train.dataset, batch_size=16, sampler=sampler))
+    result = finetune(net(1), net(0), data, FinetuneConfig(2, seed=2**63 - 1))
+    assert result.steps == 4
+    assert sampler.epoch == 0

@@ -61,6 +61,7 @@ def load_data(
     DataError
         If it cannot be read or does not fit the model.
     """
+    _check_numbers(preprocessing, seed)
     loading = Loading(batch_size, seed, holdout, workers)
     name, path = str(source), Path(source).expanduser()
     if name == "digits":
@@ -92,6 +93,15 @@ def load_data(
     return build(train, test, loading, classes=classes, source=name, notes=notes)
 
 
+def _check_numbers(preprocessing: Preprocessing | None, seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise DataError(f"seed: must be in 0..2**63 - 1, got {seed}. Correct --seed.")
+    for name in ("resize", "crop"):
+        value = getattr(preprocessing, name, None)
+        if value is not None and value < 1:
+            raise DataError(f"{name}: must be 1 pixel or more, got {value}. Correct --{name}.")
+
+
 def _from_function(reference: str, loading: Loading) -> Data:
     function = import_function(reference, error=DataError)
     try:
@@ -111,19 +121,24 @@ def _from_function(reference: str, loading: Loading) -> Data:
             f"{reference}: loaders are 'train', 'holdout' and 'test', got {unknown} too. "
             "Rename or drop them."
         )
-    labelled = [
-        _labelled(loader, f"{reference}: {split}")
+    labelled = {
+        split: _labelled(loader, f"{reference}: {split}")
         for split, loader in loaders.items()
         if loader is not None or split == "train"
-    ]
-    notes = []
+    }
+    notes, how = [], {}
+    if any(labelled.values()) and not all(labelled.values()):
+        bare = ", ".join(split for split, has in labelled.items() if not has)
+        notes.append(f"no labels in {bare}: those of the other splits are not used")
     train, held, test = loaders["train"], loaders.get("holdout"), loaders.get("test")
     if held is None:
         train, held, note = _held_out(train, loading, reference)
         notes.append(note)
+        if train is loaders["train"]:  # none could be set apart
+            how["holdout_of"] = "training images"
     if test is None:
         notes.append("no test split: nothing can be reported on test images")
-    return Data(train, held, test, all(labelled), None, reference, tuple(notes))
+    return Data(train, held, test, all(labelled.values()), None, reference, tuple(notes), **how)
 
 
 def _labelled(loader: Any, place: str) -> bool:

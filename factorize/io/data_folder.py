@@ -30,7 +30,8 @@ def image_folder(
     Raises
     ------
     DataError
-        If there is no image, or the splits do not have the same classes.
+        If there is no image, images lie beside folders, or the splits do not have the same
+        classes.
     """
     root = path / "train"
     if not root.is_dir():
@@ -42,7 +43,8 @@ def image_folder(
                 f"val/ or test/, or images, or train*.npz; got folders {folders} and no image. "
                 "Arrange it so."
             )
-    classes = _classes(root)
+    _folders(path)
+    classes = _folders(root)
     train = _image_set(root, classes, transform)
     notes = [] if classes else [f"{root.name}/ has no class folders: images without labels"]
     if transform.size and not transform.resizes:
@@ -50,12 +52,12 @@ def image_folder(
         notes.append(f"images of another size are resized and centre-cropped to {height}x{width}")
     splits = [path / name for name in ("test", "val") if root != path and (path / name).is_dir()]
     if classes:
-        splits = [p for p in splits if _classes(p)] or splits
+        splits = [p for p in splits if _folders(p)] or splits
     if not splits:
         return train, None, len(classes) or None, notes
     if len(splits) > 1:
         notes.append(f"test images are those of {splits[0].name}/, not of {splits[1].name}/")
-    found = _classes(splits[0])
+    found = _folders(splits[0])
     if bool(found) != bool(classes) or set(found) - set(classes):
         strange = sorted(set(found) - set(classes))[:5] or "no class folders"
         raise DataError(
@@ -65,8 +67,16 @@ def image_folder(
     return train, _image_set(splits[0], classes, transform), len(classes) or None, notes
 
 
-def _classes(root: Path) -> list[str]:
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _folders(root: Path) -> list[str]:
+    """Names of the class or split folders; there are none beside images."""
+    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    images = _images(root) if names else []
+    if images:
+        raise DataError(
+            f"{root}: must hold images or folders, not both, got {len(images)} images and the "
+            f"folders {names[:5]}. Move one of them away."
+        )
+    return names
 
 
 def _images(folder: Path, pattern: str = "*") -> list[Path]:

@@ -148,7 +148,8 @@ class Shuffled(Sampler[int]):
         return self.count
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        mixed = (self.seed * 1_000_003 + self.epoch) % 2**63  # the range of torch's seeds
+        generator = torch.Generator().manual_seed(mixed)
         yield from torch.randperm(self.count, generator=generator).tolist()
 
     def set_epoch(self, epoch: int) -> None:

@@ -87,6 +87,6 @@ def measured_on(data: Data | None, metric: Metric | None) -> str:
         better = "higher" if metric.higher_is_better else "lower"
         parts.append(f"{metric.name} ({better} is better)")
     if data is not None:
-        split = "test split" if data.test is not None else "held-out images, no test split"
+        split = "test split" if data.test is not None else f"{data.holdout_of}, no test split"
         parts.append(f"{data.source}, {split}")
     return "; ".join(parts) or "outputs on random input, not real data"

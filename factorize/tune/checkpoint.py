@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,11 +50,25 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def fingerprint(model: nn.Module, **settings: Any) -> dict[str, Any]:
-    """Describe what must be equal for a run to go on: settings, parameter names and shapes."""
-    shapes = [(name, list(value.shape)) for name, value in model.named_parameters()]
-    digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
-    return {"version": VERSION, **settings, "parameters": digest}
+def fingerprint(start: nn.Module, original: nn.Module, **settings: Any) -> dict[str, Any]:
+    """Describe what must be equal for a run to go on: settings, and both models.
+
+    The original to the bit, the tuned model by its layers alone: its weights come from the
+    checkpoint, and a factorization made anew may differ by rounding (other threads, another CPU).
+    """
+    models = {"original model": _digest(original, True), "tuned model": _digest(start, False)}
+    return {"version": VERSION, **settings, **models}
+
+
+def _digest(model: nn.Module, values: bool) -> str:
+    """Hash names, types and shapes of all parameters and buffers, and their values if asked."""
+    found = hashlib.sha256()
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        if values:
+            flat = value.detach().cpu().contiguous().view(-1)
+            found.update(flat.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ are several outputs, their distances are summed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from factorize.errors import DataError
 from factorize.tensor.call import evaluating, model_dtype
-from factorize.types import Batch
+from factorize.types import Data
 
 
 def tensors(output: Any) -> list[Tensor]:
@@ -27,8 +27,10 @@ def tensors(output: Any) -> list[Tensor]:
     Raises
     ------
     DataError
-        If there is none.
+        If there is none, or they are what a detector finds.
     """
+    if isinstance(output, list) and any(isinstance(v, Mapping) for v in output):
+        raise _incomparable("a dict per image, as of a detector")
     found = [v for v in tree_leaves(output) if isinstance(v, Tensor) and v.is_floating_point()]
     if not found:
         raise DataError(
@@ -43,15 +45,28 @@ def is_logits(output: Tensor) -> bool:
     return output.ndim == 2 and output.shape[1] > 1
 
 
+def uses_labels(data: Data, output: Tensor) -> bool:
+    """Whether the labels can be the model's: it has logits, as many as the data has classes."""
+    classes = data.classes
+    return data.labelled and is_logits(output) and classes in (None, output.shape[1])
+
+
 def distance(student: list[Tensor], teacher: list[Tensor], temperature: float = 1.0) -> Tensor:
     """Mean distance over the batch, differentiable in the student; 0 where both agree.
 
     A student in train mode may have more outputs than the teacher (auxiliary heads come last):
     those without a counterpart do not count. At temperature T the KL divergence is scaled by
     T^2, which keeps its gradient's size.
+
+    Raises
+    ------
+    DataError
+        If an output and its counterpart differ in shape.
     """
     total = student[0].new_zeros(())
     for s, t in zip(student, teacher, strict=False):
+        if s.shape != t.shape:
+            raise _incomparable(f"shapes {tuple(s.shape)} and {tuple(t.shape)}")
         if is_logits(t):
             log_p, log_q = (F.log_softmax(v / temperature, dim=1) for v in (t, s))
             kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
@@ -79,26 +94,24 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels.to(logits.device))
 
 
-def holdout_scores(
-    model: nn.Module, original: nn.Module, batches: Iterable[Batch], labelled: bool
-) -> tuple[float, float | None]:
-    """Distance to the original, and top-1 accuracy where there are labels and logits.
+def holdout_scores(model: nn.Module, original: nn.Module, data: Data) -> tuple[float, float | None]:
+    """Distance to the original on the held-out images, and top-1 where labels can be used.
 
     Both models are run in eval mode, each image counts the same.
     """
-    total, right, count, logits = 0.0, 0, 0, labelled
+    total, right, count, labelled = 0.0, 0, 0, True
     with evaluating(model, original):
-        for batch in batches:
+        for batch in data.holdout:
             images = to_model(batch[0], model)
             student, teacher = tensors(model(images)), tensors(original(images))
             total += float(distance(student, teacher)) * len(images)
             count += len(images)
-            logits = logits and is_logits(student[0])
-            if logits:
+            labelled = labelled and uses_labels(data, student[0])
+            if labelled:
                 right += int((student[0].argmax(1).cpu() == batch[1].cpu()).sum())
     if count == 0:
         raise DataError("holdout: needs at least one batch, got none. Hold more images out.")
-    return total / count, right / count if logits else None
+    return total / count, right / count if labelled else None
 
 
 def to_model(images: Tensor, model: nn.Module) -> Tensor:
@@ -107,15 +120,38 @@ def to_model(images: Tensor, model: nn.Module) -> Tensor:
     return images.to(device, model_dtype(model), non_blocking=True)
 
 
+def _incomparable(found: str) -> DataError:
+    return DataError(
+        "model: its outputs must have the original's shapes for any input to be compared with "
+        f"them, got {found}. Leave --data away and measure with --evaluate."
+    )
+
+
 @contextmanager
 def placed(device: str, *models: nn.Module) -> Iterator[None]:
-    """Hold the models on a device, and put each back where it was afterwards."""
+    """Hold the models on a device and in float32 or wider, and put each back as it was afterwards.
+
+    In half precision small steps are lost and sums overflow. Only what parameters and buffers
+    hold is exchanged, so that each stays itself, shared ones shared.
+    """
     homes = [next((p.device for p in (*m.parameters(), *m.buffers())), None) for m in models]
+    half: list[tuple[Any, str, torch.dtype]] = [
+        (held, name, tensor.dtype)
+        for model in models
+        for module in model.modules()
+        for held in (module._parameters, module._buffers)
+        for name, tensor in held.items()
+        if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16)
+    ]
     try:
+        for held, name, _ in half:
+            held[name].data = held[name].data.float()
         for model in models:
             model.to(device)
         yield
     finally:
+        for held, name, dtype in half:
+            held[name].data = held[name].data.to(dtype)
         for model, home in zip(models, homes, strict=True):
             if home is not None:
                 model.to(home)

@@ -8,12 +8,14 @@ held-out images, and it ends with the best weights so far, those it came with in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from factorize.errors import DataError
 from factorize.tune.distance import placed
 from factorize.tune.guard import accelerator_on
 from factorize.tune.loop import Training
@@ -48,6 +50,15 @@ class FinetuneConfig:
     checkpoint: Path | None = None
     resume: bool = False
     checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no run can have."""
+        if self.epochs < 0:
+            raise DataError(f"epochs: must be 0 or more, got {self.epochs}. Correct --finetune.")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise DataError(
+                f"lr: the learning rate must be above 0 and finite, got {self.lr}. Try 0.002."
+            )
 
 
 @dataclass(frozen=True)
@@ -94,8 +105,9 @@ def finetune(
 ) -> FinetuneResult:
     """Tune ``model`` in place to answer as ``original``; it ends with its best held-out score.
 
-    ``original`` is frozen and in eval mode, ``model`` in train mode. Ctrl-C ends the run early
-    and keeps the best so far.
+    ``original`` is frozen and in eval mode, ``model`` in train mode. Models in half precision are
+    tuned in float32 and end as they were. Labels count only where there are as many classes as
+    logits. Ctrl-C ends the run early and keeps the best so far.
 
     Parameters
     ----------
@@ -106,8 +118,8 @@ def finetune(
         Called after each step: ``progress("fine-tuning", steps done, steps in all, values)``
         with values ``epoch``, ``loss``, ``lr`` and the last ``score``.
     score
-        model -> float, higher is better. By default top-1 where there are labels and logits,
-        else minus the distance to the original's outputs.
+        model -> float, higher is better. By default top-1 where the labels can be used, else
+        minus the distance to the original's outputs.
 
     Raises
     ------
@@ -116,7 +128,8 @@ def finetune(
     UnsupportedLayerError
         If no parameter requires a gradient, or the two models share one.
     ModelLoadError
-        If the checkpoint to resume from is missing, damaged or of another run.
+        If the checkpoint to resume from is missing, damaged or of another run: other settings,
+        data or models, of which each value counts.
     """
     with placed(device, model, original), accelerator_on(device) as accelerator:
         training = Training(model, original, data, config, accelerator, progress, score)

@@ -23,10 +23,10 @@ from factorize.tune import checkpoint
 from factorize.tune.distance import (
     distance,
     holdout_scores,
-    is_logits,
     label_loss,
     tensors,
     to_model,
+    uses_labels,
 )
 from factorize.tune.guard import uninterrupted
 from factorize.tune.optimizer import decayed, schedule, trainable
@@ -60,7 +60,9 @@ class Training:
         settings = asdict(config)
         for key in ("checkpoint", "resume", "checkpoint_minutes"):
             del settings[key]
-        self.fingerprint = checkpoint.fingerprint(model, **settings, batches=self.per_epoch)
+        self.fingerprint = checkpoint.fingerprint(
+            model, original, **settings, data=data.source, batches=self.per_epoch
+        )
         self.state = checkpoint.RunState(best=checkpoint.snapshot(model))
         self.stopped: str | None = None
         self.saved = time.monotonic()
@@ -109,7 +111,7 @@ class Training:
         with ordered(self.data.train, config.seed + state.epoch):
             batches = from_batch(self.data.train, state.batch, self.per_epoch)
             while True:
-                torch.manual_seed(config.seed * 1_000_003 + state.steps)
+                torch.manual_seed((config.seed * 1_000_003 + state.steps) % 2**63)
                 start = time.monotonic()
                 batch = next(batches, None)
                 if batch is None or (len(batch[0]) == 1 and state.batch):
@@ -142,7 +144,7 @@ class Training:
             with evaluating(self.original):
                 teacher = tensors(self.original(images))
         loss = distance(student, teacher, self.config.temperature)
-        if self.data.labelled and is_logits(student[0]):
+        if uses_labels(self.data, student[0]):
             loss = loss + self.config.label_weight * label_loss(student[0], batch[1])
         value = loss.item()
         if math.isfinite(value):
@@ -156,7 +158,7 @@ class Training:
 
     def _rate(self, entry: dict[str, float], ends_epoch: bool = False) -> None:
         """Score the weights as they are, and keep them if they are the best so far."""
-        far, top1 = holdout_scores(self.model, self.original, self.data.holdout, self.data.labelled)
+        far, top1 = holdout_scores(self.model, self.original, self.data)
         if self.score is not None:
             value = float(self.score(self.model))
         else:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from factorize.tensor.call import evaluating
 from factorize.tune.distance import holdout_scores, placed, to_model
+from factorize.tune.order import ordered
 from factorize.types import Data, Progress
 
 IMAGES = 1000
@@ -29,7 +30,7 @@ class Recalibration:
     ----------
     before, after
         On the held-out images: distance of the outputs to the original's (KL divergence of
-        logits, else relative squared difference); lower is better.
+        logits, else relative squared difference); lower is better. None without layers.
     layers
         Batch-norm layers estimated anew.
     reason
@@ -37,8 +38,8 @@ class Recalibration:
     """
 
     applied: bool
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     layers: int
     reason: str
 
@@ -94,16 +95,16 @@ def recalibrate(
         for module in model.modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
+    if not layers:
+        reason = "the model has no batch-norm layer with running statistics"
+        return Recalibration(False, None, None, 0, reason)
     with placed(device, model, original):
-        before = _score(model, original, data)
-        if not layers:
-            reason = "the model has no batch-norm layer with running statistics"
-            return Recalibration(False, before, before, 0, reason)
+        before = holdout_scores(model, original, data)[0]
         saved = [{k: v.clone() for k, v in layer.named_buffers()} for layer in layers]
         kept = False
         try:
             seen = _estimate(model, layers, saved, data, progress)
-            after = _score(model, original, data)
+            after = holdout_scores(model, original, data)[0]
             kept = math.isfinite(after) and not after >= before  # a ``before`` of nan loses
         finally:
             if not kept:
@@ -114,10 +115,6 @@ def recalibrate(
         f"held-out distance to the original {before:.4g} -> {after:.4g} on {seen} images: {verdict}"
     )
     return Recalibration(kept, before, after, len(layers), reason)
-
-
-def _score(model: nn.Module, original: nn.Module, data: Data) -> float:
-    return holdout_scores(model, original, data.holdout, labelled=False)[0]
 
 
 def _estimate(
@@ -133,9 +130,14 @@ def _estimate(
         layer.register_forward_pre_hook(into.add)
         for layer, into in zip(layers, moments, strict=True)
     ]
-    seen = 0
+    seen, device = 0, next(model.buffers()).device
     try:
-        with evaluating(model):
+        with (
+            evaluating(model),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            ordered(data.train, seed=0),
+        ):
+            torch.manual_seed(0)  # what else a loader draws: augmentation, an order of its own
             for layer in layers:
                 layer.train()
             for batch in data.train:
