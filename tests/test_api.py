@@ -165,6 +165,18 @@ def test_own_metric_is_reported() -> None:
     assert result.report.quality_of == "size (lower is better)"
 
 
+def test_metric_sees_a_model_in_eval_mode_without_gradients() -> None:
+    seen = []
+
+    def look(model: nn.Module) -> float:
+        seen.append((any(m.training for m in model.modules()), torch.is_grad_enabled()))
+        return 0.0
+
+    result = factorize.compress(net().train(), X, rank=4, evaluate=look, latency=False)
+    assert set(seen) == {(False, False)}
+    assert result.model.training
+
+
 def test_metric_that_fails_is_told_in_one_line() -> None:
     with pytest.raises(DataError, match="--evaluate broken: must return .* ZeroDivisionError"):
         factorize.compress(net(), X, rank=4, latency=False,
