@@ -6,8 +6,8 @@ Weights are random; batch-norm statistics are set from random images, since a fr
 close to constant that nothing could be seen in its output. Such a network also amplifies rounding,
 so each line has three relative differences: rewritten against original in float64, the same in
 float32, and, to compare, the original's own rounding (float32 against float64). Exits 1 where the
-first is above 1e-9, or the second above 1e-4 and above twice the third. `--onnx` also exports the
-classifiers.
+first is above 1e-9, or the second above 1e-4 and above twice the third. `--as-built` leaves the
+statistics alone, `--onnx` also exports the classifiers.
 """
 
 from __future__ import annotations
@@ -42,12 +42,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--methods", nargs="+", default=methods.names())
     parser.add_argument("--size", type=int, default=64, help="side of the input image")
+    parser.add_argument(
+        "--as-built", action="store_true", help="leave the batch-norm statistics at 0 and 1"
+    )
     parser.add_argument("--onnx", action="store_true")
     options = parser.parse_args()
 
     failed = 0
     for name in options.models:
-        model, x = build(name, options.size)
+        model, x = build(name, options.size, options.as_built)
         double, x64 = copy.deepcopy(model).double(), tree_map(Tensor.double, x)
         expected, exact = outputs(model, x), outputs(double, x64)
         rounding = difference(exact, expected)
@@ -78,8 +81,8 @@ def main() -> None:
     sys.exit(failed > 0)
 
 
-def build(name: str, size: int) -> tuple[nn.Module, Any]:
-    """A seeded model in eval mode whose batch norms have seen images, and its input."""
+def build(name: str, size: int, as_built: bool) -> tuple[nn.Module, Any]:
+    """A seeded model in eval mode, its batch norms fed unless left as built, and its input."""
     torch.manual_seed(0)
     builder = get_model_builder(name)
     options: dict[str, Any] = {"weights": None}
@@ -93,7 +96,8 @@ def build(name: str, size: int) -> tuple[nn.Module, Any]:
         if isinstance(module, nn.BatchNorm2d):
             module.register_forward_pre_hook(_learn_from_many)
     with torch.no_grad():
-        getattr(model, "backbone" if "rcnn" in name else "forward")(images)
+        if not as_built:
+            getattr(model, "backbone" if "rcnn" in name else "forward")(images)
     return model.eval(), [torch.rand(3, size, size)] if "rcnn" in name else images[:2]
 
 
