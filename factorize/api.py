@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from factorize import export, graph, tune
+from factorize import export, tune
 from factorize import measure as measuring
 from factorize import plan as planning
 from factorize.errors import DataError, DeviceError, NoConvolutionError, UnsupportedLayerError
-from factorize.fit import fit
+from factorize.fit import apply_, fit_weights
 from factorize.report import Report, layer_reports
 from factorize.stages import beside, copied, make_plan, measure
 from factorize.tensor.call import call, evaluating
@@ -116,8 +116,8 @@ def compress(
             )
             check_not_empty(plan)
         with _timed(seconds, "factorize"):
-            fitted = fit(model, plan, seed=seed, progress=progress)
-            compressed = graph.rewrite_(copied(model), fitted)
+            fitted = fit_weights(model, plan, seed=seed, progress=progress)
+            compressed = apply_(copied(model), fitted)
             output = _check_runs(compressed, plan, example_input)
             remarks += _class_remark(output, data)
 
@@ -188,7 +188,7 @@ def compress(
                 "seed": seed,
             },
             environment=measuring.environment(),
-            layers=layer_reports(plan, fitted),
+            layers=layer_reports(plan, fitted.layers),
             params={"original": params, "compressed": new_params},
             macs={"original": macs, "compressed": new_macs},
             bytes=sizes,

@@ -14,7 +14,7 @@ from factorize import graph, methods
 from factorize import measure as measuring
 from factorize import plan as planning
 from factorize.errors import ModelLoadError, PlanError, UnsupportedLayerError
-from factorize.fit import fit
+from factorize.fit import apply_, fit_weights
 from factorize.tensor.call import input_on
 from factorize.types import ConvSite, Data, Factorization, Metric, Plan, Progress
 
@@ -103,7 +103,7 @@ def rewrite_(model: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
 
     A model that is itself a planned convolution cannot change in place: its chain is returned.
     """
-    return graph.rewrite_(model, fit(model, plan, seed=seed))
+    return apply_(model, fit_weights(model, plan, seed=seed))
 
 
 def load(directory: str | Path, model: nn.Module) -> nn.Module:

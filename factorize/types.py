@@ -149,7 +149,12 @@ class Factorization:
     weights
         float64, one per stage, each of its stage's ``weight_shape``.
     error
-        ``||W - W'|| / ||W||`` in the norm it was fitted in, of these very weights.
+        Of these very weights: relative output error on the images fitted to, or, fitted without
+        images, ``||W - W'|| / ||W||``.
+    held_out_error
+        The output error on images that were not fitted to.
+    bias
+        (O,) float64 of the last stage; None: that of the convolution.
     """
 
     spec: ConvSpec
@@ -159,6 +164,8 @@ class Factorization:
     stages: tuple[ConvSpec, ...]
     weights: tuple[Tensor, ...]
     error: float
+    held_out_error: float | None = None
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)

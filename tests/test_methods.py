@@ -17,7 +17,8 @@ import factorize
 from factorize import methods
 from factorize.errors import RankError, UnsupportedLayerError
 from factorize.measure import count
-from factorize.methods.base import Method, chain_kernel
+from factorize.methods.base import Method
+from factorize.methods.chain import chain_kernel
 from factorize.methods.svd import SvdMethod
 from factorize.types import ConvSpec, LayerPlan
 

@@ -10,7 +10,7 @@ from torch import nn
 import factorize
 from factorize import methods
 from factorize.errors import NoConvolutionError, PlanError, RankError, UnsupportedLayerError
-from factorize.methods.base import chain_kernel
+from factorize.methods.chain import chain_kernel
 from factorize.plan import load_plan, save_plan
 from factorize.types import ConvSpec, LayerPlan
 

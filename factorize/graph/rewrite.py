@@ -42,7 +42,7 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
     Parameters
     ----------
     factorizations
-        By module name. The last stage's bias is taken from the module.
+        By module name. The last stage's bias is the module's unless another was fitted.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
     chains: dict[int, nn.Sequential] = {}
     for name, made in factorizations.items():
         module = modules[name]
-        chain = _build_chain(made.stages, made.weights, module)
+        chain = build_chain(made, module)
         key = (id(module._parameters.get("weight", module)), made.method, made.rank, made.variant)
         for layer, weight in zip(chain, shared.setdefault(key, []), strict=False):
             layer.weight = weight
@@ -71,14 +71,12 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
     return chains.get(id(model), model)
 
 
-def _build_chain(
-    stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...], module: Any
-) -> nn.Sequential:
-    """The chain as modules, in all else like the convolution it replaces."""
+def build_chain(made: Factorization, module: Any) -> nn.Sequential:
+    """The chain as modules, in all else like the convolution that it replaces."""
     weight = effective_weight(module)
     trainable = any(p.requires_grad for n, p in module.named_parameters() if n != "bias")
     layers = []
-    for stage, values in zip(stages, weights, strict=True):
+    for stage, values in zip(made.stages, made.weights, strict=True):
         layer = _CLASSES[stage.kind](
             stage.in_channels, stage.out_channels, stage.kernel, stage.stride, stage.padding,
             stage.dilation, stage.groups, stage.bias, stage.padding_mode,
@@ -87,7 +85,7 @@ def _build_chain(
         with torch.no_grad():
             layer.weight.copy_(values)
             if stage.bias:
-                layer.bias.copy_(module.bias)
+                layer.bias.copy_(module.bias if made.bias is None else made.bias)
                 layer.bias.requires_grad_(module.bias.requires_grad)
         layer.weight.requires_grad_(trainable)
         layers.append(layer)

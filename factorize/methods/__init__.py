@@ -8,8 +8,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from factorize.methods.base import Method, chain_of, factorize, get, names, register
+from factorize.methods.chain import chain_kernel
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Method", "chain_of", "factorize", "get", "names", "register"]
+__all__ = ["Method", "chain_kernel", "chain_of", "factorize", "get", "names", "register"]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
-from math import prod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from factorize.errors import RankError, UnsupportedLayerError
+from factorize.methods.chain import chain_kernel
+from factorize.methods.refine import refine
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, Factorization, LayerPlan, Rank, Size
+from factorize.types import ConvSpec, Factorization, LayerPlan, Rank
 
 _registry: dict[str, Method] = {}
 
@@ -49,15 +49,38 @@ class Method(ABC):
     def max_rank(self, spec: ConvSpec) -> Rank:
         """The smallest rank at which some variant reproduces any kernel of this shape."""
 
+    def rank_of(self, value: int, spec: ConvSpec) -> Rank:
+        """The rank where one number is given for all of it; not yet clamped to the maximum."""
+        return (value,) * len(self.max_rank(spec))
+
     @abstractmethod
     def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:
         """The chain's specs, first to last. Shapes only: costs nothing. Built with `link`."""
 
     @abstractmethod
     def decompose(
-        self, weight: Tensor, rank: Rank, variant: str, *, norm: Norm, seed: int
+        self, weight: Tensor, rank: Rank, variant: str, *, seed: int
     ) -> tuple[Tensor, ...]:
-        """The weights of `stages`, for a valid rank."""
+        """The weights of `stages`, for a valid rank, in the identity norm."""
+
+    def fit(
+        self,
+        weight: Tensor,
+        rank: Rank,
+        variant: str,
+        *,
+        stages: tuple[ConvSpec, ...],
+        norm: Norm,
+        seed: int,
+    ) -> tuple[Tensor, ...]:
+        """The weights of `stages` in a norm: the plain form, refined where the norm is not plain.
+
+        A method overrides this where it has a closed form.
+        """
+        start = self.decompose(weight, rank, variant, seed=seed)
+        if not norm.second:
+            return start
+        return refine(stages, shaped(stages, start), weight, norm)
 
     @abstractmethod
     def rank_for_energy(
@@ -163,97 +186,14 @@ def factorize(
     stages = chain_of(layer)
     method, norm = get(layer.method or ""), norm or Norm()
     exact = weight.detach().to("cpu", torch.float64)
-    weights = method.decompose(exact, layer.rank, layer.variant, norm=norm, seed=seed)
-    weights = tuple(
-        w.reshape(stage.weight_shape).contiguous() for w, stage in zip(weights, stages, strict=True)
-    )
+    weights = method.fit(exact, layer.rank, layer.variant, stages=stages, norm=norm, seed=seed)
+    weights = shaped(stages, weights)
     error = norm.relative_error(exact, chain_kernel(stages, weights))
     return Factorization(layer.spec, method.name, layer.rank, layer.variant, stages, weights, error)
 
 
-def stage(
-    spec: ConvSpec, axes: tuple[int, ...], in_channels: int, out_channels: int, groups: int = 1
-) -> ConvSpec:
-    """One stage that takes over the kernel, stride, padding and dilation of some axes.
-
-    The other axes get extent 1. A stage that pads keeps the padding mode; none has a bias yet.
-    """
-
-    def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
-        return tuple(v if axis in axes else neutral for axis, v in enumerate(values))
-
-    padding = spec.padding
-    if padding == "same":
-        padding = "same" if axes else (0,) * len(spec.kernel)
-    else:
-        padding = pick(padding, 0)
-    return replace(
-        spec,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        kernel=pick(spec.kernel, 1),
-        stride=pick(spec.stride, 1),
-        dilation=pick(spec.dilation, 1),
-        padding=padding,
-        padding_mode=spec.padding_mode if padding == "same" or any(padding) else "zeros",
-        groups=groups,
-        bias=False,
+def shaped(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Weights as their stages hold them."""
+    return tuple(
+        w.reshape(stage.weight_shape).contiguous() for w, stage in zip(weights, stages, strict=True)
     )
-
-
-def link(spec: ConvSpec, *stages: ConvSpec) -> tuple[ConvSpec, ...]:
-    """Number the stages, hand the sizes on from one to the next, put the bias on the last."""
-    linked: list[ConvSpec] = []
-    sizes = spec.input_sizes
-    for index, one in enumerate(stages):
-        last = index == len(stages) - 1
-        one = replace(
-            one, name=f"{spec.name}.{index}".lstrip("."), input_sizes=sizes,
-            bias=spec.bias and last,
-        )  # fmt: skip
-        linked.append(one)
-        sizes = one.output_sizes
-    return tuple(linked)
-
-
-def chain_kernel(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> Tensor:
-    """The one kernel that a chain of convolutions is equal to.
-
-    On each axis at most one stage has an extent above 1, so the extents multiply. The chain is
-    folded from an end that is not grouped, where there is one: a grouped weight in between then
-    costs its own size, not that of the dense weight it stands for.
-
-    Returns
-    -------
-    (O, I, *kernel)
-    """
-    if stages[-1].groups == 1:
-        kernel = weights[-1]  # (O, C, *k)
-        for spec, weight in zip(stages[-2::-1], weights[-2::-1], strict=True):
-            groups = spec.groups
-            outer = kernel.reshape(len(kernel), groups, kernel.shape[1] // groups, -1)
-            inner = weight.reshape(groups, -1, weight.shape[1], prod(spec.kernel))
-            product = torch.einsum("ogck,gcim->ogikm", outer, inner)
-            kernel = _merged(product, len(kernel), spec.in_channels, kernel.shape[2:], spec.kernel)
-        return kernel
-    first = stages[0]
-    kernel = torch.eye(first.in_channels, dtype=weights[0].dtype)
-    kernel = kernel.reshape(*kernel.shape, *(1,) * len(first.kernel))  # (C, I, *k)
-    if first.groups == 1:
-        kernel, stages, weights = weights[0], stages[1:], weights[1:]
-    for spec, weight in zip(stages, weights, strict=True):
-        groups = spec.groups
-        inner = kernel.reshape(groups, len(kernel) // groups, kernel.shape[1], -1)
-        outer = weight.reshape(groups, -1, weight.shape[1], prod(spec.kernel))
-        product = torch.einsum("gcik,gocm->goikm", inner, outer)
-        kernel = _merged(product, spec.out_channels, kernel.shape[1], kernel.shape[2:], spec.kernel)
-    return kernel
-
-
-def _merged(product: Tensor, outputs: int, inputs: int, one: Size, two: Size) -> Tensor:
-    """(O, I, prod(k), prod(k')) with axes of extents k k': one of each pair of extents is 1."""
-    axes = len(one)
-    product = product.reshape(outputs, inputs, *one, *two)
-    order = [axis for pair in zip(range(axes), range(axes, 2 * axes), strict=True) for axis in pair]
-    extents = [a * b for a, b in zip(one, two, strict=True)]
-    return product.permute(0, 1, *(2 + axis for axis in order)).reshape(outputs, inputs, *extents)

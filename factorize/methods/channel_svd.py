@@ -12,10 +12,13 @@ Source       Zhang, Zou, He, Sun, TPAMI 2016, section 3.1
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from factorize.methods.base import link, register, stage
+from factorize.methods.base import register
+from factorize.methods.chain import link, stage
 from factorize.methods.svd import SvdMethod
+from factorize.tensor.norm import Norm
 from factorize.types import ConvSpec, Rank
 
 
@@ -36,6 +39,23 @@ class ChannelSvd(SvdMethod):
             stage(spec, first, spec.in_channels, rank[0]),
             stage(spec, second, rank[0], spec.out_channels),
         )
+
+    def fit(  # noqa: D102
+        self,
+        weight: Tensor,
+        rank: Rank,
+        variant: str,
+        *,
+        stages: tuple[ConvSpec, ...],
+        norm: Norm,
+        seed: int,
+    ) -> tuple[Tensor, ...]:
+        if variant == "pointwise_first" or not norm.second:
+            return super().fit(weight, rank, variant, stages=stages, norm=norm, seed=seed)
+        # The best W' of rank R projects the outputs on the leading eigenvectors of W S W^T.
+        rows = weight.flatten(1)
+        basis = torch.linalg.eigh(norm.times(rows) @ rows.T)[1][:, -rank[0] :]  # (O, R)
+        return basis.T @ rows, basis
 
     def matrix(self, weight: Tensor, variant: str) -> Tensor:  # noqa: D102
         if variant == "spatial_first":

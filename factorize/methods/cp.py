@@ -15,10 +15,10 @@ from math import prod
 
 from torch import Tensor
 
-from factorize.methods.base import Method, link, register, stage
+from factorize.methods.base import Method, register
+from factorize.methods.chain import link, stage
 from factorize.tensor import ranks
 from factorize.tensor.cp import cp, energy_rank, exact_rank
-from factorize.tensor.norm import Norm
 from factorize.types import ConvSpec, Rank
 
 
@@ -44,7 +44,7 @@ class Cp(Method):
         )
 
     def decompose(  # noqa: D102
-        self, weight: Tensor, rank: Rank, variant: str, *, norm: Norm, seed: int
+        self, weight: Tensor, rank: Rank, variant: str, *, seed: int
     ) -> tuple[Tensor, ...]:
         outputs, inputs, *spatial = cp(self.modes(weight), rank[0], seed=seed)
         return inputs.T, *(factor.T for factor in spatial), outputs

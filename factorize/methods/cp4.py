@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from factorize.methods.base import link, register, stage
+from factorize.methods.base import register
+from factorize.methods.chain import link, stage
 from factorize.methods.cp import Cp
 from factorize.tensor.cp import exact_rank
 from factorize.types import ConvSpec, Rank

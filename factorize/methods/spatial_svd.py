@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from factorize.methods.base import link, register, stage
+from factorize.methods.base import register
+from factorize.methods.chain import link, stage
 from factorize.methods.svd import SvdMethod
 from factorize.types import ConvSpec, Rank
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from factorize.methods.base import Method
-from factorize.tensor.norm import Norm
 from factorize.tensor.ranks import discarded_share, energy_rank, vbmf_rank
 from factorize.tensor.svd import singular_values, split
 from factorize.types import Rank
@@ -28,10 +27,10 @@ class SvdMethod(Method):
         """Stage weights, first to last, of ``left @ right`` = (.., m, R) @ (.., R, n)."""
 
     def decompose(
-        self, weight: Tensor, rank: Rank, variant: str, *, norm: Norm, seed: int
+        self, weight: Tensor, rank: Rank, variant: str, *, seed: int
     ) -> tuple[Tensor, ...]:
         """Truncated SVD; padded with zeros where a variant's matrix has a lower full rank."""
-        del norm, seed
+        del seed
         matrix = self.matrix(weight, variant)
         left, right = split(matrix, min(rank[0], *matrix.shape[-2:]))
         missing = rank[0] - left.shape[-1]

@@ -15,8 +15,8 @@ from math import prod
 
 from torch import Tensor
 
-from factorize.methods.base import Method, link, register, stage
-from factorize.tensor.norm import Norm
+from factorize.methods.base import Method, register
+from factorize.methods.chain import link, stage
 from factorize.tensor.ranks import energy_rank, unfolding_vbmf_rank
 from factorize.tensor.svd import singular_values
 from factorize.tensor.tucker import tucker2
@@ -42,7 +42,7 @@ class Tucker2(Method):
         )
 
     def decompose(  # noqa: D102
-        self, weight: Tensor, rank: Rank, variant: str, *, norm: Norm, seed: int
+        self, weight: Tensor, rank: Rank, variant: str, *, seed: int
     ) -> tuple[Tensor, ...]:
         core, left, right = tucker2(weight.flatten(2), (rank[1], rank[0]))
         return right.T, core.contiguous(), left

@@ -200,7 +200,8 @@ def _choose_layer(
     kind, value = rule
     limit = method.max_rank(spec)
     if kind in ("fixed", "share"):
-        wanted = [value if kind == "fixed" else round(value * top) for top in limit]
+        fixed = method.rank_of(int(value), spec) if kind == "fixed" else ()
+        wanted = fixed or [round(value * top) for top in limit]
         rank = tuple(int(min(max(w, 1), top)) for w, top in zip(wanted, limit, strict=True))
         if kind == "fixed" and rank != tuple(wanted):
             notes.append(f"rank {value} clamped to the maximum, {','.join(map(str, rank))}")

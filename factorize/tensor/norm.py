@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Norm:
-    """The identity norm (Frobenius): every input of the layer counts alike.
+    """``||A||^2 = tr(A S A^T)``, for a kernel A the mean square of its output, if E[pp^T] = S.
 
-    This is what can be known without data. It is the output error E|(W - W')p|^2 of the layer for
-    patches p that are white, E[p p^T] = 1.
+    Attributes
+    ----------
+    second
+        ``()``: the identity (Frobenius), as every input counts alike where there is no data.
+        ``(S,)``: (D, D), for rows of the weight, (I, *kernel) flattened.
+        ``(C, P)``: (I, I) and (K, K), S = C (x) P.
     """
 
+    second: tuple[Tensor, ...] = ()
+
+    def times(self, rows: Tensor) -> Tensor:
+        """``A S`` for A (n, D), any dtype and device that S is of."""
+        if not self.second:
+            return rows
+        if len(self.second) == 1:
+            return rows @ self.second[0]
+        channels, positions = self.second
+        return (channels @ rows.reshape(len(rows), len(channels), -1) @ positions).flatten(1)
+
+    def to(self, dtype: torch.dtype) -> Norm:
+        """The norm with its matrices in another dtype."""
+        return Norm(tuple(matrix.to(dtype) for matrix in self.second))
+
+    def energy(self, kernel: Tensor) -> float:
+        """``||A||^2`` of a kernel (O, I, *kernel)."""
+        rows = kernel.flatten(1)
+        return max(float((self.times(rows) * rows).sum()), 0.0)
+
     def relative_error(self, weight: Tensor, approximation: Tensor) -> float:
-        """``||W - W'|| / ||W||``; of a weight that is all zero, ``||W'||``.
+        """``||W - W'|| / ||W||``; of a weight that is zero to this norm, ``||W'||``.
 
         Parameters
         ----------
         weight, approximation
             (O, I, *kernel), float64.
         """
-        scale = float(weight.norm()) or 1.0
-        return float((weight - approximation).norm()) / scale
+        scale = self.energy(weight) or 1.0
+        return sqrt(self.energy(weight - approximation) / scale)

@@ -1,0 +1,12 @@
+"""Fit each planned layer: the stage that joins calibration, the methods and the model.
+
+``weights`` knows no data. ``outputs`` fits each layer's output on the original's inputs.
+``sequential`` goes through the net in order of execution and fits each layer to the original's
+output from the input that the layers fitted before it give, which makes up for their errors.
+"""
+
+from factorize.fit.layer import Fitted, apply_
+from factorize.fit.layerwise import fit_outputs, fit_weights
+from factorize.fit.sequential import fit_sequential
+
+__all__ = ["Fitted", "apply_", "fit_outputs", "fit_sequential", "fit_weights"]

@@ -1,0 +1,110 @@
+"""Fit one layer to what calibration tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from factorize import graph, methods
+from factorize.tensor.moments import (
+    LayerCalibration,
+    Moments,
+    centred,
+    output_error,
+    shrinkage,
+    target_and_norm,
+)
+from factorize.types import Factorization, LayerPlan
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """All that a fit changes in a model.
+
+    Attributes
+    ----------
+    layers
+        By the name of the convolution.
+    means
+        New running means of batch norms, by name.
+    """
+
+    layers: dict[str, Factorization]
+    means: dict[str, Tensor] = field(default_factory=dict)
+
+
+def apply_(model: nn.Module, fitted: Fitted) -> nn.Module:
+    """Put the fit into the model in place; returns the model, or the chain of a root."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    rewritten = graph.rewrite_(model, fitted.layers)
+    with torch.no_grad():
+        for name, mean in fitted.means.items():
+            modules[name].running_mean.copy_(mean)  # type: ignore[union-attr, operator]
+    return rewritten
+
+
+def fit_layer(
+    layer: LayerPlan, module: nn.Module, calibration: LayerCalibration, *, seed: int
+) -> Factorization:
+    """Fit a layer in the norm of its output; its bias, where it has one, makes up for the mean.
+
+    Errors are those of the outputs, relative to the outputs wanted (to their deviation from the
+    mean where there is a bias).
+    """
+    weight = graph.effective_weight(module).to("cpu", torch.float64)
+    bias = module.bias if isinstance(module.bias, Tensor) else None
+    if bias is not None:
+        parts = LayerCalibration(centred(calibration.fit), centred(calibration.held_out))
+    else:
+        parts = calibration
+    target, norm = target_and_norm(parts.fit, weight, shrinkage(parts))
+    made = methods.factorize(layer, target, norm=norm, seed=seed)
+    kernel = methods.chain_kernel(made.stages, made.weights)
+    return replace(
+        made,
+        error=output_error(parts.fit, weight, kernel),
+        held_out_error=output_error(parts.held_out, weight, kernel),
+        bias=None if bias is None else _bias(calibration.fit, weight, kernel, bias),
+    )
+
+
+def _bias(moments: Moments, weight: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """The bias with which the mean output is the one that is wanted."""
+    wanted = moments.output_mean
+    if wanted is None:
+        wanted = weight.flatten(1) @ moments.mean
+    return bias.detach().to("cpu", torch.float64) + wanted - kernel.flatten(1) @ moments.mean
+
+
+def shared_layers(model: nn.Module, layers: Mapping[str, LayerPlan]) -> dict[str, list[str]]:
+    """Planned layers by each one's name, itself among them, that share its weight."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    sharing: dict[int, list[str]] = {}
+    for name in layers:
+        sharing.setdefault(id(modules[name]._parameters.get("weight", modules[name])), []).append(
+            name
+        )
+    return {name: same for same in sharing.values() for name in same}
+
+
+def summed(parts: list[LayerCalibration]) -> LayerCalibration:
+    """The moments of several uses of one weight, each use counted by its patches."""
+    if len(parts) == 1:
+        return parts[0]
+    return LayerCalibration(
+        _mean([part.fit for part in parts]), _mean([part.held_out for part in parts])
+    )
+
+
+def _mean(uses: list[Moments]) -> Moments:
+    total = sum(use.count for use in uses)
+
+    def mean(tensors: list[Tensor]) -> Tensor:
+        weighed = [t * (use.count / total) for t, use in zip(tensors, uses, strict=True)]
+        return torch.stack(weighed).sum(0)
+
+    second = tuple(mean(list(matrices)) for matrices in zip(*(u.second for u in uses), strict=True))
+    return Moments(second, mean([u.mean for u in uses]), total, max(u.images for u in uses))

@@ -1,0 +1,257 @@
+"""One forward pass of two networks at once, stopped at each layer until that layer is fitted.
+
+Images go through the model twice in one batch: the first half as the original treats them, the
+second half through what has been fitted so far. All else in a network in eval mode treats each
+image by itself, so the two halves are the two networks. Batches run in threads of their own, one
+at a time, each paused at the layer whose fit is next: however the model is written, the whole net
+is fitted in about one pass over the images.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from factorize.errors import DataError
+
+Decision = Callable[[Tensor], Tensor] | None
+"""What a layer does to the second half of its input from now on; None: what it always did."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A batch at a layer: the layer's input in both networks, the original's output."""
+
+    batch: int
+    original: Tensor
+    compressed: Tensor
+    output: Tensor
+
+
+class _Cancelled(BaseException):
+    """Unwinds a forward pass that is of no more use."""
+
+
+class _Run:
+    """One batch's forward pass in a thread, which runs only while somebody waits for it."""
+
+    def __init__(self, index: int, forward: Callable[[], Any]) -> None:
+        self.index, self.visits = index, 0
+        self.arrival: Arrival | None = None  # None: it has ended
+        self.name = ""
+        self.output: Any = None
+        self.error: BaseException | None = None
+        self.cancelled = False
+        self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._work, args=(forward,), daemon=True)
+        self._thread.start()
+
+    def resume(self) -> None:
+        """Run to the next undecided layer, or to the end."""
+        self.arrival = None
+        self._go.release()
+        self._paused.acquire()
+        if self.error is not None:
+            raise self.error
+
+    def pause(self, name: str, arrival: Arrival) -> None:
+        """Called in the thread: wait there to be resumed."""
+        self.name, self.arrival = name, arrival
+        self._paused.release()
+        self._go.acquire()
+        if self.cancelled:
+            raise _Cancelled
+
+    def cancel(self) -> None:
+        """End the thread, wherever it is."""
+        self.cancelled, self.arrival = True, None
+        self._go.release()
+        self._thread.join()
+
+    def _work(self, forward: Callable[[], Any]) -> None:
+        self._go.acquire()
+        try:
+            if not self.cancelled:
+                self.output = forward()
+        except _Cancelled:
+            pass
+        except BaseException as error:
+            self.error = error
+        self._paused.release()
+
+
+class Lockstep:
+    """Takes batches from layer to layer through a model; a context manager.
+
+    ``while (name := lockstep.next()) is not None``: look at `arrivals`, then `decide`.
+
+    Parameters
+    ----------
+    model
+        In eval mode. Not changed, but for hooks while this is open.
+    layers
+        Modules to stop at, by name, each time that they are called with one tensor.
+    batches
+        Images (n, C, H, W).
+    memory
+        Bytes that paused batches may hold. Those beyond it start anew for each layer, which takes
+        longer: then the whole costs as many passes as there are layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        batches: Sequence[Tensor],
+        memory: float,
+    ) -> None:
+        self.model, self.batches, self.layers, self.memory = model, batches, layers, memory
+        self.decisions: list[Decision] = []
+        self._paused: list[_Run] = []
+        self._running: _Run | None = None
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Lockstep:
+        names: dict[int, str] = {}
+        for name, module in self.layers.items():
+            if id(module) not in names:
+                names[id(module)] = name
+                hook = self._hook(name)
+                self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+        held = self._held_per_image()
+        count, budget = 1, self.memory - held * len(self.batches[0])
+        while count < len(self.batches) and budget >= held * len(self.batches[count]):
+            budget -= held * len(self.batches[count])
+            count += 1
+        self._paused = [self._start(index) for index in range(count)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for run in self._paused:
+            run.cancel()
+        for hook in self._hooks:
+            hook.remove()
+
+    @property
+    def output(self) -> Any:
+        """The model's output for the first batch, twice, when it has come to the end."""
+        return self._paused[0].output
+
+    def next(self) -> str | None:
+        """The name of the next layer that the batches come to, None at the end."""
+        first = self._paused[0]
+        self._resume(first)
+        return first.name if first.arrival else None
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """Each batch at that layer."""
+        name = self._paused[0].name
+        for index in range(len(self.batches)):
+            resident = index < len(self._paused)
+            run = self._paused[index] if resident else self._start(index)
+            if index:
+                self._resume(run)
+            if run.arrival is None or run.name != name:
+                raise DataError(
+                    f"{name}: every batch must take the same way through the model, and batch "
+                    f"{index} came to {run.name or 'its end'}. Use --fit outputs."
+                )
+            yield run.arrival
+            if not resident:
+                run.cancel()
+
+    def decide(self, then: Decision) -> None:
+        """What the layer does from here on, in this call of it."""
+        self.decisions.append(then)
+
+    def _start(self, index: int) -> _Run:
+        return self._run(index, self.batches[index])
+
+    def _run(self, index: int, images: Tensor, *modes: TorchDispatchMode) -> _Run:
+        def forward() -> Any:
+            with torch.no_grad(), ExitStack() as stack:
+                for mode in modes:
+                    stack.enter_context(mode)
+                return self.model(torch.cat((images, images)))
+
+        return _Run(index, forward)
+
+    def _resume(self, run: _Run) -> None:
+        self._running = run
+        try:
+            run.resume()
+            self._running = None
+        except (DataError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{type(self.model).__name__}: the model must take batches of images of any "
+                f"length, got {type(error).__name__}: {' '.join(str(error).split())[:200]}. "
+                "Use --fit outputs."
+            ) from error
+
+    def _hook(self, name: str) -> Any:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> Any:
+            run = self._running
+            if run is None:  # called by whoever looks at the arrivals, or decided
+                return None
+            x = args[0] if args else kwargs["input"]
+            original, compressed = x.chunk(2)
+            first = output.chunk(2)[0]
+            visit, run.visits = run.visits, run.visits + 1
+            if visit == len(self.decisions):
+                run.pause(name, Arrival(run.index, original, compressed, first))
+            then = self.decisions[visit]
+            if then is not None:
+                self._running = None
+                output = torch.cat((first, then(compressed)))
+                self._running = run
+            return output
+
+        return hook
+
+    def _held_per_image(self) -> int:
+        """Bytes that an image holds where it holds most, paused at any of the layers."""
+        most, alive = 0, _Alive()
+        run = self._run(0, self.batches[0][:1], alive)
+        try:
+            self._resume(run)
+            while run.arrival is not None:
+                most = max(most, alive.bytes())
+                self.decisions.append(None)
+                self._resume(run)
+        finally:
+            run.cancel()
+            self.decisions.clear()
+        return most
+
+
+class _Alive(TorchDispatchMode):
+    """Knows the tensors that were made while it was on and are still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[weakref.ref[Tensor]] = []
+
+    def bytes(self) -> int:
+        """What they hold, storage shared by several counted once."""
+        tensors = [tensor for ref in self.made if (tensor := ref()) is not None]
+        self.made = [weakref.ref(tensor) for tensor in tensors]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return sum(storages.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.made += [weakref.ref(leaf) for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        return made

@@ -1,0 +1,113 @@
+"""Chains of convolutions: their specs, and the one kernel that each is equal to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from factorize.types import ConvSpec, Size
+
+
+def stage(
+    spec: ConvSpec, axes: tuple[int, ...], in_channels: int, out_channels: int, groups: int = 1
+) -> ConvSpec:
+    """One stage that takes over the kernel, stride, padding and dilation of some axes.
+
+    The other axes get extent 1. A stage that pads keeps the padding mode; none has a bias yet.
+    """
+
+    def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
+        return tuple(v if axis in axes else neutral for axis, v in enumerate(values))
+
+    padding = spec.padding
+    if padding == "same":
+        padding = "same" if axes else (0,) * len(spec.kernel)
+    else:
+        padding = pick(padding, 0)
+    return replace(
+        spec,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel=pick(spec.kernel, 1),
+        stride=pick(spec.stride, 1),
+        dilation=pick(spec.dilation, 1),
+        padding=padding,
+        padding_mode=spec.padding_mode if padding == "same" or any(padding) else "zeros",
+        groups=groups,
+        bias=False,
+    )
+
+
+def link(spec: ConvSpec, *stages: ConvSpec) -> tuple[ConvSpec, ...]:
+    """Number the stages, hand the sizes on from one to the next, put the bias on the last."""
+    linked: list[ConvSpec] = []
+    sizes = spec.input_sizes
+    for index, one in enumerate(stages):
+        last = index == len(stages) - 1
+        one = replace(
+            one, name=f"{spec.name}.{index}".lstrip("."), input_sizes=sizes,
+            bias=spec.bias and last,
+        )  # fmt: skip
+        linked.append(one)
+        sizes = one.output_sizes
+    return tuple(linked)
+
+
+def chain_kernel(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> Tensor:
+    """The one kernel that a chain of convolutions is equal to.
+
+    On each axis at most one stage has an extent above 1, so the extents multiply. The chain is
+    folded from an end that is not grouped, where there is one: a grouped weight in between then
+    costs its own size, not that of the dense weight it stands for.
+
+    Returns
+    -------
+    (O, I, *kernel)
+    """
+    if stages[-1].groups == 1:
+        kernel = weights[-1]  # (O, C, *k)
+        for spec, weight in zip(stages[-2::-1], weights[-2::-1], strict=True):
+            groups = spec.groups
+            outer = kernel.reshape(len(kernel), groups, kernel.shape[1] // groups, -1)
+            inner = weight.reshape(groups, -1, weight.shape[1], prod(spec.kernel))
+            product = torch.einsum("ogck,gcim->ogikm", outer, inner)
+            kernel = _merged(product, len(kernel), spec.in_channels, kernel.shape[2:], spec.kernel)
+        return kernel
+    first = stages[0]
+    kernel = torch.eye(first.in_channels, dtype=weights[0].dtype, device=weights[0].device)
+    kernel = kernel.reshape(*kernel.shape, *(1,) * len(first.kernel))  # (C, I, *k)
+    if first.groups == 1:
+        kernel, stages, weights = weights[0], stages[1:], weights[1:]
+    for spec, weight in zip(stages, weights, strict=True):
+        groups = spec.groups
+        inner = kernel.reshape(groups, len(kernel) // groups, kernel.shape[1], -1)
+        outer = weight.reshape(groups, -1, weight.shape[1], prod(spec.kernel))
+        product = torch.einsum("gcik,gocm->goikm", inner, outer)
+        kernel = _merged(product, spec.out_channels, kernel.shape[1], kernel.shape[2:], spec.kernel)
+    return kernel
+
+
+def extended(kernel: Tensor, size: Size) -> Tensor:
+    """What a next stage sees of a kernel (C, I, *kernel) in a patch of its own size.
+
+    Returns
+    -------
+    (C prod(size), I, *(k * s for k, s in zip(kernel, size))), channels first, then positions: the
+    rows that a row of the next stage's weight, (C, *size) flattened, weighs.
+    """
+    positions = torch.eye(prod(size), dtype=kernel.dtype, device=kernel.device)
+    product = torch.einsum("cim,ak->caikm", kernel.flatten(2), positions)
+    rows = len(kernel) * len(positions)
+    return _merged(product, rows, kernel.shape[1], size, tuple(kernel.shape[2:]))
+
+
+def _merged(product: Tensor, outputs: int, inputs: int, one: Size, two: Size) -> Tensor:
+    """(O, I, prod(k), prod(k')) with axes of extents k k': one of each pair of extents is 1."""
+    axes = len(one)
+    product = product.reshape(outputs, inputs, *one, *two)
+    order = [axis for pair in zip(range(axes), range(axes, 2 * axes), strict=True) for axis in pair]
+    extents = [a * b for a, b in zip(one, two, strict=True)]
+    return product.permute(0, 1, *(2 + axis for axis in order)).reshape(outputs, inputs, *extents)

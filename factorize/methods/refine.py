@@ -1,0 +1,195 @@
+"""Fit any chain to a kernel in any norm: variable projection and L-BFGS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor
+
+from factorize.methods.chain import chain_kernel, extended
+from factorize.tensor.norm import Norm
+from factorize.types import ConvSpec
+
+Weights = tuple[Tensor, ...]
+
+ITERATIONS = 10  # of L-BFGS in a sweep
+LARGE = 1500  # rows of this length and longer are swept in float32
+MOST_FEATURES = 2**27  # entries of the features of the last stage; beyond, it is not projected out
+
+
+def refine(
+    stages: tuple[ConvSpec, ...],
+    start: Weights,
+    target: Tensor,
+    norm: Norm,
+    *,
+    tolerance: float = 0.01,
+    sweeps: int = 12,
+    trace: Callable[[float], None] | None = None,
+) -> Weights:
+    """The weights of a chain whose kernel W' is close to a target: ``||T - W'||^2`` is minimised.
+
+    The kernel is linear in the last stage, so its best weights for any others are the solution of
+    normal equations in the norm. L-BFGS moves the others on the objective that is left (variable
+    projection), which converges in a tenth of the iterations that all factors together take. A
+    last stage that is grouped is moved with the others. Long rows are swept in float32 and
+    finished in float64.
+
+    Parameters
+    ----------
+    start
+        One weight per stage.
+    target
+        (O, I, *kernel), float64.
+    tolerance
+        Stop when a sweep lowers the squared error by less than this share of it.
+    trace
+        Called with the squared error relative to the target's, at the start and after each sweep;
+        it never rises.
+
+    Returns
+    -------
+    One weight per stage, float64; never worse than `start`.
+
+    References
+    ----------
+    Golub & Pereyra, "Separable nonlinear least squares: the variable projection method and its
+    applications", Inverse Problems 19 (2003).
+    """
+    scale = norm.energy(target)
+    if not scale:
+        return start
+    problem = _problem(stages, start, target, norm, scale)
+    dtype = torch.float32 if target[0].numel() >= LARGE else torch.float64
+    fast = problem if dtype == torch.float64 else problem.to(dtype)
+    free = [w.detach().to(dtype, copy=True).requires_grad_() for w in fast.free(start)]
+    best, lowest = [w.detach().clone() for w in free], fast.objective(free)
+    if trace:
+        trace(lowest)
+    optimizer = torch.optim.LBFGS(
+        free, max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe",
+        tolerance_grad=0.0, tolerance_change=0.0,
+    )  # fmt: skip
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        return fast.objective(free, backward=True)
+
+    for _ in range(sweeps if free else 0):
+        with torch.enable_grad():
+            optimizer.step(closure)
+        reached = fast.objective(free)
+        if not reached < lowest:
+            break
+        enough = lowest - reached < tolerance * lowest
+        best, lowest = [w.detach().clone() for w in free], reached
+        if trace:
+            trace(lowest)
+        if enough:
+            break
+    found = problem.weights([w.double() for w in best])
+
+    def error(weights: Weights) -> float:
+        return norm.energy(target - chain_kernel(stages, weights))
+
+    return min((found, start), key=lambda weights: _finite(error(weights)))
+
+
+def _problem(
+    stages: tuple[ConvSpec, ...], start: Weights, target: Tensor, norm: Norm, scale: float
+) -> _Joint:
+    last = stages[-1]
+    features = last.in_channels * prod(last.kernel) * target[0].numel()
+    projected = last.groups == 1 and features <= MOST_FEATURES
+    return (_Projected if projected else _Joint)(stages, target.flatten(1), norm, scale)
+
+
+class _Joint:
+    """The squared error as a function of the weights of all stages."""
+
+    def __init__(
+        self, stages: tuple[ConvSpec, ...], target: Tensor, norm: Norm, scale: float
+    ) -> None:
+        self.stages, self.target, self.norm, self.scale = stages, target, norm, scale
+        self.product = norm.times(target)  # T S
+
+    def to(self, dtype: torch.dtype) -> _Joint:
+        return type(self)(self.stages, self.target.to(dtype), self.norm.to(dtype), self.scale)
+
+    def free(self, weights: Weights) -> Weights:
+        """The weights that are moved."""
+        return weights
+
+    def weights(self, free: list[Tensor]) -> Weights:
+        """The weights of all stages."""
+        return tuple(free)
+
+    def objective(self, free: list[Tensor], *, backward: bool = False) -> float:
+        """``||T - W'||^2 / ||T||^2``; its gradients are added to those of the weights, if asked."""
+        kernel = chain_kernel(self.stages, tuple(free)).flatten(1)
+        with torch.no_grad():
+            difference = kernel - self.target
+            gradient = self.norm.times(difference)
+            value = float((gradient * difference).sum()) / self.scale
+        if backward:
+            kernel.backward(2 / self.scale * gradient)
+        return value
+
+
+class _Projected(_Joint):
+    """The squared error with the best last stage, as a function of the weights of the others.
+
+    With the features F, the kernel from an input patch to a patch of the last stage, W' = B F and
+    B = T S F^T (F S F^T)^-1. At the best B its own change does not count: the gradient is that
+    with B held fixed.
+    """
+
+    def free(self, weights: Weights) -> Weights:
+        return weights[:-1]
+
+    def weights(self, free: list[Tensor]) -> Weights:
+        with torch.no_grad():
+            last, _, _, _ = self._last(self._features(free))
+        return (*free, last.reshape(self.stages[-1].weight_shape))
+
+    def objective(self, free: list[Tensor], *, backward: bool = False) -> float:
+        features = self._features(free)  # (C k, D)
+        with torch.no_grad():
+            last, weighted, gram, inner = self._last(features)
+            misfit = last @ gram - 2 * inner
+            value = 1 + float((misfit * last).sum(dtype=torch.float64)) / self.scale
+            gradient = last.T @ last @ weighted - last.T @ self.product
+        if backward and features.requires_grad:
+            features.backward(2 / self.scale * gradient)
+        return value
+
+    def _features(self, free: list[Tensor]) -> Tensor:
+        last = self.stages[-1]
+        if not free:  # a chain of one stage
+            size = self.target.shape[1]
+            return torch.eye(size, dtype=self.target.dtype, device=self.target.device)
+        return extended(chain_kernel(self.stages[:-1], tuple(free)), last.kernel).flatten(1)
+
+    def _last(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best last stage B (O, C k), and F S, F S F^T, T S F^T."""
+        features = features.detach()
+        weighted = self.norm.times(features)
+        gram, inner = weighted @ features.T, self.product @ features.T
+        double = gram.dtype == torch.float64
+        ridge = (1e-10 if double else 1e-6) * float(gram.diagonal().mean()) + 1e-30
+        gram_ = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        root, failed = torch.linalg.cholesky_ex(gram_)
+        if int(failed):
+            values, vectors = torch.linalg.eigh(gram_.double())
+            inverse = torch.where(values > ridge, 1 / values, 0.0)
+            last = (inner.double() @ vectors * inverse @ vectors.T).to(gram.dtype)
+        else:
+            last = torch.cholesky_solve(inner.T, root).T
+        return last, weighted, gram, inner
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf

@@ -1,0 +1,165 @@
+"""What calibration images tell about a layer, and the kernel and norm to fit for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from factorize.tensor.norm import Norm
+from factorize.types import ConvSpec
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's input patches, and of the outputs wanted for them.
+
+    A patch p has the layout of a row of the weight, (I, *kernel) flattened, length D. An output y
+    (O,) is that of the convolution without its bias. All are float64 on the CPU, raw (not about
+    the mean), averages over `count` patches taken from `images` images.
+
+    Attributes
+    ----------
+    second
+        (D, D): E[p p^T]. Or, where D is too large for that, (I, I) and (K, K) for K kernel
+        positions, whose Kronecker product stands for it.
+    mean
+        (D,): E[p].
+    cross
+        (O, D): E[y p^T]; None where y = W p, the layer itself.
+    output_mean, output_second
+        (O,): E[y] and E[y^2], with `cross`.
+    """
+
+    second: tuple[Tensor, ...]
+    mean: Tensor
+    count: int
+    images: int
+    cross: Tensor | None = None
+    output_mean: Tensor | None = None
+    output_second: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerCalibration:
+    """Moments that a layer is fitted to, and those of other images, to measure the fit on."""
+
+    fit: Moments
+    held_out: Moments
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a few hundred images tell about the inputs of each layer.
+
+    Attributes
+    ----------
+    layers, specs
+        By the layer's name. A saved file is checked against the specs of the model it is used for.
+    source
+        Where the images came from, in words.
+    """
+
+    layers: dict[str, LayerCalibration]
+    specs: dict[str, ConvSpec]
+    source: str = ""
+
+
+def centred(moments: Moments) -> Moments:
+    """Central moments: those that count where a bias makes up for the mean.
+
+    Of a separable form, the channels' mean over the positions is taken off.
+    """
+    mean = moments.mean
+    if len(moments.second) == 1:
+        second = (moments.second[0] - torch.outer(mean, mean),)
+    else:
+        channels, positions = moments.second
+        by_channel = mean.reshape(len(channels), -1).mean(1)
+        share = len(positions) / float(positions.sum())  # of a constant, in the separable form
+        second = (channels - share * torch.outer(by_channel, by_channel), positions)
+    moments = replace(moments, second=second, mean=torch.zeros_like(mean))
+    if moments.cross is None:
+        return moments
+    assert moments.output_mean is not None
+    assert moments.output_second is not None
+    return replace(
+        moments,
+        cross=moments.cross - torch.outer(moments.output_mean, mean),
+        output_mean=torch.zeros_like(moments.output_mean),
+        output_second=(moments.output_second - moments.output_mean.square()).clamp_min(0),
+    )
+
+
+def shrinkage(layer: LayerCalibration) -> float:
+    """How far to shrink S towards a multiple of the identity: a share in 0..1.
+
+    The share that errs least from the true S (Ledoit & Wolf, "A well-conditioned estimator for
+    large-dimensional covariance matrices", J. Multivariate Anal. 88 (2004)). The sampling error
+    that it needs is read off the difference of S between the images fitted to and those held out,
+    so that patches of one image need not be independent of each other.
+    """
+    fit, held_out = layer.fit, layer.held_out
+    difference = sum(
+        float((a - b).square().sum()) for a, b in zip(fit.second, held_out.second, strict=True)
+    )
+    error = difference * held_out.images / (fit.images + held_out.images)  # of the fit's S alone
+    spread = sum(float((s - _isotropic(s)).square().sum()) for s in fit.second)
+    return min(error / spread, 1.0) if spread else 0.0
+
+
+def target_and_norm(moments: Moments, weight: Tensor, shrunk: float) -> tuple[Tensor, Norm]:
+    """The kernel to approximate, and the norm to do it in.
+
+    Where outputs y are wanted that are not the layer's own, the kernel is the ridge regression of
+    y on the patches, drawn towards the layer's weight: for W' of any form, E|y - W'p|^2 is the
+    regression's own residual plus ``||target - W'||^2``.
+
+    Parameters
+    ----------
+    weight
+        (O, I, *kernel), float64.
+    shrunk
+        Share of S that is replaced by a multiple of the identity.
+
+    References
+    ----------
+    Zhang, Zou, He, Sun, "Accelerating very deep convolutional networks for classification and
+    detection", TPAMI 2016, section 3.3 (asymmetric reconstruction).
+    """
+    second = [(1 - shrunk) * s + shrunk * _isotropic(s) for s in moments.second]
+    norm = Norm(tuple(second))
+    if moments.cross is None or len(second) > 1:
+        return weight, norm
+    rows, s = weight.flatten(1), second[0]
+    ridge = shrunk * float(moments.second[0].diagonal().mean())
+    inner = (1 - shrunk) * moments.cross + ridge * rows  # (O, D)
+    tiny = 1e-9 * s.diagonal().mean() * torch.eye(len(s), dtype=s.dtype, device=s.device)
+    root = torch.linalg.cholesky(s + tiny)
+    return torch.cholesky_solve((inner + rows @ tiny).T, root).T.reshape(weight.shape), norm
+
+
+def output_error(moments: Moments, weight: Tensor, approximation: Tensor) -> float:
+    """``sqrt(E|y - W'p|^2 / E|y|^2)``, y the outputs wanted; in a separable form, W p.
+
+    Parameters
+    ----------
+    weight, approximation
+        (O, I, *kernel), float64: the layer's own W, and W'.
+    """
+    norm = Norm(moments.second)
+    if moments.cross is None or moments.output_second is None or len(moments.second) > 1:
+        return norm.relative_error(weight, approximation)
+    energy = float(moments.output_second.sum())
+    inner = float((moments.cross * approximation.flatten(1)).sum())
+    error = max(energy - 2 * inner + norm.energy(approximation), 0.0)
+    return sqrt(error / (energy or 1.0))
+
+
+def _isotropic(matrix: Tensor) -> Tensor:
+    """The multiple of the identity that has the same trace."""
+    return matrix.diagonal().mean() * torch.eye(
+        len(matrix), dtype=matrix.dtype, device=matrix.device
+    )
