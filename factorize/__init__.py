@@ -3,6 +3,7 @@
 from factorize.api import Result, compress
 from factorize.errors import FactorizeError
 from factorize.export import export_onnx
+from factorize.fit import FitConfig
 from factorize.methods import register
 from factorize.plan import load_plan
 from factorize.stages import find, load, measure, rewrite, rewrite_
@@ -15,6 +16,7 @@ __all__ = [
     "Data",
     "FactorizeError",
     "FinetuneConfig",
+    "FitConfig",
     "Metric",
     "Plan",
     "Result",

@@ -16,7 +16,8 @@ from factorize import export, tune
 from factorize import measure as measuring
 from factorize import plan as planning
 from factorize.errors import DataError, DeviceError, NoConvolutionError, UnsupportedLayerError
-from factorize.fit import apply_, fit_weights
+from factorize.fit import FitConfig, apply_, as_fitted, fit_remarks
+from factorize.fit import fit as fit_layers
 from factorize.report import Report, layer_reports
 from factorize.stages import beside, copied, make_plan, measure
 from factorize.tensor.call import call, evaluating
@@ -43,6 +44,7 @@ def compress(
     plan: Plan | None = None,
     data: Data | None = None,
     evaluate: Metric | Callable[[nn.Module], Any] | None = None,
+    fit: FitConfig | None = None,
     finetune: int | tune.FinetuneConfig = 0,
     out: str | Path | None = None,
     force: bool = False,
@@ -67,12 +69,15 @@ def compress(
         To apply; without one it is made by `make_plan` with ``**choice``: ``method``, ``rank``,
         ``energy``, ``include``, ``exclude``, ``allow_costlier``.
     data
-        Batch norms are recalibrated and the copy fine-tuned on its train split; the report is on
-        its test split.
+        The chains are fitted to what the layers put out for images of its train split, batch norms
+        recalibrated and the copy fine-tuned on it; the report is on its test split.
     evaluate
         ``model -> float`` or ``{name: float}``: a measure of your own, for the report; set the
         function's attribute ``higher_is_better = False`` where that is so. It chooses nothing,
         as it may well read test images.
+    fit
+        What the chains are fitted to, if not the default: with `data` in sequence to the original's
+        outputs, without to the weights.
     finetune
         Epochs of distillation from the original on `data`, or all settings.
     out
@@ -95,6 +100,8 @@ def compress(
     device = resolve_device(device)
     metric = measuring.as_metric(evaluate)
     config = tune.FinetuneConfig(finetune, seed=seed) if isinstance(finetune, int) else finetune
+    fit = fit or FitConfig()
+    how = fit.resolved(data)
     if config.epochs and data is None:
         raise DataError("finetune: must have images to tune on, got none. Give --data.")
     if config.resume and not config.epochs:
@@ -111,12 +118,18 @@ def compress(
         publish,
     ):
         with _timed(seconds, "plan"):
+            ordered = plan is not None
             plan = make_plan(
                 model, example_input, edited=plan, seed=seed, progress=progress, **choice
             )
             check_not_empty(plan)
         with _timed(seconds, "factorize"):
-            fitted = fit_weights(model, plan, seed=seed, progress=progress)
+            fitted = fit_layers(
+                model, plan, fit, data=data, any_order=not ordered, device=device, seed=seed,
+                progress=progress,
+            )  # fmt: skip
+            plan = as_fitted(plan, fitted)
+            remarks += fit_remarks(how, fitted)
             compressed = apply_(copied(model), fitted)
             output = _check_runs(compressed, plan, example_input)
             remarks += _class_remark(output, data)
@@ -183,6 +196,7 @@ def compress(
             model=name or type(model).__name__,
             settings={
                 **plan.settings,
+                "fit": {**asdict(fit), "how": how},
                 "finetune": asdict(config) if config.epochs else None,
                 "device": device,
                 "seed": seed,

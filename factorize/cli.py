@@ -24,6 +24,7 @@ from factorize.arguments import (
     shape_of,
 )
 from factorize.errors import DataError, FactorizeError, RankError
+from factorize.fit import FitConfig
 from factorize.io.data import load_data
 from factorize.io.imports import import_function
 from factorize.io.models import load_model
@@ -36,14 +37,17 @@ _METHODS = "\n\n".join(f"- `{name}`: {methods.get(name).summary}" for name in me
 
 _HELP = f"""Make a trained convolutional network smaller and faster.
 
-Each convolution is replaced by a chain of cheaper plain convolutions; the result is tuned on
-your images, exported to ONNX, and reported: accuracy against measured speedup.
+Each convolution is replaced by a chain of cheaper plain convolutions, fitted to what the layer
+puts out for your images (a few hundred, no labels); the result is tuned on them, exported to
+ONNX, and reported: accuracy against measured speedup.
 
 **Examples**
 
 - `factorize digits --rank 8`: the built-in example, start to end
 
 - `factorize resnet.pt --rank 0.25 --dry-run`: what would be done to which layer
+
+- `factorize resnet.pt --rank 0.25 --data imagenet/`: fitted to the outputs, in sequence
 
 - `factorize resnet.pt --energy 0.9 --data imagenet/ --finetune 2`: tuned and tested
 
@@ -61,8 +65,8 @@ table.
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 _out, _err = Console(), Console(stderr=True)
 
-_MODEL, _CHOICE, _DATA, _TUNING, _RUN = (
-    "The model", "What to do to it", "Images", "Fine-tuning", "The run",
+_MODEL, _CHOICE, _DATA, _FIT, _TUNING, _RUN = (
+    "The model", "What to do to it", "Images", "The fit", "Fine-tuning", "The run",
 )  # fmt: skip
 
 
@@ -138,6 +142,25 @@ def run(
         "model -> number or {name: number}, for the report. Set higher_is_better = False on it "
         "where that is so.",
         rich_help_panel=_DATA)] = None,
+    fit: Annotated[str | None, typer.Option(
+        metavar="HOW", help="What the chains are fitted to: weights | outputs (of each layer) | "
+        "sequential (outputs, given the input from the layers fitted before). Default: sequential "
+        "with --data, weights without.", rich_help_panel=_FIT)] = None,
+    calibration_images: Annotated[int, typer.Option(
+        min=2, metavar="N", help="Training images to fit to; no labels. Every fifth is held out.",
+        rich_help_panel=_FIT)] = 1000,
+    calibration_memory: Annotated[float, typer.Option(
+        metavar="GB", help="For moments and activations; where they need more, there are more "
+        "passes.", rich_help_panel=_FIT)] = 2.0,
+    save_calibration: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Write the moments of the layers' inputs (.safetensors).",
+        rich_help_panel=_FIT)] = None,
+    calibration: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Fit to the moments in such a file: no images are needed.",
+        rich_help_panel=_FIT)] = None,
+    reconstruct: Annotated[bool, typer.Option(
+        "--reconstruct", help="Then tune the factors of each block together on its output in the "
+        "original; takes minutes.", rich_help_panel=_FIT)] = False,
     finetune: Annotated[int | None, typer.Option(
         metavar="EPOCHS", min=0, help="Epochs of distillation from the original; labels are used "
         "where there are any. Ctrl-C keeps the best so far.", rich_help_panel=_TUNING)] = None,
@@ -206,13 +229,18 @@ def run(
         return
 
     folder = out or default_out(model)
+    fitting = FitConfig(
+        fit, images=calibration_images, memory=calibration_memory * 1e9,  # type: ignore[arg-type]
+        calibration=calibration, save_calibration=save_calibration, reconstruct=reconstruct,
+    )  # fmt: skip
     config = FinetuneConfig(finetune or 0, seed=seed, resume=resume)
     if lr is not None:
         config = replace(config, lr=lr)
     try:
         with Bars(_err) as bars:
             result = compress(
-                loaded.model, sample, plan=given, data=images, evaluate=metric, finetune=config,
+                loaded.model, sample, plan=given, data=images, evaluate=metric, fit=fitting,
+                finetune=config,
                 out=folder, force=force, device=device, threads=threads, seed=seed,
                 name=loaded.arch, notes=loaded.notes, progress=bars.update, **choice,
             )  # fmt: skip

@@ -25,6 +25,10 @@ class RankError(FactorizeError, ValueError):
     """A rank is outside of what the method allows for the layer."""
 
 
+class BudgetError(FactorizeError, ValueError):
+    """No choice of methods and ranks keeps the budget."""
+
+
 class PlanError(FactorizeError, ValueError):
     """A plan does not parse, or does not fit the model it is applied to."""
 

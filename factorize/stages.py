@@ -14,7 +14,7 @@ from factorize import graph, methods
 from factorize import measure as measuring
 from factorize import plan as planning
 from factorize.errors import ModelLoadError, PlanError, UnsupportedLayerError
-from factorize.fit import apply_, fit_weights
+from factorize.fit import FitConfig, apply_, fit
 from factorize.tensor.call import input_on
 from factorize.types import ConvSite, Data, Factorization, Metric, Plan, Progress
 
@@ -93,17 +93,44 @@ def make_plan(
     )  # fmt: skip
 
 
-def rewrite(model: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
-    """A copy of the model with its planned layers replaced by chains; the model is untouched."""
-    return rewrite_(copied(model), plan, seed=seed)
+def rewrite(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    data: Data | None = None,
+    config: FitConfig | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """A copy of the model with its planned layers replaced by chains; the model is untouched.
+
+    Parameters
+    ----------
+    data
+        Images to fit the chains to; without, they are fitted to the weights.
+    config
+        What to fit to, how many images, how much memory.
+
+    Raises
+    ------
+    PlanError, UnsupportedLayerError, RankError, DataError
+        The plan or the data do not fit the model.
+    """
+    return rewrite_(copied(model), plan, data=data, config=config, seed=seed)
 
 
-def rewrite_(model: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
-    """Replace the planned layers in place and return the model.
+def rewrite_(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    data: Data | None = None,
+    config: FitConfig | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """As `rewrite`, in place; returns the model.
 
     A model that is itself a planned convolution cannot change in place: its chain is returned.
     """
-    return apply_(model, fit_weights(model, plan, seed=seed))
+    return apply_(model, fit(model, plan, config or FitConfig(), data=data, seed=seed))
 
 
 def load(directory: str | Path, model: nn.Module) -> nn.Module:

@@ -5,8 +5,22 @@
 output from the input that the layers fitted before it give, which makes up for their errors.
 """
 
+from factorize.fit.config import FitConfig, fit
 from factorize.fit.layer import Fitted, apply_
 from factorize.fit.layerwise import fit_outputs, fit_weights
+from factorize.fit.outcome import as_fitted, fit_remarks
+from factorize.fit.reconstruct import reconstruct
 from factorize.fit.sequential import fit_sequential
 
-__all__ = ["Fitted", "apply_", "fit_outputs", "fit_sequential", "fit_weights"]
+__all__ = [
+    "FitConfig",
+    "Fitted",
+    "apply_",
+    "as_fitted",
+    "fit",
+    "fit_outputs",
+    "fit_remarks",
+    "fit_sequential",
+    "fit_weights",
+    "reconstruct",
+]

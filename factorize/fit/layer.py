@@ -47,10 +47,16 @@ def apply_(model: nn.Module, fitted: Fitted) -> nn.Module:
 
 
 def fit_layer(
-    layer: LayerPlan, module: nn.Module, calibration: LayerCalibration, *, seed: int
+    layer: LayerPlan,
+    module: nn.Module,
+    calibration: LayerCalibration,
+    *,
+    any_order: bool = False,
+    seed: int,
 ) -> Factorization:
     """Fit a layer in the norm of its output; its bias, where it has one, makes up for the mean.
 
+    With `any_order`, each order of the chain that saves MACs is fitted and the best one kept.
     Errors are those of the outputs, relative to the outputs wanted (to their deviation from the
     mean where there is a bias).
     """
@@ -61,7 +67,9 @@ def fit_layer(
     else:
         parts = calibration
     target, norm = target_and_norm(parts.fit, weight, shrinkage(parts))
-    made = methods.factorize(layer, target, norm=norm, seed=seed)
+    orders = _orders(layer) if any_order else [layer]
+    candidates = [methods.factorize(order, target, norm=norm, seed=seed) for order in orders]
+    made = min(candidates, key=lambda candidate: candidate.error)
     kernel = methods.chain_kernel(made.stages, made.weights)
     return replace(
         made,
@@ -69,6 +77,17 @@ def fit_layer(
         held_out_error=output_error(parts.held_out, weight, kernel),
         bias=None if bias is None else _bias(calibration.fit, weight, kernel, bias),
     )
+
+
+def _orders(layer: LayerPlan) -> list[LayerPlan]:
+    """The layer in its planned order, and in the others that save MACs."""
+    others = [replace(layer, variant=v) for v in methods.get(layer.method or "").variants]
+    return [layer] + [
+        other
+        for other in others
+        if other.variant != layer.variant
+        and sum(stage.macs for stage in methods.chain_of(other)) < layer.spec.macs
+    ]
 
 
 def _bias(moments: Moments, weight: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ def fit_outputs(
     plan: Plan,
     calibration: Calibration,
     *,
+    any_order: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Fitted:
@@ -60,7 +61,9 @@ def fit_outputs(
     fitted = Fitted({})
     for index, (name, layer) in enumerate(layers.items()):
         moments = summed([calibration.layers[other] for other in sharing[name]])
-        fitted.layers[name] = fit_layer(layer, modules[name], moments, seed=seed)
+        fitted.layers[name] = fit_layer(
+            layer, modules[name], moments, any_order=any_order, seed=seed
+        )
         if progress:
             progress("factorize", index + 1, len(layers), {})
     return fitted

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,31 @@ Decision = Callable[[Tensor], Tensor] | None
 
 @dataclass(frozen=True)
 class Arrival:
-    """A batch at a layer: the layer's input in both networks, the original's output."""
+    """A batch at a layer: the layer's input in both networks, the original's output.
+
+    `kept` are the inputs of earlier layers, original first, compressed second.
+    """
 
     batch: int
     original: Tensor
     compressed: Tensor
     output: Tensor
+    kept: dict[str, tuple[Tensor, Tensor]]
+
+
+@contextmanager
+def refusing(model: nn.Module) -> Iterator[None]:
+    """Turn what a model raises into a DataError: it must take images, as many as come."""
+    try:
+        yield
+    except (DataError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{type(model).__name__}: the model must take batches of images of any "
+            f"length, got {type(error).__name__}: {' '.join(str(error).split())[:200]}. "
+            "Use --fit outputs."
+        ) from error
 
 
 class _Cancelled(BaseException):
@@ -49,6 +68,7 @@ class _Run:
         self.arrival: Arrival | None = None  # None: it has ended
         self.name = ""
         self.output: Any = None
+        self.kept: dict[str, tuple[Tensor, Tensor]] = {}
         self.error: BaseException | None = None
         self.cancelled = False
         self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
@@ -102,6 +122,8 @@ class Lockstep:
         Modules to stop at, by name, each time that they are called with one tensor.
     batches
         Images (n, C, H, W).
+    keep
+        Names of layers whose input is kept until `forget` is called for it.
     memory
         Bytes that paused batches may hold. Those beyond it start anew for each layer, which takes
         longer: then the whole costs as many passes as there are layers.
@@ -113,7 +135,10 @@ class Lockstep:
         layers: Mapping[str, nn.Module],
         batches: Sequence[Tensor],
         memory: float,
+        *,
+        keep: Iterable[str] = (),
     ) -> None:
+        self.keep = set(keep)
         self.model, self.batches, self.layers, self.memory = model, batches, layers, memory
         self.decisions: list[Decision] = []
         self._paused: list[_Run] = []
@@ -121,18 +146,11 @@ class Lockstep:
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Lockstep:
-        names: dict[int, str] = {}
-        for name, module in self.layers.items():
-            if id(module) not in names:
-                names[id(module)] = name
-                hook = self._hook(name)
-                self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
-        held = self._held_per_image()
-        count, budget = 1, self.memory - held * len(self.batches[0])
-        while count < len(self.batches) and budget >= held * len(self.batches[count]):
-            budget -= held * len(self.batches[count])
-            count += 1
-        self._paused = [self._start(index) for index in range(count)]
+        try:
+            self._open()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,20 +176,43 @@ class Lockstep:
         for index in range(len(self.batches)):
             resident = index < len(self._paused)
             run = self._paused[index] if resident else self._start(index)
-            if index:
-                self._resume(run)
-            if run.arrival is None or run.name != name:
-                raise DataError(
-                    f"{name}: every batch must take the same way through the model, and batch "
-                    f"{index} came to {run.name or 'its end'}. Use --fit outputs."
-                )
-            yield run.arrival
-            if not resident:
-                run.cancel()
+            try:
+                if index:
+                    self._resume(run)
+                if run.arrival is None or run.name != name:
+                    raise DataError(
+                        f"{name}: every batch must take the same way through the model, and batch "
+                        f"{index} came to {run.name or 'its end'}. Use --fit outputs."
+                    )
+                yield run.arrival
+            finally:
+                if not resident:
+                    run.cancel()
 
     def decide(self, then: Decision) -> None:
         """What the layer does from here on, in this call of it."""
         self.decisions.append(then)
+
+    def forget(self, name: str) -> None:
+        """Keep a layer's input no longer."""
+        self.keep.discard(name)
+        for run in self._paused:
+            run.kept.pop(name, None)
+
+    def _open(self) -> None:
+        names: dict[int, str] = {}
+        for name, module in self.layers.items():
+            if id(module) not in names:
+                names[id(module)] = name
+                hook = self._hook(name)
+                self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+        held = self._held_per_image()
+        count, budget = 1, self.memory - held * len(self.batches[0])
+        while count < len(self.batches) and budget >= held * len(self.batches[count]):
+            budget -= held * len(self.batches[count])
+            count += 1
+        for index in range(count):
+            self._paused.append(self._start(index))
 
     def _start(self, index: int) -> _Run:
         return self._run(index, self.batches[index])
@@ -187,17 +228,9 @@ class Lockstep:
 
     def _resume(self, run: _Run) -> None:
         self._running = run
-        try:
+        with refusing(self.model):
             run.resume()
             self._running = None
-        except (DataError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            raise DataError(
-                f"{type(self.model).__name__}: the model must take batches of images of any "
-                f"length, got {type(error).__name__}: {' '.join(str(error).split())[:200]}. "
-                "Use --fit outputs."
-            ) from error
 
     def _hook(self, name: str) -> Any:
         def hook(
@@ -209,9 +242,11 @@ class Lockstep:
             x = args[0] if args else kwargs["input"]
             original, compressed = x.chunk(2)
             first = output.chunk(2)[0]
+            if name in self.keep:
+                run.kept[name] = (original, compressed)
             visit, run.visits = run.visits, run.visits + 1
             if visit == len(self.decisions):
-                run.pause(name, Arrival(run.index, original, compressed, first))
+                run.pause(name, Arrival(run.index, original, compressed, first, run.kept))
             then = self.decisions[visit]
             if then is not None:
                 self._running = None

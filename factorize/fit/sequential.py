@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from factorize import calibrate, graph
@@ -17,6 +19,7 @@ from factorize.errors import DataError
 from factorize.fit.layer import Fitted, fit_layer, shared_layers
 from factorize.fit.layerwise import fit_outputs
 from factorize.fit.lockstep import Decision, Lockstep
+from factorize.fit.shortcuts import Shortcut, shortcuts
 from factorize.tensor.call import evaluating
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import LayerPlan, Plan, Progress
@@ -27,24 +30,28 @@ def fit_sequential(
     plan: Plan,
     images: Sequence[Tensor],
     *,
+    any_order: bool = False,
     memory: float = 2e9,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Fitted:
     """Fit every planned layer to the original's output, given the compressed net's input to it.
 
-    Errors of earlier layers are made up for by later ones (Zhang et al., TPAMI 2016, section 3.3).
-    Biases and the running means of batch norms are corrected on the way, so that each layer hands
-    on the original's mean. A layer that is called several times, or whose weight others share, is
-    fitted to the sum of its uses in the original: its later inputs depend on its own fit.
+    Errors of earlier layers are made up for by later ones (Zhang et al., TPAMI 2016, section 3.3);
+    a layer whose output is added to a shortcut makes up for what the shortcut has lost too. Biases
+    and the running means of batch norms are corrected on the way, so that each layer hands on the
+    original's mean. A layer that is called several times, or whose weight others share, is fitted
+    to the sum of its uses in the original: its later inputs depend on its own fit.
 
     Parameters
     ----------
     images
         Batches (n, C, H, W), as the model takes them, on its device; every fifth image is held
         out, and the errors on those are reported beside the others.
+    any_order
+        Fit each order of a chain that saves MACs, and keep the best.
     memory
-        Bytes for activations; more are computed anew.
+        Bytes for activations; where they need more, they are computed anew for each layer.
 
     Raises
     ------
@@ -64,25 +71,47 @@ def fit_sequential(
         of_shared = replace(plan, layers=tuple(layers[name] for name in shared))
         specs = {name: layers[name].spec for name in shared}
         moments = calibrate.collect(model, specs, images, memory=memory, seed=seed)
-        fitted.layers.update(fit_outputs(model, of_shared, moments, seed=seed).layers)
+        fitted = fit_outputs(model, of_shared, moments, any_order=any_order, seed=seed)
 
+    parts = calibrate.split(images)
     norms = {
-        n: m for n, m in modules.items() if isinstance(m, _BatchNorm) and m.track_running_stats
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
     }
-    fit, held_out = calibrate.split(images)
-    stops = {name: modules[name] for name in layers} | norms
-    with evaluating(model), Lockstep(model, stops, [*fit, *held_out], memory) as lockstep:
-        while (name := lockstep.next()) is not None:
-            if name in norms:
-                lockstep.decide(_corrected(name, modules[name], lockstep, len(fit), fitted))
-                continue
-            if name not in fitted.layers:
-                moments = _moments(layers[name], lockstep, len(fit), fit, held_out, seed)
-                fitted.layers[name] = fit_layer(layers[name], modules[name], moments, seed=seed)
-                if progress:
-                    progress("factorize", len(fitted.layers), len(layers), {})
-            lockstep.decide(graph.build_chain(fitted.layers[name], modules[name]))
-        _check(model, fit[0], lockstep.output)
+    convs = {name: module for name, module in modules.items() if isinstance(module, _ConvNd)}
+    corrected: dict[str, Decision] = {}
+    with evaluating(model):
+        added = shortcuts(model, convs | norms, parts[0][0][:1])
+        added = {name: shortcut for name, shortcut in added.items() if name in layers}
+        batches = [*parts[0], *parts[1]]
+        keep = [shortcut.source for shortcut in added.values()]
+        stops = {name: modules[name] for name in (*layers, *keep)} | norms
+        with Lockstep(model, stops, batches, memory, keep=keep) as lockstep:
+            while (name := lockstep.next()) is not None:
+                if name in norms:
+                    if name not in corrected:  # one mean for all of its calls: that of the first
+                        corrected[name] = _corrected(
+                            norms[name], name, lockstep, len(parts[0]), fitted
+                        )
+                    lockstep.decide(corrected[name])
+                    continue
+                if name not in layers:  # the source of a shortcut
+                    lockstep.decide(None)
+                    continue
+                module = modules[name]
+                if name not in fitted.layers:
+                    moments = _moments(layers[name], module, lockstep, parts, added.get(name), seed)
+                    fitted.layers[name] = fit_layer(
+                        layers[name], module, moments, any_order=any_order, seed=seed
+                    )
+                    if progress:
+                        progress("factorize", len(fitted.layers), len(layers), {})
+                lockstep.decide(graph.build_chain(fitted.layers[name], module))
+                source = added.pop(name).source if name in added else ""
+                if source not in (shortcut.source for shortcut in added.values()):
+                    lockstep.forget(source)
+            _check_apart(model, batches[0], lockstep.output)
     if missing := [name for name in layers if name not in fitted.layers]:
         raise DataError(
             f"{missing[0]}: must be called with the calibration images, and was not. "
@@ -93,59 +122,59 @@ def fit_sequential(
 
 def _moments(
     layer: LayerPlan,
+    module: nn.Module,
     lockstep: Lockstep,
-    fits: int,
-    fit: Sequence[Tensor],
-    held_out: Sequence[Tensor],
+    parts: Sequence[Sequence[Tensor]],
+    shortcut: Shortcut | None,
     seed: int,
 ) -> LayerCalibration:
-    """The moments of a layer's input in the compressed net and of its output in the original."""
-    spec = layer.spec
+    """The moments of a layer's input in the compressed net, and of the output wanted there."""
     sums = []
-    for part in (fit, held_out):
-        per_image = calibrate.positions_per_image(spec, sum(map(len, part)))
-        sums.append(MomentSums(spec, per_image=per_image, seed=seed))
+    for part in parts:
+        per_image = calibrate.positions_per_image(layer.spec, sum(map(len, part)))
+        sums.append(MomentSums(layer.spec, per_image=per_image, seed=seed))
     for arrival in lockstep.arrivals():
-        into = sums[0] if arrival.batch < fits else sums[1]
-        bias = lockstep.layers[spec.name].bias
-        plain = arrival.output - bias[:, None, None] if isinstance(bias, Tensor) else arrival.output
-        into.add(arrival.compressed, plain)
+        wanted = arrival.output
+        if isinstance(module.bias, Tensor):
+            wanted = wanted - module.bias[:, None, None]
+        if shortcut is not None:
+            wanted = shortcut.wanted(wanted, *arrival.kept[shortcut.source])
+        held_out = arrival.batch >= len(parts[0])
+        sums[held_out].add(arrival.compressed, wanted)
     return LayerCalibration(*(s.finish() for s in sums))
 
 
 def _corrected(
-    name: str, module: nn.Module, lockstep: Lockstep, fits: int, fitted: Fitted
+    norm: _BatchNorm, name: str, lockstep: Lockstep, fits: int, fitted: Fitted
 ) -> Decision:
     """The batch norm with its running mean moved as far as the mean of its input has moved."""
-    assert isinstance(module, _BatchNorm)
-    assert module.running_mean is not None
-    shift, count = torch.zeros((), dtype=torch.float64), 0
+    assert norm.running_mean is not None
+    shift, count = torch.zeros_like(norm.running_mean, dtype=torch.float64), 0
     for arrival in lockstep.arrivals():
         if arrival.batch < fits:
             moved = (arrival.compressed - arrival.original).transpose(0, 1).flatten(1)
-            shift, count = shift + moved.double().sum(1).cpu(), count + moved.shape[1]
+            shift, count = shift + moved.sum(1).double(), count + moved.shape[1]
     if not shift.any():
         return None
-    mean = module.running_mean + (shift / count).to(module.running_mean)
-    fitted.means[name] = mean
+    mean = fitted.means[name] = norm.running_mean + (shift / count).to(norm.running_mean)
 
     def normalized(x: Tensor) -> Tensor:
-        return F.batch_norm(x, mean, module.running_var, module.weight, module.bias, eps=module.eps)
+        return F.batch_norm(x, mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
     return normalized
 
 
-def _check(model: nn.Module, images: Tensor, output: object) -> None:
+def _check_apart(model: nn.Module, images: Tensor, output: Any) -> None:
     """A model that lets one image see another cannot carry two networks in one batch."""
     with torch.no_grad():
         alone = tree_leaves(model(images))
-    beside = [
-        leaf.chunk(2)[0] if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(output)
-    ]
-    for one, other in zip(alone, beside, strict=False):
-        if isinstance(one, Tensor) and one.is_floating_point() and one.shape == other.shape:
-            if (one - other).norm() <= 0.01 * one.norm():
-                continue
+    for one, twice in zip(alone, tree_leaves(output), strict=False):
+        if not isinstance(one, Tensor) or not one.is_floating_point():
+            continue
+        if one.shape == twice.shape:  # has no axis of images
+            continue
+        first = twice.chunk(2)[0]
+        if first.shape != one.shape or not (first - one).norm() <= 0.01 * one.norm():
             raise DataError(
                 f"{type(model).__name__}: its output for an image must not depend on the other "
                 "images of the batch, and does. Use --fit outputs."

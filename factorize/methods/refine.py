@@ -20,6 +20,7 @@ LARGE = 1500  # rows of this length and longer are swept in float32
 MOST_FEATURES = 2**27  # entries of the features of the last stage; beyond, it is not projected out
 
 
+@torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def refine(
     stages: tuple[ConvSpec, ...],
     start: Weights,

@@ -19,7 +19,7 @@ def plan_table(plan: Plan) -> Table:
         LayerReport(
             layer.spec.name, layer.spec.kind, layer.spec.weight_shape, layer.method, layer.rank,
             layer.variant, layer.spec.macs, layer.macs, layer.spec.params, layer.params,
-            layer.error, layer.skip_reason, layer.notes,
+            layer.error, None, layer.skip_reason, layer.notes,
         )
         for layer in plan.layers
     ]  # fmt: skip
@@ -41,10 +41,12 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
     )
     table.add_column("layer", "total", overflow="fold", min_width=14)
     table.add_column("shape", overflow="fold")
-    table.add_column("method, rank", overflow="fold", min_width=15, max_width=44)
+    table.add_column("method, rank", overflow="fold", min_width=13, max_width=44)
     table.add_column("MACs", _change(before, after), justify="right", no_wrap=True)
     table.add_column("params", _change(params_before, params_after), justify="right", no_wrap=True)
-    table.add_column("error", justify="right", no_wrap=True, min_width=6)
+    held_out = any(layer.held_out_error is not None for layer in layers)
+    title = "% error\nfit|held" if held_out else "error"  # held: on images not fitted to
+    table.add_column(title, justify="right", no_wrap=True, min_width=9 if held_out else 6)
     for layer in layers:
         if layer.method:
             ranks = ",".join(map(str, layer.rank))
@@ -55,6 +57,8 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
         else:
             what, style = Text(f"dense: {layer.skip_reason}"), "dim"
         error = "-" if layer.error is None else f"{layer.error:.4f}"
+        if layer.held_out_error is not None:
+            error = f"{100 * (layer.error or 0):.1f}|{100 * layer.held_out_error:.1f}"
         table.add_row(
             Text(layer.name or "(the model itself)"),
             "x".join(map(str, layer.weight_shape)),

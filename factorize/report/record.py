@@ -22,8 +22,10 @@ class LayerReport:
     Attributes
     ----------
     error
-        ``||W - W'|| / ||W||`` of the kernel, measured on the chain's own weights; None for a
-        layer that stayed dense.
+        As in `Factorization`, of the layer's output or, fitted without images, of its kernel;
+        None for a layer that stayed dense.
+    held_out_error
+        Of the output on calibration images that were not fitted to.
     """
 
     name: str
@@ -37,6 +39,7 @@ class LayerReport:
     params_original: int
     params: int
     error: float | None
+    held_out_error: float | None
     skip_reason: str | None
     notes: tuple[str, ...]
 
@@ -103,6 +106,7 @@ def layer_reports(plan: Plan, fitted: Mapping[str, Factorization]) -> tuple[Laye
             params_original=layer.spec.params,
             params=layer.params,
             error=fitted[layer.spec.name].error if layer.method else None,
+            held_out_error=fitted[layer.spec.name].held_out_error if layer.method else None,
             skip_reason=layer.skip_reason,
             notes=layer.notes,
         )

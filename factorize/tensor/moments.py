@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import isfinite, sqrt
 
 import torch
 from torch import Tensor
@@ -70,16 +70,18 @@ class Calibration:
 def centred(moments: Moments) -> Moments:
     """Central moments: those that count where a bias makes up for the mean.
 
-    Of a separable form, the channels' mean over the positions is taken off.
+    A separable form keeps the trace and both partial traces of the S that it stands for.
     """
     mean = moments.mean
     if len(moments.second) == 1:
         second = (moments.second[0] - torch.outer(mean, mean),)
     else:
         channels, positions = moments.second
-        by_channel = mean.reshape(len(channels), -1).mean(1)
-        share = len(positions) / float(positions.sum())  # of a constant, in the separable form
-        second = (channels - share * torch.outer(by_channel, by_channel), positions)
+        means = mean.reshape(len(channels), -1)  # (I, K)
+        by_channel = channels * positions.trace() - means @ means.T
+        by_position = positions * channels.trace() - means.T @ means
+        tiny = torch.finfo(mean.dtype).tiny
+        second = (by_channel, by_position / by_channel.trace().clamp_min(tiny))
     moments = replace(moments, second=second, mean=torch.zeros_like(mean))
     if moments.cross is None:
         return moments
@@ -136,9 +138,13 @@ def target_and_norm(moments: Moments, weight: Tensor, shrunk: float) -> tuple[Te
     rows, s = weight.flatten(1), second[0]
     ridge = shrunk * float(moments.second[0].diagonal().mean())
     inner = (1 - shrunk) * moments.cross + ridge * rows  # (O, D)
-    tiny = 1e-9 * s.diagonal().mean() * torch.eye(len(s), dtype=s.dtype, device=s.device)
-    root = torch.linalg.cholesky(s + tiny)
-    return torch.cholesky_solve((inner + rows @ tiny).T, root).T.reshape(weight.shape), norm
+    eye = torch.eye(len(s), dtype=s.dtype, device=s.device)
+    tiny = 1e-9 * float(s.diagonal().mean()) + 1e-30
+    root, failed = torch.linalg.cholesky_ex(s + tiny * eye)
+    while int(failed) and isfinite(tiny):  # S is singular, and a little off: summed in float32
+        tiny *= 10
+        root, failed = torch.linalg.cholesky_ex(s + tiny * eye)
+    return torch.cholesky_solve((inner + tiny * rows).T, root).T.reshape(weight.shape), norm
 
 
 def output_error(moments: Moments, weight: Tensor, approximation: Tensor) -> float:

@@ -1,0 +1,19 @@
+"""Data to input statistics: what a few hundred images tell about each layer's input patches."""
+
+from factorize.calibrate.collect import collect, collect_each, positions_per_image, split
+from factorize.calibrate.file import check, load_calibration, save_calibration
+from factorize.calibrate.moments import MomentSums
+from factorize.calibrate.patches import outputs_at, sample
+
+__all__ = [
+    "MomentSums",
+    "check",
+    "collect",
+    "collect_each",
+    "load_calibration",
+    "outputs_at",
+    "positions_per_image",
+    "sample",
+    "save_calibration",
+    "split",
+]

@@ -1,0 +1,159 @@
+"""How to fit, and the fit that it asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from factorize import calibrate, tune
+from factorize.errors import DataError
+from factorize.fit.layer import Fitted
+from factorize.fit.layerwise import fit_outputs, fit_weights
+from factorize.fit.reconstruct import reconstruct
+from factorize.fit.sequential import fit_sequential
+from factorize.tensor.moments import Calibration
+from factorize.types import Data, Plan, Progress
+
+HOW = ("weights", "outputs", "sequential")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What the layers are fitted to.
+
+    Attributes
+    ----------
+    how
+        ``weights``, ``outputs`` (each layer's, on the original's inputs) or ``sequential`` (on the
+        inputs that the layers fitted before give). None: sequential where there are images,
+        outputs where there is a calibration file, else weights.
+    images
+        How many to take of the training images; labels are not used. Every fifth is held out.
+    memory
+        Bytes for moments and activations; where they need more, there are more passes.
+    calibration
+        A file of moments, in place of images.
+    save_calibration
+        Where to write such a file.
+    reconstruct
+        Whether to tune the factors of each block together afterwards.
+    """
+
+    how: Literal["weights", "outputs", "sequential"] | None = None
+    images: int = 1000
+    memory: float = 2e9
+    calibration: Path | None = None
+    save_calibration: Path | None = None
+    reconstruct: bool = False
+
+    def resolved(self, data: Data | None) -> str:
+        """What the layers are fitted to, given the data there is.
+
+        Raises
+        ------
+        DataError
+            What is asked for needs images that there are not.
+        """
+        if self.how not in (None, *HOW):
+            raise DataError(f"--fit must be one of {', '.join(HOW)}, got {self.how!r}.")
+        if self.images < 2 or self.memory <= 0:
+            raise DataError(
+                "calibration: needs at least 2 images and some memory, got "
+                f"{self.images} images and {self.memory:g} bytes. "
+                "See --calibration-images and --calibration-memory."
+            )
+        how = self.how or (
+            "outputs" if self.calibration else "sequential" if data is not None else "weights"
+        )
+        for wish, option in (
+            (how == "sequential", "--fit sequential"),
+            (how == "outputs" and not self.calibration, "--fit outputs"),
+            (self.reconstruct, "--reconstruct"),
+            (self.save_calibration is not None, "--save-calibration"),
+        ):
+            if wish and data is None:
+                raise DataError(f"{option} needs images, got none. Give --data.")
+        if self.calibration and how != "outputs":
+            raise DataError(
+                f"--calibration is for --fit outputs, got --fit {how}. Leave one of them out."
+            )
+        return how
+
+
+def fit(
+    model: nn.Module,
+    plan: Plan,
+    config: FitConfig,
+    *,
+    data: Data | None = None,
+    any_order: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Fit every planned layer; the model is not changed.
+
+    Parameters
+    ----------
+    any_order
+        Where the order of a chain was chosen without data, fit each order that saves MACs and
+        keep the best.
+
+    Raises
+    ------
+    DataError
+        There are no images where some are needed, or they do not fit the model.
+    PlanError, UnsupportedLayerError, RankError
+        The plan does not fit the model.
+    """
+    how = config.resolved(data)
+    if how == "weights":
+        fitted = fit_weights(model, plan, seed=seed, progress=progress)
+        if data is None or not (config.reconstruct or config.save_calibration):
+            return fitted
+    with tune.placed(device, model):
+        images = [] if data is None else calibration_images(model, data, config.images)
+        moments: Calibration | None = None
+        if config.calibration:
+            moments = calibrate.load_calibration(config.calibration)
+        elif how == "outputs" or config.save_calibration:
+            specs = {layer.spec.name: layer.spec for layer in plan.factorized}
+            moments = calibrate.collect(
+                model, specs, images, memory=config.memory, seed=seed, progress=progress,
+                source=data.source if data else "",
+            )  # fmt: skip
+            if config.save_calibration:
+                calibrate.save_calibration(moments, config.save_calibration)
+        if how == "outputs":
+            assert moments is not None
+            fitted = fit_outputs(
+                model, plan, moments, any_order=any_order, seed=seed, progress=progress
+            )
+        elif how == "sequential":
+            fitted = fit_sequential(
+                model, plan, images, any_order=any_order, memory=config.memory, seed=seed,
+                progress=progress,
+            )  # fmt: skip
+        if config.reconstruct:
+            fitted = reconstruct(
+                model, fitted, images, memory=config.memory, seed=seed, progress=progress
+            )
+    return fitted
+
+
+def calibration_images(model: nn.Module, data: Data, count: int) -> list[Tensor]:
+    """The first images of the training split in an order of its own, as the model takes them."""
+    batches: list[Tensor] = []
+    with torch.random.fork_rng([]), tune.ordered(data.train, seed=0):
+        torch.manual_seed(0)
+        missing = count
+        for batch in data.train:
+            batches.append(tune.to_model(batch[0][:missing], model))
+            missing -= len(batches[-1])
+            if missing <= 0:
+                break
+    return batches
