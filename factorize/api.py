@@ -117,6 +117,7 @@ def compress(
         folder,
         publish,
     ):
+        fit.check_free(bool(overwrite))
         with _timed(seconds, "plan"):
             ordered = plan is not None
             plan = make_plan(
@@ -129,7 +130,7 @@ def compress(
                 progress=progress,
             )  # fmt: skip
             plan = as_fitted(plan, fitted)
-            remarks += fit_remarks(how, fitted)
+            remarks += fit_remarks(how, fitted, reconstructed=fit.reconstruct)
             compressed = apply_(copied(model), fitted)
             output = _check_runs(compressed, plan, example_input)
             remarks += _class_remark(output, data)

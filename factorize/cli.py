@@ -247,7 +247,9 @@ def run(
     except KeyboardInterrupt as error:
         if (folder / CHECKPOINT).exists():
             raise _InterruptedError(f"{folder / CHECKPOINT} is kept, --resume goes on") from error
-        raise _InterruptedError("nothing was written") from error
+        saved = save_calibration is not None and save_calibration.exists()
+        but = f" but {save_calibration}" if saved else ""
+        raise _InterruptedError(f"nothing was written{but}") from error
     _finish(result, folder)
 
 

@@ -114,6 +114,8 @@ def rewrite(
     ------
     PlanError, UnsupportedLayerError, RankError, DataError
         The plan or the data do not fit the model.
+    OutputError
+        The calibration cannot be saved where that was asked for.
     """
     return rewrite_(copied(model), plan, data=data, config=config, seed=seed)
 
@@ -130,7 +132,9 @@ def rewrite_(
 
     A model that is itself a planned convolution cannot change in place: its chain is returned.
     """
-    return apply_(model, fit(model, plan, config or FitConfig(), data=data, seed=seed))
+    config, device = config or FitConfig(), str(_device(model))
+    config.check_free(overwrite=False)
+    return apply_(model, fit(model, plan, config, data=data, device=device, seed=seed))
 
 
 def load(directory: str | Path, model: nn.Module) -> nn.Module:
@@ -195,8 +199,12 @@ def measure(
 
 def beside(model: nn.Module, example_input: Any) -> Any:
     """The example input on the model's device."""
+    return input_on(example_input, _device(model))
+
+
+def _device(model: nn.Module) -> torch.device:
     tensor = next(iter((*model.parameters(), *model.buffers())), None)
-    return input_on(example_input, tensor.device if tensor is not None else "cpu")
+    return tensor.device if tensor is not None else torch.device("cpu")
 
 
 def copied(model: nn.Module) -> nn.Module:

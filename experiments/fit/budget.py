@@ -20,7 +20,7 @@ from factorize.tensor.call import evaluating
 from factorize.tensor.moments import Calibration
 from factorize.types import ConvSpec, LayerPlan, Plan, Rank
 
-SHARES = (0.15, 0.3, 0.5, 0.75)  # of a layer's MACs, at which a method's error is computed
+SHARES = (0.1, 0.2, 0.35, 0.6)  # of a layer's MACs, at which a method's error is computed
 STEPS = 60  # ranks offered between the first and the last of these
 SENSITIVITY_SHARE = 0.3
 

@@ -61,7 +61,7 @@ def main() -> None:
                     for fit in FITS
                     if fit in options.fits.split(",")
                 ]  # fmt: skip
-                done = _read(options.out)
+                done = read_rows(options.out)
                 missing = [key for key in wanted if not any(key.items() <= r.items() for r in done)]
                 if missing:
                     _run(chosen, missing, options.out)
@@ -107,7 +107,7 @@ def _run(chosen: Task, wanted: list[dict[str, Any]], out: Path) -> None:
             **key,
             "score": round(chosen.score(compressed), 3),
             "unit": chosen.unit,
-            "macs_left": _macs(plan, total),
+            "macs_left": macs_left(plan, total),
             "error": _rms([made.error for made in layers]),
             "held_out_error": _rms([made.held_out_error for made in layers]),
             "seconds": {**seconds, "fit": elapsed},
@@ -115,13 +115,14 @@ def _run(chosen: Task, wanted: list[dict[str, Any]], out: Path) -> None:
             "environment": {**environment(), "threads": torch.get_num_threads(),
                             "load": round(os.getloadavg()[0], 1)},
         }  # fmt: skip
-        _add(out, row)
+        add_row(out, row)
         print(
             {k: row[k] for k in (*key, "score", "held_out_error")}, f"{elapsed:.0f} s", flush=True
         )
 
 
-def _macs(plan: Any, total: int) -> float:
+def macs_left(plan: Any, total: int) -> float:
+    """Share of the convolution MACs."""
     dense = total - sum(layer.spec.macs for layer in plan.layers)
     return round((dense + sum(layer.macs for layer in plan.layers)) / total, 4)
 
@@ -133,13 +134,14 @@ def _rms(values: list[float | None]) -> float | None:
     return round((sum(value**2 for value in known) / len(known)) ** 0.5, 5)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What is there already."""
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def _add(path: Path, row: dict[str, Any]) -> None:
+def add_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row; the file is whole at any time."""
-    rows = [*_read(path), row]
+    rows = [*read_rows(path), row]
     part = path.with_suffix(".part")
     part.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
     part.replace(path)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from factorize import calibrate, tune
-from factorize.errors import DataError
+from factorize.errors import DataError, OutputError
 from factorize.fit.layer import Fitted
 from factorize.fit.layerwise import fit_outputs, fit_weights
 from factorize.fit.reconstruct import reconstruct
 from factorize.fit.sequential import fit_sequential
-from factorize.tensor.moments import Calibration
 from factorize.types import Data, Plan, Progress
 
 HOW = ("weights", "outputs", "sequential")
@@ -32,13 +31,14 @@ class FitConfig:
         inputs that the layers fitted before give). None: sequential where there are images,
         outputs where there is a calibration file, else weights.
     images
-        How many to take of the training images; labels are not used. Every fifth is held out.
+        How many to take of the training images at most; labels are not used. Every fifth is held
+        out.
     memory
         Bytes for moments and activations; where they need more, there are more passes.
     calibration
         A file of moments, in place of images.
     save_calibration
-        Where to write such a file.
+        Where to write such a file; none may be there.
     reconstruct
         Whether to tune the factors of each block together afterwards.
     """
@@ -46,8 +46,8 @@ class FitConfig:
     how: Literal["weights", "outputs", "sequential"] | None = None
     images: int = 1000
     memory: float = 2e9
-    calibration: Path | None = None
-    save_calibration: Path | None = None
+    calibration: str | Path | None = None
+    save_calibration: str | Path | None = None
     reconstruct: bool = False
 
     def resolved(self, data: Data | None) -> str:
@@ -60,7 +60,7 @@ class FitConfig:
         """
         if self.how not in (None, *HOW):
             raise DataError(f"--fit must be one of {', '.join(HOW)}, got {self.how!r}.")
-        if self.images < 2 or self.memory <= 0:
+        if self.images < 2 or not self.memory > 0:
             raise DataError(
                 "calibration: needs at least 2 images and some memory, got "
                 f"{self.images} images and {self.memory:g} bytes. "
@@ -69,6 +69,15 @@ class FitConfig:
         how = self.how or (
             "outputs" if self.calibration else "sequential" if data is not None else "weights"
         )
+        if self.calibration and how != "outputs":
+            raise DataError(
+                f"--calibration is for --fit outputs, got --fit {how}. Leave one of them out."
+            )
+        if self.calibration and self.save_calibration:
+            raise DataError(
+                "--save-calibration writes what is calibrated anew, got --calibration too. "
+                "Leave one of them out."
+            )
         for wish, option in (
             (how == "sequential", "--fit sequential"),
             (how == "outputs" and not self.calibration, "--fit outputs"),
@@ -77,11 +86,23 @@ class FitConfig:
         ):
             if wish and data is None:
                 raise DataError(f"{option} needs images, got none. Give --data.")
-        if self.calibration and how != "outputs":
-            raise DataError(
-                f"--calibration is for --fit outputs, got --fit {how}. Leave one of them out."
-            )
         return how
+
+    def check_free(self, overwrite: bool) -> None:
+        """Raise OutputError where `save_calibration` cannot be written, before any work is done."""
+        if self.save_calibration is None:
+            return
+        path = Path(self.save_calibration)
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise OutputError(
+                f"{path}: exists already, and nothing is overwritten unasked. Pass --force for a "
+                "file, or another --save-calibration."
+            )
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"{path}: the folder of the calibration must exist, and does not. Make it, or "
+                "give another --save-calibration."
+            )
 
 
 def fit(
@@ -116,32 +137,27 @@ def fit(
         if data is None or not (config.reconstruct or config.save_calibration):
             return fitted
     with tune.placed(device, model):
-        images = [] if data is None else calibration_images(model, data, config.images)
-        moments: Calibration | None = None
+        images: list[Tensor] = []
+        if data is not None and (not config.calibration or config.reconstruct):
+            images = calibration_images(model, data, config.images)
+        specs = {layer.spec.name: layer.spec for layer in plan.factorized}
+        options: dict[str, Any] = {"memory": config.memory, "seed": seed, "progress": progress}
         if config.calibration:
             moments = calibrate.load_calibration(config.calibration)
-        elif how == "outputs" or config.save_calibration:
-            specs = {layer.spec.name: layer.spec for layer in plan.factorized}
-            moments = calibrate.collect(
-                model, specs, images, memory=config.memory, seed=seed, progress=progress,
-                source=data.source if data else "",
-            )  # fmt: skip
-            if config.save_calibration:
-                calibrate.save_calibration(moments, config.save_calibration)
+        elif config.save_calibration:
+            source = data.source if data else ""
+            moments = calibrate.collect(model, specs, images, source=source, **options)
+            calibrate.save_calibration(moments, config.save_calibration)
+        else:  # layer by layer, as it is asked for
+            moments = calibrate.collect_each(model, specs, images, **options)
         if how == "outputs":
-            assert moments is not None
             fitted = fit_outputs(
                 model, plan, moments, any_order=any_order, seed=seed, progress=progress
             )
         elif how == "sequential":
-            fitted = fit_sequential(
-                model, plan, images, any_order=any_order, memory=config.memory, seed=seed,
-                progress=progress,
-            )  # fmt: skip
+            fitted = fit_sequential(model, plan, images, any_order=any_order, **options)
         if config.reconstruct:
-            fitted = reconstruct(
-                model, fitted, images, memory=config.memory, seed=seed, progress=progress
-            )
+            fitted = reconstruct(model, fitted, images, **options)
     return fitted
 
 

@@ -71,11 +71,17 @@ def fit_layer(
     candidates = [methods.factorize(order, target, norm=norm, seed=seed) for order in orders]
     made = min(candidates, key=lambda candidate: candidate.error)
     kernel = methods.chain_kernel(made.stages, made.weights)
+    missed = 0.0
+    if bias is not None:
+        bias, best = (
+            _bias(part, weight, kernel, bias) for part in (calibration.fit, calibration.held_out)
+        )
+        missed = float((bias - best).square().sum())
     return replace(
         made,
         error=output_error(parts.fit, weight, kernel),
-        held_out_error=output_error(parts.held_out, weight, kernel),
-        bias=None if bias is None else _bias(calibration.fit, weight, kernel, bias),
+        held_out_error=output_error(parts.held_out, weight, kernel, mean_error=missed),
+        bias=bias,
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from factorize import calibrate, methods
 from factorize.fit.layer import Fitted, fit_layer, shared_layers, summed
 from factorize.graph import check_layer, effective_weight
-from factorize.tensor.moments import Calibration
+from factorize.tensor.moments import Calibration, LayerCalibration
 from factorize.types import Plan, Progress
 
 
@@ -35,7 +37,7 @@ def fit_weights(
 def fit_outputs(
     model: nn.Module,
     plan: Plan,
-    calibration: Calibration,
+    calibration: Calibration | Iterable[tuple[str, LayerCalibration]],
     *,
     any_order: bool = False,
     seed: int = 0,
@@ -44,6 +46,11 @@ def fit_outputs(
     """Fit every planned layer's output, given the moments of its inputs in the original.
 
     Layers that share a weight are fitted to the sum of their uses.
+
+    Parameters
+    ----------
+    calibration
+        Of every planned layer at least; or those of just these layers by name, one at a time.
 
     Raises
     ------
@@ -56,14 +63,20 @@ def fit_outputs(
     layers = {layer.spec.name: layer for layer in plan.factorized}
     for name, layer in layers.items():
         check_layer(modules.get(name), layer.spec)
-    calibrate.check(calibration, {name: layer.spec for name, layer in layers.items()})
+    if isinstance(calibration, Calibration):
+        calibrate.check(calibration, {name: layer.spec for name, layer in layers.items()})
+        calibration = [(name, calibration.layers[name]) for name in layers]
     sharing = shared_layers(model, layers)
-    fitted = Fitted({})
-    for index, (name, layer) in enumerate(layers.items()):
-        moments = summed([calibration.layers[other] for other in sharing[name]])
-        fitted.layers[name] = fit_layer(
-            layer, modules[name], moments, any_order=any_order, seed=seed
-        )
-        if progress:
-            progress("factorize", index + 1, len(layers), {})
+    fitted, waiting = Fitted({}), dict[str, LayerCalibration]()
+    for arrived, of_layer in calibration:
+        waiting[arrived] = of_layer
+        if not all(name in waiting for name in sharing[arrived]):
+            continue
+        moments = summed([waiting.pop(name) for name in sharing[arrived]])
+        for name in sharing[arrived]:
+            fitted.layers[name] = fit_layer(
+                layers[name], modules[name], moments, any_order=any_order, seed=seed
+            )
+            if progress:
+                progress("factorize", len(fitted.layers), len(layers), {})
     return fitted

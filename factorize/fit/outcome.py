@@ -7,7 +7,8 @@ from dataclasses import replace
 from factorize.fit.layer import Fitted
 from factorize.types import LayerPlan, Plan
 
-OVERFITTED = 1.2  # held-out errors above so many times the fitted ones are told
+OVERFITTED = 1.2  # held-out errors above so many times the fitted ones are told,
+TOLD = 0.01  # unless they are below this: the ratio of two roundings says nothing
 
 
 def as_fitted(plan: Plan, fitted: Fitted) -> Plan:
@@ -25,22 +26,26 @@ def as_fitted(plan: Plan, fitted: Fitted) -> Plan:
     return replace(plan, layers=tuple(settled(layer) for layer in plan.layers))
 
 
-def fit_remarks(how: str, fitted: Fitted) -> list[str]:
+def fit_remarks(how: str, fitted: Fitted, *, reconstructed: bool = False) -> list[str]:
     """What was given up without data, or where too few images were fitted to."""
+    remarks = []
     if how == "weights":
-        return [
-            "fitted to the weights alone, as if all inputs were alike; give --data (a few hundred "
-            "images, no labels) to fit the layers' outputs, at half the error or less"
-        ]
+        remarks.append(
+            "fitted to the weights alone, as if all inputs were alike; --fit sequential, the "
+            "default with --data (a few hundred images, no labels), fits the layers' outputs, at "
+            "half the error or less"
+        )
+    if reconstructed:
+        remarks.append("errors of layers are those before --reconstruct, which looks at blocks")
     over = {
-        name: made.held_out_error / made.error
-        for name, made in fitted.layers.items()
-        if made.held_out_error and made.error and made.held_out_error > OVERFITTED * made.error
+        made.spec.label: (made.held_out_error or 0) / made.error
+        for made in fitted.layers.values()
+        if made.error and (made.held_out_error or 0) > max(OVERFITTED * made.error, TOLD)
     }
-    if not over:
-        return []
-    worst = max(over, key=lambda name: over[name])
-    return [
-        f"{len(over)} layer(s) err more than {OVERFITTED:g} times as much on held-out images as on "
-        f"those fitted to (most: {worst}, {over[worst]:.2f} times); give more images"
-    ]
+    if over:
+        worst = max(over, key=lambda name: over[name])
+        remarks.append(
+            f"{len(over)} layer(s) err more than {OVERFITTED:g} times as much on held-out images "
+            f"as on those fitted to (most: {worst}, {over[worst]:.2f} times); give more images"
+        )
+    return remarks

@@ -15,8 +15,8 @@ from factorize.fit.lockstep import Arrival, Decision, Lockstep
 from factorize.tensor.call import evaluating
 from factorize.types import Factorization, Progress
 
-STEPS, BATCH = 200, 64
-RATE = 0.01  # peak step of a weight, relative to the root mean square of its tensor
+STEPS, BATCH = 300, 64
+RATE = 0.002  # peak step of a weight, relative to the root mean square of its tensor
 MOST = 4  # planned layers in a block; larger ones are no blocks but nets
 
 

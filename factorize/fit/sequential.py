@@ -19,7 +19,7 @@ from factorize.errors import DataError
 from factorize.fit.layer import Fitted, fit_layer, shared_layers
 from factorize.fit.layerwise import fit_outputs
 from factorize.fit.lockstep import Decision, Lockstep
-from factorize.fit.shortcuts import Shortcut, shortcuts
+from factorize.fit.trace import Shortcut, trace
 from factorize.tensor.call import evaluating
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import LayerPlan, Plan, Progress
@@ -82,8 +82,10 @@ def fit_sequential(
     convs = {name: module for name, module in modules.items() if isinstance(module, _ConvNd)}
     corrected: dict[str, Decision] = {}
     with evaluating(model):
-        added = shortcuts(model, convs | norms, parts[0][0][:1])
+        order, added = trace(model, convs | norms, parts[0][0][:1])
         added = {name: shortcut for name, shortcut in added.items() if name in layers}
+        first = next((index for index, name in enumerate(order) if name in layers), 0)
+        norms = {name: norms[name] for name in order[first:] if name in norms}
         batches = [*parts[0], *parts[1]]
         keep = [shortcut.source for shortcut in added.values()]
         stops = {name: modules[name] for name in (*layers, *keep)} | norms

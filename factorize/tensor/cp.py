@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from math import prod, sqrt
+from math import prod
 
 import torch
 from torch import Tensor
 
+from factorize.tensor.cp_als import als as _als
+from factorize.tensor.cp_als import balance, correct, intensity, residual
 from factorize.tensor.svd import leading_subspace
+
+_HEAVY, _LIGHT = 1.0, 0.01  # shares of the squared error that the penalty has, first and last
+_DEGENERATE = 10.0  # intensity over the squared norm; fits of trained kernels end at 1 to 7
 
 
 def exact_rank(shape: tuple[int, ...]) -> int:
@@ -30,8 +34,10 @@ def cp(
     ALS runs on the HOSVD core, which is smaller where the rank is below the dimensions, in float32,
     which is nearly twice as fast, and is then finished in float64 on the tensor itself. Several
     seeded starts are raced for a few sweeps; the best goes on. A sweep's step is extrapolated as
-    long as that pays (Ang et al. 2020), and each update is proximal, so that the error never rises.
-    At `exact_rank` the answer is exact.
+    long as that pays (Ang et al. 2020). Components that cancel each other are penalised, heavily
+    at first: fewer of the narrow valleys are entered in which plain ALS creeps and its components
+    grow without bound. What is degenerate all the same is corrected at no higher an error. At
+    `exact_rank` the answer is exact.
 
     Parameters
     ----------
@@ -55,7 +61,7 @@ def cp(
     decomposition using extrapolation", 2020 (arXiv 2001.04321), the restart rule.
     """
     if rank >= exact_rank(tuple(tensor.shape)):
-        return _balance(_exact(tensor, rank))
+        return balance(_exact(tensor, rank))
     scale = float(tensor.norm())
     if not scale:
         return tuple(torch.zeros(n, rank, dtype=tensor.dtype) for n in tensor.shape)
@@ -76,19 +82,24 @@ def cp(
         if start == 0:
             for factor, n in zip(factors, keep, strict=True):
                 factor[:, :n] = torch.eye(n, dtype=torch.float64)
-        raced.append(_als(rough, [f.float() for f in factors], tolerance, sweeps=5))
+        raced.append(_als(rough, [f.float() for f in factors], tolerance, 5, share=_HEAVY))
     _, factors = min(raced, key=lambda run: run[0])
-    _, factors = _als(rough, factors, tolerance, sweeps=max_sweeps)
+    error, factors = _als(rough, factors, tolerance, max_sweeps, share=_HEAVY)
     factors = [f.double() for f in factors]
 
+    ridge = _LIGHT * error**2
     if keep != list(tensor.shape):
-        _, factors = _als(core, factors, tolerance, sweeps=max_sweeps)
+        error, factors = _als(core, factors, tolerance, max_sweeps, share=_LIGHT, ridge=ridge)
+        ridge = _LIGHT * error**2
         factors = [basis[:, :n] @ f for basis, n, f in zip(bases, keep, factors, strict=True)]
     else:
         factors = [basis @ f for basis, f in zip(bases, factors, strict=True)]
-    _, factors = _als(tensor, factors, tolerance, sweeps=max_sweeps)
+    _, factors = _als(tensor, factors, tolerance, max_sweeps, share=_LIGHT, ridge=ridge)
+    if intensity(factors) > _DEGENERATE:
+        few = max(max_sweeps // 4, 1)  # as of several penalties
+        factors = list(correct(tensor, tuple(factors), tolerance=tolerance, max_sweeps=few))
     factors[0] = factors[0] * scale
-    return _balance(factors)
+    return balance(factors)
 
 
 def energy_rank(tensor: Tensor, energy: float, *, most: int, seed: int) -> int:
@@ -108,93 +119,11 @@ def energy_rank(tensor: Tensor, energy: float, *, most: int, seed: int) -> int:
     while low < high:
         middle = (low + high) // 2
         factors = cp(tensor, middle, seed=seed)
-        model = (factors[0] @ _khatri_rao(list(factors[1:])).T).reshape(tensor.shape)
-        if float((tensor - model).square().sum()) <= allowed:
+        if residual(tensor, factors) <= allowed:
             high = middle
         else:
             low = middle + 1
     return low
-
-
-def _als(
-    tensor: Tensor, factors: list[Tensor], tolerance: float, sweeps: int
-) -> tuple[float, list[Tensor]]:
-    """ALS sweeps over the modes (n0, *rest). Returns the relative error and the factors.
-
-    A sweep has two large products: ``T^T A0`` (prod(rest), R), which serves the updates of all
-    other modes and, before them, tells the error at the extrapolated point; and the one that
-    updates A0. Each factor's Gram matrix is made once.
-    """
-    matrix = tensor.flatten(1)  # (n0, prod(rest))
-    norm = float(tensor.norm())
-    grams = [f.T @ f for f in factors]
-    best, previous, step = 1.0, factors, 0.0  # an updated model is never worse than none
-    for _ in range(sweeps):
-        trial, trial_grams = factors, grams
-        if step:
-            trial = [f + step * (f - p) for f, p in zip(factors, previous, strict=True)]
-            trial_grams = [f.T @ f for f in trial]
-        partial = (matrix.T @ trial[0]).reshape(*tensor.shape[1:], -1)
-        product = _contract(partial, trial[1:], 0)
-        if step and _error(norm, product, trial[1], trial_grams) > best:
-            step, trial, trial_grams = step / 2, factors, grams
-            partial = (matrix.T @ trial[0]).reshape(*tensor.shape[1:], -1)
-            product = _contract(partial, trial[1:], 0)
-        else:
-            step = min(max(step * 1.2, 0.5), 8.0)
-
-        previous, factors, grams = factors, list(trial), list(trial_grams)
-        for mode in (*range(1, len(factors)), 0):
-            if mode == 0:
-                product = matrix @ _khatri_rao(factors[1:])
-            elif mode > 1:
-                product = _contract(partial, factors[1:], mode - 1)
-            gram = reduce(torch.mul, grams[:mode] + grams[mode + 1 :])
-            factors[mode] = _update(product, factors[mode], gram)
-            grams[mode] = factors[mode].T @ factors[mode]
-        error = _error(norm, product, factors[0], grams)
-        stalled = best - error <= tolerance * error
-        best = min(error, best)
-        if stalled:
-            break
-    return best, factors
-
-
-def _contract(partial: Tensor, factors: list[Tensor], mode: int) -> Tensor:
-    """Sum all modes but one of ``partial`` (n1, n2, .., R) out, each against its factor (n, R)."""
-    for other, factor in enumerate(factors):
-        if other != mode:
-            shape = [1] * len(factors) + [factor.shape[1]]
-            shape[other] = factor.shape[0]
-            partial = (partial * factor.reshape(shape)).sum(other, keepdim=True)
-    return partial.reshape(factors[mode].shape)
-
-
-def _update(product: Tensor, factor: Tensor, gram: Tensor) -> Tensor:
-    """The least-squares factor (n, R) for its MTTKRP (n, R) and the others' Gram matrix (R, R).
-
-    A proximal term, 1e-10 of the mean diagonal (in float32 1e-5), keeps the normal equations
-    solvable where components coincide, without moving the solution that sweeps converge to.
-    """
-    weight = (1e-10 if gram.dtype == torch.float64 else 1e-5) * float(gram.diagonal().mean())
-    shifted = gram + weight * torch.eye(len(gram), dtype=gram.dtype)
-    right = (product + weight * factor).T
-    root, failed = torch.linalg.cholesky_ex(shifted)
-    if int(failed):
-        return torch.linalg.lstsq(shifted, right, driver="gelsd").solution.T
-    return torch.cholesky_solve(right, root).T
-
-
-def _error(norm: float, product: Tensor, factor: Tensor, grams: list[Tensor]) -> float:
-    """``||T - model|| / ||T||`` from ||T||, a factor and its MTTKRP, and all Gram matrices."""
-    inner = float((product * factor).sum(dtype=torch.float64))
-    model = float(reduce(torch.mul, grams).sum(dtype=torch.float64))
-    return sqrt(max(norm**2 - 2 * inner + model, 0.0)) / norm
-
-
-def _khatri_rao(factors: list[Tensor]) -> Tensor:
-    """Column-wise Kronecker product: (prod(n), R), the last factor's index fastest."""
-    return reduce(lambda a, b: (a.unsqueeze(1) * b).flatten(0, 1), factors)
 
 
 def _unfold(tensor: Tensor, mode: int) -> Tensor:
@@ -213,10 +142,3 @@ def _exact(tensor: Tensor, rank: int) -> list[Tensor]:
     for mode, index in zip(others, positions.T, strict=True):
         factors[mode][index, components] = 1.0
     return factors
-
-
-def _balance(factors: list[Tensor]) -> tuple[Tensor, ...]:
-    """Share each component's norm evenly, so that no stage has huge weights to tune."""
-    norms = torch.stack([f.norm(dim=0) for f in factors])  # (modes, R)
-    even = norms.prod(0) ** (1 / len(factors))
-    return tuple(f * (even / n.clamp_min(1e-300)) for f, n in zip(factors, norms, strict=True))

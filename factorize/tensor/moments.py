@@ -139,29 +139,35 @@ def target_and_norm(moments: Moments, weight: Tensor, shrunk: float) -> tuple[Te
     ridge = shrunk * float(moments.second[0].diagonal().mean())
     inner = (1 - shrunk) * moments.cross + ridge * rows  # (O, D)
     eye = torch.eye(len(s), dtype=s.dtype, device=s.device)
-    tiny = 1e-9 * float(s.diagonal().mean()) + 1e-30
+    # S has the digits of float32: what lies below is noise, and may be negative.
+    tiny = torch.finfo(torch.float32).eps * float(s.trace()) + 1e-30
     root, failed = torch.linalg.cholesky_ex(s + tiny * eye)
-    while int(failed) and isfinite(tiny):  # S is singular, and a little off: summed in float32
+    while int(failed) and isfinite(tiny):
         tiny *= 10
         root, failed = torch.linalg.cholesky_ex(s + tiny * eye)
     return torch.cholesky_solve((inner + tiny * rows).T, root).T.reshape(weight.shape), norm
 
 
-def output_error(moments: Moments, weight: Tensor, approximation: Tensor) -> float:
+def output_error(
+    moments: Moments, weight: Tensor, approximation: Tensor, *, mean_error: float = 0.0
+) -> float:
     """``sqrt(E|y - W'p|^2 / E|y|^2)``, y the outputs wanted; in a separable form, W p.
 
     Parameters
     ----------
     weight, approximation
         (O, I, *kernel), float64: the layer's own W, and W'.
+    mean_error
+        Of central moments: the square of what the bias misses of the mean output.
     """
     norm = Norm(moments.second)
     if moments.cross is None or moments.output_second is None or len(moments.second) > 1:
-        return norm.relative_error(weight, approximation)
-    energy = float(moments.output_second.sum())
-    inner = float((moments.cross * approximation.flatten(1)).sum())
-    error = max(energy - 2 * inner + norm.energy(approximation), 0.0)
-    return sqrt(error / (energy or 1.0))
+        energy, error = norm.energy(weight), norm.energy(weight - approximation)
+    else:
+        energy = float(moments.output_second.sum())
+        inner = float((moments.cross * approximation.flatten(1)).sum())
+        error = max(energy - 2 * inner + norm.energy(approximation), 0.0)
+    return sqrt((error + mean_error) / (energy or 1.0))
 
 
 def _isotropic(matrix: Tensor) -> Tensor:

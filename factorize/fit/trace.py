@@ -57,10 +57,12 @@ class Shortcut:
         return output + lost * inverse[:, None, None]
 
 
-def shortcuts(
+def trace(
     model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor
-) -> dict[str, Shortcut]:
-    """Shortcuts by the name of the convolution, from one forward pass.
+) -> tuple[list[str], dict[str, Shortcut]]:
+    """Names of the layers in the order of their calls, and shortcuts by the convolution's name.
+
+    From one forward pass.
 
     Parameters
     ----------
@@ -68,32 +70,32 @@ def shortcuts(
         Convolutions and batch norms, by name; the source of a shortcut is one of them, called
         before the convolution.
     """
-    trace = _Trace()
+    seen = _Trace()
     hooks = [
         hook
         for name, module in layers.items()
         for hook in (
-            module.register_forward_pre_hook(trace.entered(name), with_kwargs=True),
-            module.register_forward_hook(trace.left(name)),
+            module.register_forward_pre_hook(seen.entered(name), with_kwargs=True),
+            module.register_forward_hook(seen.left(name)),
         )
     ]
     try:
-        with refusing(model), torch.no_grad(), trace:
+        with refusing(model), torch.no_grad(), seen:
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
     found: dict[str, Shortcut] = {}
-    for name, added in trace.sums:
+    for name, added in seen.sums:
         norm = None
         if isinstance(layers.get(name), _BatchNorm):
-            norm, name = layers[name], trace.after[name]
-        source = trace.read_by.get(added, "")
+            norm, name = layers[name], seen.after[name]
+        source = seen.read_by.get(added, "")
         if not name or isinstance(layers[name], _BatchNorm) or not source:
             continue
-        if trace.order.index(source) < trace.order.index(name):
+        if seen.order.index(source) < seen.order.index(name):
             found[name] = Shortcut(source, norm)  # type: ignore[arg-type]
-    return found
+    return seen.order, found
 
 
 class _Trace(TorchDispatchMode):
