@@ -44,8 +44,17 @@ from factorize.types import ConvSpec, Factorization, LayerPlan, Rank
 
 SHARE = 0.5
 
-# What ours are fitted to: the norm, made from a layer's samples.
-FITS: dict[str, Callable[[Layer], Norm | None]] = {"weights": lambda _: None}
+
+def output_norm(layer: Layer) -> Norm:
+    """From the patches that AIMET's regression gets too."""
+    patches = layer.samples.flatten(1).double()
+    return Norm((patches.T @ patches / len(patches),))
+
+
+FITS: dict[str, Callable[[Layer], Norm | None]] = {
+    "weights": lambda _: None,
+    "outputs": output_norm,
+}
 
 PEERS = {  # by chain, in the order of the chain that the peer makes
     "spatial_svd": {"AIMET spatial SVD": "vertical_first"},

@@ -20,7 +20,7 @@ from factorize.tensor.call import evaluating
 from factorize.tensor.moments import Calibration
 from factorize.types import ConvSpec, LayerPlan, Plan, Rank
 
-SHARES = (0.1, 0.2, 0.35, 0.6)  # of a layer's MACs, at which a method's error is computed
+SHARES = (0.15, 0.3, 0.5, 0.75)  # of a layer's MACs, at which a method's error is computed
 STEPS = 60  # ranks offered between the first and the last of these
 SENSITIVITY_SHARE = 0.3
 
@@ -151,7 +151,11 @@ def plan_for(
     width: int = 0,
     settings: dict[str, Any] | None = None,
 ) -> Plan:
-    """The plan of least predicted loss whose net has at most a share of the convolution MACs."""
+    """The plan of least predicted loss whose net has at most a share of the convolution MACs.
+
+    The loss is the negative logarithm of the product of what the layers keep of their outputs'
+    energy (Zhang et al., TPAMI 2016, section 3.4), each layer to the power of its sensitivity.
+    """
     options: dict[str, list[Candidate]] = {}
     for name, spec in specs.items():
         options[name] = [Candidate(spec.macs, 0.0, None)]
@@ -160,7 +164,8 @@ def plan_for(
                 macs = curve.macs[0] + (curve.macs[-1] - curve.macs[0]) * step / (STEPS - 1)
                 rank = rank_for(spec, method, curve.variant, macs / spec.macs, width)
                 exact = cost(spec, method, rank, curve.variant)
-                loss = sensitivity[name] * curve.at(min(max(exact, curve.macs[0]), curve.macs[-1]))
+                error = curve.at(min(max(exact, curve.macs[0]), curve.macs[-1]))
+                loss = -sensitivity[name] * math.log(max(1 - error, 1e-9))
                 options[name].append(Candidate(exact, loss, (rank, curve.variant)))
     dense = total - sum(spec.macs for spec in specs.values())
     chosen = allocate(options, share * total - dense)

@@ -139,7 +139,7 @@ def fit(
     with tune.placed(device, model):
         images: list[Tensor] = []
         if data is not None and (not config.calibration or config.reconstruct):
-            images = calibration_images(model, data, config.images)
+            images = calibration_images(model, data, config.images, seed)
         specs = {layer.spec.name: layer.spec for layer in plan.factorized}
         options: dict[str, Any] = {"memory": config.memory, "seed": seed, "progress": progress}
         if config.calibration:
@@ -161,11 +161,11 @@ def fit(
     return fitted
 
 
-def calibration_images(model: nn.Module, data: Data, count: int) -> list[Tensor]:
-    """The first images of the training split in an order of its own, as the model takes them."""
+def calibration_images(model: nn.Module, data: Data, count: int, seed: int) -> list[Tensor]:
+    """Images of the training split, picked by the seed alone, as the model takes them."""
     batches: list[Tensor] = []
-    with torch.random.fork_rng([]), tune.ordered(data.train, seed=0):
-        torch.manual_seed(0)
+    with torch.random.fork_rng([]), tune.ordered(data.train, seed=seed):
+        torch.manual_seed(seed)
         missing = count
         for batch in data.train:
             batches.append(tune.to_model(batch[0][:missing], model))

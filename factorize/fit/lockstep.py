@@ -2,14 +2,13 @@
 
 Images go through the model twice in one batch: the first half as the original treats them, the
 second half through what has been fitted so far. All else in a network in eval mode treats each
-image by itself, so the two halves are the two networks. Batches run in threads of their own, one
-at a time, each paused at the layer whose fit is next: however the model is written, the whole net
-is fitted in about one pass over the images.
+image by itself, so the two halves are the two networks. Each batch's forward pass is a coroutine
+(a greenlet), which stands still at the layer whose fit is next: however the model is written, the
+whole net is fitted in about one pass over the images.
 """
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from greenlet import greenlet
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -56,12 +56,8 @@ def refusing(model: nn.Module) -> Iterator[None]:
         ) from error
 
 
-class _Cancelled(BaseException):
-    """Unwinds a forward pass that is of no more use."""
-
-
 class _Run:
-    """One batch's forward pass in a thread, which runs only while somebody waits for it."""
+    """One batch's forward pass, which can stand still in the middle of it."""
 
     def __init__(self, index: int, forward: Callable[[], Any]) -> None:
         self.index, self.visits = index, 0
@@ -69,44 +65,25 @@ class _Run:
         self.name = ""
         self.output: Any = None
         self.kept: dict[str, tuple[Tensor, Tensor]] = {}
-        self.error: BaseException | None = None
-        self.cancelled = False
-        self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._work, args=(forward,), daemon=True)
-        self._thread.start()
+        self._flow = greenlet(forward)
 
     def resume(self) -> None:
         """Run to the next undecided layer, or to the end."""
         self.arrival = None
-        self._go.release()
-        self._paused.acquire()
-        if self.error is not None:
-            raise self.error
+        output = self._flow.switch()
+        if self._flow.dead:
+            self.output = output
 
     def pause(self, name: str, arrival: Arrival) -> None:
-        """Called in the thread: wait there to be resumed."""
+        """Called in the pass: stand still there until it is resumed."""
         self.name, self.arrival = name, arrival
-        self._paused.release()
-        self._go.acquire()
-        if self.cancelled:
-            raise _Cancelled
+        assert self._flow.parent is not None
+        self._flow.parent.switch()
 
     def cancel(self) -> None:
-        """End the thread, wherever it is."""
-        self.cancelled, self.arrival = True, None
-        self._go.release()
-        self._thread.join()
-
-    def _work(self, forward: Callable[[], Any]) -> None:
-        self._go.acquire()
-        try:
-            if not self.cancelled:
-                self.output = forward()
-        except _Cancelled:
-            pass
-        except BaseException as error:
-            self.error = error
-        self._paused.release()
+        """Unwind the pass, wherever it is."""
+        self.arrival = None
+        self._flow.throw()
 
 
 class Lockstep:

@@ -143,7 +143,7 @@ def _moments(
             wanted = shortcut.wanted(wanted, *arrival.kept[shortcut.source])
         held_out = arrival.batch >= len(parts[0])
         sums[held_out].add(arrival.compressed, wanted)
-    return LayerCalibration(*(s.finish() for s in sums))
+    return LayerCalibration(sums.pop(0).finish(), sums.pop(0).finish())  # large, one at a time
 
 
 def _corrected(

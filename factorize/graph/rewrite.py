@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, skip_init
 
 from factorize.errors import PlanError
 from factorize.graph.find import _weight_hooks, spec_of
@@ -60,9 +60,10 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
         module = modules[name]
         chain = build_chain(made, module)
         key = (id(module._parameters.get("weight", module)), made.method, made.rank, made.variant)
-        for layer, weight in zip(chain, shared.setdefault(key, []), strict=False):
-            layer.weight = weight
-        shared[key] = [layer.weight for layer in chain]  # type: ignore[misc]
+        mates = shared.setdefault(key, [layer.weight for layer in chain])  # type: ignore[misc]
+        if all(torch.equal(layer.weight, mate) for layer, mate in zip(chain, mates, strict=True)):
+            for layer, mate in zip(chain, mates, strict=True):
+                layer.weight = mate
         chains[id(module)] = chain
     for name, module in modules.items():
         if id(module) in chains and name:
@@ -77,9 +78,10 @@ def build_chain(made: Factorization, module: Any) -> nn.Sequential:
     trainable = any(p.requires_grad for n, p in module.named_parameters() if n != "bias")
     layers = []
     for stage, values in zip(made.stages, made.weights, strict=True):
-        layer = _CLASSES[stage.kind](
-            stage.in_channels, stage.out_channels, stage.kernel, stage.stride, stage.padding,
-            stage.dilation, stage.groups, stage.bias, stage.padding_mode,
+        layer: Any = skip_init(  # random numbers are the user's
+            _CLASSES[stage.kind], stage.in_channels, stage.out_channels, stage.kernel,
+            stage.stride, stage.padding, stage.dilation, stage.groups, stage.bias,
+            stage.padding_mode,
             device=weight.device, dtype=weight.dtype,
         )  # fmt: skip
         with torch.no_grad():

@@ -104,11 +104,12 @@ def shrinkage(layer: LayerCalibration) -> float:
     so that patches of one image need not be independent of each other.
     """
     fit, held_out = layer.fit, layer.held_out
-    difference = sum(
-        float((a - b).square().sum()) for a, b in zip(fit.second, held_out.second, strict=True)
-    )
+    pairs = zip(fit.second, held_out.second, strict=True)
+    difference = sum(float((a - b).norm()) ** 2 for a, b in pairs)
     error = difference * held_out.images / (fit.images + held_out.images)  # of the fit's S alone
-    spread = sum(float((s - _isotropic(s)).square().sum()) for s in fit.second)
+    spread = 0.0  # ||S - mu 1||^2
+    for s in fit.second:
+        spread += max(float(s.norm()) ** 2 - len(s) * float(s.diagonal().mean()) ** 2, 0.0)
     return min(error / spread, 1.0) if spread else 0.0
 
 
@@ -131,21 +132,26 @@ def target_and_norm(moments: Moments, weight: Tensor, shrunk: float) -> tuple[Te
     Zhang, Zou, He, Sun, "Accelerating very deep convolutional networks for classification and
     detection", TPAMI 2016, section 3.3 (asymmetric reconstruction).
     """
-    second = [(1 - shrunk) * s + shrunk * _isotropic(s) for s in moments.second]
+    second = [(1 - shrunk) * s for s in moments.second]  # large: changed in place from here on
+    ridges = [shrunk * float(s.diagonal().mean()) for s in moments.second]
+    for s, ridge in zip(second, ridges, strict=True):
+        s.diagonal().add_(ridge)
     norm = Norm(tuple(second))
     if moments.cross is None or len(second) > 1:
         return weight, norm
-    rows, s = weight.flatten(1), second[0]
-    ridge = shrunk * float(moments.second[0].diagonal().mean())
-    inner = (1 - shrunk) * moments.cross + ridge * rows  # (O, D)
-    eye = torch.eye(len(s), dtype=s.dtype, device=s.device)
+    (s, *_), (ridge, *_) = second, ridges
     # S has the digits of float32: what lies below is noise, and may be negative.
     tiny = torch.finfo(torch.float32).eps * float(s.trace()) + 1e-30
-    root, failed = torch.linalg.cholesky_ex(s + tiny * eye)
+    s.diagonal().add_(tiny)
+    root, failed = torch.linalg.cholesky_ex(s)
     while int(failed) and isfinite(tiny):
+        s.diagonal().add_(9 * tiny)
         tiny *= 10
-        root, failed = torch.linalg.cholesky_ex(s + tiny * eye)
-    return torch.cholesky_solve((inner + tiny * rows).T, root).T.reshape(weight.shape), norm
+        root, failed = torch.linalg.cholesky_ex(s)
+    s.diagonal().sub_(tiny)
+    rows = weight.flatten(1)
+    inner = (1 - shrunk) * moments.cross + (ridge + tiny) * rows  # (O, D)
+    return torch.cholesky_solve(inner.T, root).T.reshape(weight.shape), norm
 
 
 def output_error(
@@ -168,10 +174,3 @@ def output_error(
         inner = float((moments.cross * approximation.flatten(1)).sum())
         error = max(energy - 2 * inner + norm.energy(approximation), 0.0)
     return sqrt((error + mean_error) / (energy or 1.0))
-
-
-def _isotropic(matrix: Tensor) -> Tensor:
-    """The multiple of the identity that has the same trace."""
-    return matrix.diagonal().mean() * torch.eye(
-        len(matrix), dtype=matrix.dtype, device=matrix.device
-    )
