@@ -236,6 +236,7 @@ def test_long_rows_are_fitted_as_well_in_float32(
     layer = planned(method, variant)
     double, _ = fitted(layer, weight, norm)
     monkeypatch.setattr(solver, "LARGE", 1)
+    monkeypatch.setattr(solver, "SWEEPS_LARGE", solver.SWEEPS)
     single, _ = fitted(layer, weight, norm)
     assert single.error <= 1.1 * double.error
 

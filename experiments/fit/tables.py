@@ -104,7 +104,8 @@ def _times(rows: list[Row], timed: list[Row]) -> str:
             once = same[0]["seconds"]
             fits = [r["seconds"]["fit"] for r in same]
             total = sum(v for k, v in once.items() if k != "fit") + sum(fits)
-            body.append([f"`{method}`", *(f"{once[k]:.1f}" for k in ("calibrate", "curves", "sensitivities")),
+            before = [f"{once[k]:.1f}" for k in ("calibrate", "curves", "sensitivities")]
+            body.append([f"`{method}`", *before,
                          ", ".join(f"{f:.1f}" for f in fits), f"{total:.1f}"])  # fmt: skip
         head = ["method", "calibrate", "curves", "sensitivities", "fits", "total"]
         text += _table(head, body) + "\n"

@@ -19,7 +19,7 @@ from factorize.types import ConvSpec, Progress
 HELD_OUT = 5
 """Every so many-th image is held out: the fit is measured on it."""
 
-PATCHES, PATCHES_PER_ENTRY = 20_000, 32
+PATCHES, PATCHES_PER_ENTRY = 40_000, 64
 """Patches for one layer's fit: so many, or so many times their length D, whichever is more."""
 
 

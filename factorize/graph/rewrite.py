@@ -60,10 +60,11 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
         module = modules[name]
         chain = build_chain(made, module)
         key = (id(module._parameters.get("weight", module)), made.method, made.rank, made.variant)
-        mates = shared.setdefault(key, [layer.weight for layer in chain])  # type: ignore[misc]
-        if all(torch.equal(layer.weight, mate) for layer, mate in zip(chain, mates, strict=True)):
-            for layer, mate in zip(chain, mates, strict=True):
-                layer.weight = mate
+        mates = shared.setdefault(key, [stage.weight for stage in chain])  # type: ignore[misc]
+        pairs = list(zip(chain, mates, strict=True))
+        if all(torch.equal(stage.weight, mate) for stage, mate in pairs):  # type: ignore[arg-type]
+            for stage, mate in pairs:
+                stage.weight = mate
         chains[id(module)] = chain
     for name, module in modules.items():
         if id(module) in chains and name:

@@ -16,7 +16,8 @@ from factorize.types import ConvSpec
 Weights = tuple[Tensor, ...]
 
 ITERATIONS = 10  # of L-BFGS in a sweep
-LARGE = 1500  # rows of this length and longer are swept in float32
+LARGE = 1500  # rows of this length and longer are swept in float32, and not as often
+SWEEPS, SWEEPS_LARGE = 12, 5
 MOST_FEATURES = 2**27  # entries of the features of the last stage; beyond, it is not projected out
 
 
@@ -28,7 +29,7 @@ def refine(
     norm: Norm,
     *,
     tolerance: float = 0.01,
-    sweeps: int = 12,
+    sweeps: int | None = None,
     trace: Callable[[float], None] | None = None,
 ) -> Weights:
     """The weights of a chain whose kernel W' is close to a target: ``||T - W'||^2`` is minimised.
@@ -47,6 +48,8 @@ def refine(
         (O, I, *kernel), float64.
     tolerance
         Stop when a sweep lowers the squared error by less than this share of it.
+    sweeps
+        The most; by default `SWEEPS`, or `SWEEPS_LARGE`.
     trace
         Called with the squared error relative to the target's, at the start and after each sweep;
         it never rises.
@@ -64,7 +67,9 @@ def refine(
     if not scale:
         return start
     problem = _problem(stages, start, target, norm, scale)
-    dtype = torch.float32 if target[0].numel() >= LARGE else torch.float64
+    large = target[0].numel() >= LARGE
+    dtype = torch.float32 if large else torch.float64
+    most = sweeps or (SWEEPS_LARGE if large else SWEEPS)
     fast = problem if dtype == torch.float64 else problem.to(dtype)
     free = [w.detach().to(dtype, copy=True).requires_grad_() for w in fast.free(start)]
     best, lowest = [w.detach().clone() for w in free], fast.objective(free)
@@ -79,7 +84,7 @@ def refine(
         optimizer.zero_grad()
         return fast.objective(free, backward=True)
 
-    for _ in range(sweeps if free else 0):
+    for _ in range(most if free else 0):
         with torch.enable_grad():
             optimizer.step(closure)
         reached = fast.objective(free)
