@@ -500,6 +500,48 @@ def test_model_that_mixes_images_is_refused() -> None:
     fit_outputs(model, plan, calibration(model, plan, images()))  # as the message says
 
 
+@pytest.mark.parametrize("memory", [0.0, 2e9])
+def test_modes_that_the_model_switches_on_stay_in_the_model(memory: float) -> None:
+    class Inference(Plain):
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    class Cast(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu"):
+                return super().forward(x)
+
+    for kind in (Inference, Cast):
+        model = made(kind).float()
+        before = state(model)
+        x = images().float()
+        fitted = fit_sequential(model, plan_of(made(Plain)), batches(x), memory=memory)
+        assert not torch.is_inference_mode_enabled()
+        assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_grad_enabled()
+        weights = [weight for found in fitted.layers.values() for weight in found.weights]
+        assert not any(weight.is_inference() for weight in weights)
+        assert state(model) == before
+
+
+def test_layer_that_is_called_image_by_image_is_refused() -> None:
+    class Single(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([super(Single, self).forward(one[None])[0] for one in x])
+
+    class Unbatched(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([super(Unbatched, self).forward(one) for one in x])
+
+    unbatched = Unbatched(nn.Conv2d(6, 8, 3), nn.Conv2d(8, 8, 3, bias=False))
+    for model in (made(Single), unbatched.double().eval()):
+        plan = plan_of(model)
+        with pytest.raises(DataError, match=r"must be called with whole batches .* --fit outputs"):
+            fit_sequential(model, plan, batches(images()))
+        fit_outputs(model, plan, calibration(model, plan, images()))  # as the message says
+
+
 def test_layer_that_is_not_reached_is_named() -> None:
     class Short(Plain):
         short = False

@@ -35,7 +35,6 @@ from factorize.tensor.norm import Norm
 from factorize.types import ConvSpec, Factorization, LayerPlan
 
 HERE = Path(__file__).parent
-DAMPINGS = (0.01, 0.1, 1.0)
 SAMPLES = 4  # labels drawn per image
 
 
@@ -96,6 +95,7 @@ def main() -> None:
     parser.add_argument("--methods", default="cp")
     parser.add_argument("--shares", default="0.3,0.2")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--dampings", default="0.01,0.1,1.0")
     parser.add_argument("--out", type=Path, default=HERE / "fisher.json")
     options = parser.parse_args()
     chosen = task(options.net, options.data)
@@ -117,7 +117,11 @@ def main() -> None:
             for share in map(float, options.shares.split(",")):
                 for plan_by, sensitivity in (("measured", measured), ("fisher", estimated)):
                     plan = plan_for(specs, found, sensitivity, total, share, method)
-                    for damping in (None, *DAMPINGS) if plan_by == "measured" else (None,):
+                    for damping in (
+                        (None, *map(float, options.dampings.split(",")))
+                        if plan_by == "measured"
+                        else (None,)
+                    ):
                         key = {"net": options.net, "method": method, "share": share, "seed": seed,
                                "plan_by": plan_by, "damping": damping}  # fmt: skip
                         if any(key.items() <= row.items() for row in read_rows(options.out)):

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from greenlet import greenlet
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -56,16 +57,33 @@ def refusing(model: nn.Module) -> Iterator[None]:
         ) from error
 
 
+def _modes(device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Contexts with the modes of the thread as they are now: gradients, inference, autocast."""
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    casts = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", device)}
+
+    def entered() -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode(inference))  # sets that of gradients too
+        stack.enter_context(torch.set_grad_enabled(grad))
+        for kind, enabled in casts.items():
+            stack.enter_context(torch.autocast(kind, enabled=enabled))
+        return stack
+
+    return entered
+
+
 class _Run:
     """One batch's forward pass, which can stand still in the middle of it."""
 
-    def __init__(self, index: int, forward: Callable[[], Any]) -> None:
+    def __init__(self, index: int, forward: Callable[[], Any], device: str) -> None:
         self.index, self.visits = index, 0
         self.arrival: Arrival | None = None  # None: it has ended
         self.name = ""
         self.output: Any = None
         self.kept: dict[str, tuple[Tensor, Tensor]] = {}
         self._flow = greenlet(forward)
+        self._outside = _modes(device)
 
     def resume(self) -> None:
         """Run to the next undecided layer, or to the end."""
@@ -78,7 +96,8 @@ class _Run:
         """Called in the pass: stand still there until it is resumed."""
         self.name, self.arrival = name, arrival
         assert self._flow.parent is not None
-        self._flow.parent.switch()
+        with self._outside():  # what the model has switched on around its layers stays in there
+            self._flow.parent.switch()
 
     def cancel(self) -> None:
         """Unwind the pass, wherever it is."""
@@ -201,7 +220,7 @@ class Lockstep:
                     stack.enter_context(mode)
                 return self.model(torch.cat((images, images)))
 
-        return _Run(index, forward)
+        return _Run(index, forward, images.device.type)
 
     def _resume(self, run: _Run) -> None:
         self._running = run
@@ -217,6 +236,12 @@ class Lockstep:
             if run is None:  # called by whoever looks at the arrivals, or decided
                 return None
             x = args[0] if args else kwargs["input"]
+            unbatched = isinstance(module, _ConvNd) and x.ndim < module.weight.ndim
+            if unbatched or len(x) % 2:  # its first axis is not that of the images
+                raise DataError(
+                    f"{name}: must be called with whole batches (N, C, ...) to be fitted in "
+                    f"sequence, and was with {tuple(x.shape)}. Use --fit outputs."
+                )
             original, compressed = x.chunk(2)
             first = output.chunk(2)[0]
             if name in self.keep:

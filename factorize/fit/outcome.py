@@ -32,8 +32,8 @@ def fit_remarks(how: str, fitted: Fitted, *, reconstructed: bool = False) -> lis
     if how == "weights":
         remarks.append(
             "fitted to the weights alone, as if all inputs were alike; --fit sequential, the "
-            "default with --data (a few hundred images, no labels), fits the layers' outputs, at "
-            "half the error or less"
+            "default with --data (a few hundred images, no labels), fits the layers' outputs, "
+            "which keeps far more of the accuracy before any training"
         )
     if reconstructed:
         remarks.append("errors of layers are those before --reconstruct, which looks at blocks")

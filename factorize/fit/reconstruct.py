@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from factorize import calibrate, graph
 from factorize.fit.layer import Fitted, apply_
-from factorize.fit.lockstep import Arrival, Decision, Lockstep
+from factorize.fit.lockstep import Arrival, Decision, Lockstep, refusing
 from factorize.tensor.call import evaluating
 from factorize.types import Factorization, Progress
 
@@ -31,10 +32,11 @@ def reconstruct(
 ) -> Fitted:
     """Tune fitted layers block by block; labels and whole-net training are not needed.
 
-    A block is the module that holds a fitted layer, called once with a tensor. Its factors are
-    tuned by Adam so that its output, given what the blocks before it hand on, comes close to its
-    output in the original: past nonlinearities and shortcuts, which no layer's own fit sees. A
-    block keeps its fit where that is no better on the held-out images.
+    A block is the module that holds a fitted layer, called once with one tensor, for one. Its
+    factors are tuned by Adam so that its output, given what the blocks before it hand on, comes
+    close to its output in the original: past its nonlinearities, which no layer's own fit sees. A
+    block keeps its fit where that is no better on the held-out images, and so does a layer that is
+    in no block.
 
     Parameters
     ----------
@@ -48,12 +50,13 @@ def reconstruct(
     The fit with other weights and biases; errors are those of before.
     """
     modules = dict(model.named_modules())
+    fit, held_out = calibrate.split(images)
     blocks = _blocks(modules, fitted)
+    blocks = {n: blocks[n] for n in _called_once(model, {n: modules[n] for n in blocks}, fit[0])}
     inside = {name for names in blocks.values() for name in names}
     norms = [n for n in fitted.means if not any(_within(n, block) for block in blocks)]
     alone = [n for n in fitted.layers if n not in inside]
     stops = {name: modules[name] for name in (*blocks, *alone, *norms)}
-    fit, held_out = calibrate.split(images)
     tuned, done = dict(fitted.layers), 0
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model), Lockstep(model, stops, [*fit, *held_out], memory) as lockstep:
@@ -91,6 +94,29 @@ def _blocks(modules: dict[str, nn.Module], fitted: Fitted) -> dict[str, list[str
     }
 
 
+def _called_once(
+    model: nn.Module, blocks: Mapping[str, nn.Module], images: Tensor
+) -> Iterator[str]:
+    """The blocks that are called once, with one tensor and nothing else, and give one back."""
+    calls: dict[str, list[bool]] = {name: [] for name in blocks}
+
+    def hook(name: str) -> Any:
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            plain = [isinstance(value, Tensor) for value in (*args, *kwargs.values(), output)]
+            calls[name].append(plain == [True, True] and bool(args))
+
+        return note
+
+    hooks = [m.register_forward_hook(hook(n), with_kwargs=True) for n, m in blocks.items()]
+    try:
+        with refusing(model), evaluating(model):
+            model(images[:1])
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return (name for name, plain in calls.items() if plain == [True])
+
+
 def _within(name: str, block: str) -> bool:
     return name.startswith(f"{block}.")
 
@@ -120,17 +146,21 @@ def _tune(
     generator: torch.Generator,
 ) -> None:
     """Tune the chains of a block in place, or leave them as they are."""
+    weights = [w for name in layers for w in block.get_submodule(name).parameters()]
     inputs, outputs, held = [], [], []
     for arrival in arrivals():
+        # In the block's own precision: autocast around it in the model is off here.
+        x, y = (t.to(weights[0].dtype) for t in (arrival.compressed, arrival.output))
         if arrival.batch < fits:
-            inputs.append(arrival.compressed)
-            outputs.append(arrival.output)
+            inputs.append(x)
+            outputs.append(y)
         else:
-            held.append((arrival.compressed, arrival.output))
+            held.append((x, y))
     x, y = torch.cat(inputs), torch.cat(outputs)
     scale = y.square().mean().clamp_min(torch.finfo(y.dtype).tiny)
-    weights = [w for name in layers for w in block.get_submodule(name).parameters()]
     before, saved = _distance(block, held), [w.detach().clone() for w in weights]
+    for weight in weights:  # frozen ones too: the block is a copy
+        weight.requires_grad_()
     optimizer = torch.optim.Adam(
         [{"params": [w], "lr": RATE * float(w.detach().square().mean().sqrt())} for w in weights]
     )

@@ -70,7 +70,7 @@ def fit_sequential(
     if shared:
         of_shared = replace(plan, layers=tuple(layers[name] for name in shared))
         specs = {name: layers[name].spec for name in shared}
-        moments = calibrate.collect(model, specs, images, memory=memory, seed=seed)
+        moments = calibrate.collect_each(model, specs, images, memory=memory, seed=seed)
         fitted = fit_outputs(model, of_shared, moments, any_order=any_order, seed=seed)
 
     parts = calibrate.split(images)

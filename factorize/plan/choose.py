@@ -248,17 +248,20 @@ def _better(
 
 
 def _most_that_saves(method: Method, spec: ConvSpec, variant: str) -> Rank:
-    """The largest rank that costs fewer MACs than the layer, in shares of the maximum."""
+    """The largest rank of one number that costs fewer MACs than the layer."""
     limit = method.max_rank(spec)
+
+    def rank_of(value: int) -> Rank:
+        return tuple(map(min, method.rank_of(max(value, 1), spec), limit))
+
     low, high = 0, max(limit)
     while low < high:  # MACs rise with the rank
         middle = (low + high + 1) // 2
-        rank = tuple(max(1, top * middle // max(limit)) for top in limit)
-        if _cost(method, spec, rank, variant)[0] < spec.macs:
+        if _cost(method, spec, rank_of(middle), variant)[0] < spec.macs:
             low = middle
         else:
             high = middle - 1
-    return tuple(max(1, top * low // max(limit)) for top in limit)
+    return rank_of(low)
 
 
 def _cost(method: Method, spec: ConvSpec, rank: Rank, variant: str) -> tuple[int, int]:

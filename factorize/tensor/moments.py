@@ -44,7 +44,10 @@ class Moments:
 
 @dataclass(frozen=True)
 class LayerCalibration:
-    """Moments that a layer is fitted to, and those of other images, to measure the fit on."""
+    """Moments that a layer is fitted to, and those of other images, to measure the fit on.
+
+    One number of the fit, the `shrinkage`, comes from how far the two differ.
+    """
 
     fit: Moments
     held_out: Moments
@@ -118,7 +121,8 @@ def target_and_norm(moments: Moments, weight: Tensor, shrunk: float) -> tuple[Te
 
     Where outputs y are wanted that are not the layer's own, the kernel is the ridge regression of
     y on the patches, drawn towards the layer's weight: for W' of any form, E|y - W'p|^2 is the
-    regression's own residual plus ``||target - W'||^2``.
+    regression's own residual plus ``||target - W'||^2``. In a separable form there is no such
+    regression: the kernel is the layer's weight.
 
     Parameters
     ----------
