@@ -1,4 +1,4 @@
-"""Write the tables of README.md from results.json, fisher.json and time.json.
+"""Write the tables of README.md from the JSON files beside it.
 
 python experiments/fit/tables.py
 """
@@ -14,6 +14,7 @@ from typing import Any
 HERE = Path(__file__).parent
 MARK = "<!-- made by tables.py: do not edit below -->\n"
 FITS = ("weights", "outputs", "sequential", "reconstruct")
+FORWARD = "forward passes of both nets"  # what the other stages leave
 DENSE = {"resnet20": "91.73 %", "resnet56": "93.39 %", "dncnn": "32.82 dB"}
 Row = dict[str, Any]
 
@@ -23,7 +24,11 @@ def main() -> None:
     rows = _read("results.json")
     parts = [_machine(rows)]
     parts += [_by_fit(net, rows) for net in DENSE if any(r["net"] == net for r in rows)]
-    parts += [_by_images(rows), _times(rows, _read("time.json")), _fisher(_read("fisher.json"))]
+    parts += [
+        _by_images(rows),
+        _times(_read("time_resnet20.json"), _read("time_resnet18.json")),
+        _fisher(_read("fisher.json")),
+    ]
     readme = HERE / "README.md"
     head = readme.read_text().partition(MARK)[0]
     readme.write_text(head + MARK + "\n" + "\n".join(part for part in parts if part))
@@ -37,9 +42,10 @@ def _read(name: str) -> list[Row]:
 def _machine(rows: list[Row]) -> str:
     one = rows[0]["environment"]
     loads = [row["environment"]["load"] for row in rows]
-    keep = {k: v for k, v in one.items() if k not in ("load", "threads")}
+    keep = ("cpu", "cores", "os", "python", "torch", "torchvision")
     return (
-        f"{keep}; {sorted({r['environment']['threads'] for r in rows})} thread(s) of torch; load "
+        ", ".join(f"{key} {one[key]}" for key in keep) + "; "
+        f"{sorted({r['environment']['threads'] for r in rows})} thread(s) of torch; load "
         f"average {min(loads)} to {max(loads)}: other runs beside it. {len(rows)} runs.\n"
     )
 
@@ -52,10 +58,9 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 def _spread(values: list[float]) -> str:
     """Mean, and the range where there are several."""
-    digits = 2 if values and max(values) > 40 else 3
     if len(values) < 2:
-        return f"{values[0]:.{digits}f}" if values else ""
-    return f"{mean(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
+        return f"{values[0]:.2f}" if values else ""
+    return f"{mean(values):.2f} ({min(values):.2f}..{max(values):.2f})"
 
 
 def _by_fit(net: str, rows: list[Row]) -> str:
@@ -92,10 +97,8 @@ def _by_images(rows: list[Row]) -> str:
     return "## Few images: sequential fit at half the MACs\n\n" + _table(head, body) if body else ""
 
 
-def _times(rows: list[Row], timed: list[Row]) -> str:
-    alone = [r for r in timed if "stages" in r]
+def _times(whole: list[Row], alone: list[Row]) -> str:
     text = ""
-    whole = [r for r in timed if "stages" not in r]
     if whole:
         text += "## Seconds: all three budgets of resnet20, 1,000 images\n\n"
         body = []
@@ -113,14 +116,24 @@ def _times(rows: list[Row], timed: list[Row]) -> str:
         text += (
             "## Seconds: torchvision's resnet18 at 224, sequential fit at half of each layer\n\n"
         )
-        stages = list(alone[0]["stages"])
+        stages = [name for name in alone[0]["stages"] if name != FORWARD]
         body = [
             [f"`{r['method']}`", r["images"], f"{r['seconds']:.0f}",
-             *(f"{r['stages'][s]:.0f}" for s in stages), r["before_gb"], r["peak_gb"],
+             *(f"{r['stages'][s]:.0f}" for s in stages),
+             f"{r['seconds'] - sum(r['stages'][s] for s in stages):.0f}", r["before_gb"], r["peak_gb"],
              f"{r['threads']}, {r['load']}"]
             for r in alone
         ]  # fmt: skip
-        head = ["method", "images", "all", *stages, "GB before", "GB peak", "threads, load"]
+        head = [
+            "method",
+            "images",
+            "all",
+            *stages,
+            FORWARD,
+            "GB before",
+            "GB peak",
+            "threads, load",
+        ]
         text += _table(head, body)
     return text
 

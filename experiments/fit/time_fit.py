@@ -1,9 +1,10 @@
 """Where the time of a sequential fit goes: torchvision's resnet18 at 224, random weights.
 
-    python experiments/fit/time_fit.py --method cp --images 256 --out profile.json
+    python experiments/fit/time_fit.py --method cp --images 256 --out time_resnet18.json
 
-Random data says nothing of accuracy, but takes the time that real data takes. Shares are of the
-wall time of the fit, by the profiler's cumulative times; peak memory is that of the process.
+Random data says nothing of accuracy, but takes the time that real data takes. Stages are the
+profiler's cumulative times; what they leave of the whole are the forward passes of both nets. Peak
+memory is that of the process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from factorize.measure.environment import environment
 from factorize.types import LayerPlan, Plan
 
 STAGES = {
-    "forward passes of both nets": ("lockstep.py", "_resume"),
     "second moments": ("moments.py", "add"),
     "regression target": ("moments.py", "target_and_norm"),
     "plain start": ("", "decompose"),
