@@ -24,7 +24,7 @@ from factorize.tensor.moments import Calibration
 
 HERE = Path(__file__).parent
 CONFIG = json.loads((HERE.parent / "cifar10" / "config.json").read_text())
-PER_IMAGE = {"all": 10**9, "50": 50, "default (25)": None, "6": 6}
+PER_IMAGE = {"all": 10**9, "default (50)": None, "25": 25, "6": 6}
 """Positions drawn from each image; the default is for 800 images to fit to and any layer here."""
 
 COLUMNS = (

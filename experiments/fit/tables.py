@@ -120,8 +120,8 @@ def _times(whole: list[Row], alone: list[Row]) -> str:
         body = [
             [f"`{r['method']}`", r["images"], f"{r['seconds']:.0f}",
              *(f"{r['stages'][s]:.0f}" for s in stages),
-             f"{r['seconds'] - sum(r['stages'][s] for s in stages):.0f}", r["before_gb"], r["peak_gb"],
-             f"{r['threads']}, {r['load']}"]
+             f"{r['seconds'] - sum(r['stages'][s] for s in stages):.0f}",
+             r["before_gb"], r["peak_gb"], f"{r['threads']}, {r['load']}"]
             for r in alone
         ]  # fmt: skip
         head = [
