@@ -56,6 +56,7 @@ def main() -> None:
             torch.randn(1, *shape),
             data=data,
             seed=config["seed"],
+            fit=factorize.FitConfig("weights"),
             **run,
         )
         report = result.report.to_dict()
