@@ -51,6 +51,10 @@ def main() -> None:
     options = parser.parse_args()
 
     chosen = task(options.net, options.data)
+    dense = {"net": options.net, "method": "dense", "fit": "", "share": 1.0}
+    if not any(dense.items() <= row.items() for row in read_rows(options.out)):
+        score = round(chosen.score(chosen.model), 3)
+        add_row(options.out, {**dense, "score": score, "unit": chosen.unit})
     for seed in map(int, options.seeds.split(",")):
         for images in map(int, options.images.split(",")):
             for method in options.methods.split(","):
