@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Ran
 from torch import Tensor, nn
 
 import factorize
@@ -485,30 +485,6 @@ def test_reconstruction_takes_frozen_models_and_those_with_modes_of_their_own() 
 
 
 # The command line.
-
-
-class Ran:
-    """Exit code and output of one command."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Run the command in an empty folder, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_out", cli.Console(width=160, force_terminal=False))
-    monkeypatch.setattr(cli, "_err", cli.Console(width=160, stderr=True, force_terminal=False))
-
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["factorize", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        shown = capsys.readouterr()
-        return Ran(int(exit_.value.code or 0), shown.out, shown.err)
-
-    return run
 
 
 def prepare(folder: Path) -> tuple[str, ...]:
