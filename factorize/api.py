@@ -9,21 +9,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from factorize import export, tune
 from factorize import measure as measuring
 from factorize import plan as planning
-from factorize.errors import DataError, DeviceError, NoConvolutionError, UnsupportedLayerError
+from factorize.checks import check_not_empty, check_runs, class_remark, resolve_device
+from factorize.errors import DataError, PlanError
 from factorize.fit import FitConfig, apply_, as_fitted, fit_remarks
 from factorize.fit import fit as fit_layers
-from factorize.report import Report, layer_reports
+from factorize.measure import Target
+from factorize.plan import Budget
+from factorize.report import Report, layer_reports, write_html
+from factorize.search import Outcome, SearchConfig, completed, latency_model, run_search
 from factorize.stages import beside, copied, make_plan, measure
-from factorize.tensor.call import call, evaluating
+from factorize.tensor.call import batch_size
 from factorize.types import Data, Metric, Plan, Progress
 
-OUTPUTS = ("model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json")
+OUTPUTS = (
+    "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
+)  # fmt: skip
 CHECKPOINT = "finetune.ckpt"
 UNSTEADY = 1.5  # a spread of speedups above this is told
 
@@ -42,6 +47,9 @@ def compress(
     example_input: Any,
     *,
     plan: Plan | None = None,
+    budget: Budget | None = None,
+    target: Target | None = None,
+    search: SearchConfig | None = None,
     data: Data | None = None,
     evaluate: Metric | Callable[[nn.Module], Any] | None = None,
     fit: FitConfig | None = None,
@@ -52,6 +60,8 @@ def compress(
     device: str = "auto",
     threads: int | None = None,
     seed: int = 0,
+    refresh: bool = False,
+    command: str | None = None,
     name: str | None = None,
     notes: Sequence[str] = (),
     progress: Progress | None = None,
@@ -68,6 +78,13 @@ def compress(
     plan
         To apply; without one it is made by `make_plan` with ``**choice``: ``method``, ``rank``,
         ``energy``, ``include``, ``exclude``, ``allow_costlier``.
+    budget
+        To search the plan of least loss within: then ``method`` may be ``auto`` or several names
+        with commas between them, of ``choice`` only ``include`` and ``exclude`` may be there too.
+    target
+        What time is measured on; without one ONNX Runtime, and for the report torch too.
+    search
+        How to search, if not the default way; with a ``sweep``, no budget is needed.
     data
         The chains are fitted to what the layers put out for images of its train split, batch norms
         recalibrated and the copy fine-tuned on it; the report is on its test split.
@@ -85,10 +102,12 @@ def compress(
     force
         Whether such files may be there already.
     latency
-        Whether to measure time in ONNX Runtime (both models are exported for it) and torch.
+        Whether to measure time for the report (for ONNX Runtime both models are exported).
     device
         Where to tune and evaluate: ``auto``, ``cpu`` or ``cuda``.
-    name, notes
+    refresh
+        Measure the time of layers anew, whatever the cache of earlier runs holds.
+    command, name, notes
         For the report.
 
     Raises
@@ -110,6 +129,8 @@ def compress(
         config = replace(config, checkpoint=Path(out, CHECKPOINT))
     overwrite = force or (config.resume and config.checkpoint and config.checkpoint.exists())
     example_input = beside(model, example_input)
+    targets = _targets(target, device, threads, batch_size(example_input))
+    timer = latency_model(targets[0], refresh=refresh)
     seconds: dict[str, float] = {}
     remarks = [*notes, *(data.notes if data else ())]
 
@@ -118,22 +139,40 @@ def compress(
         publish,
     ):
         fit.check_free(bool(overwrite))
-        with _timed(seconds, "plan"):
-            ordered = plan is not None
-            plan = make_plan(
-                model, example_input, edited=plan, seed=seed, progress=progress, **choice
+
+        def rated(one: nn.Module) -> dict[str, float]:
+            return measure(
+                model, one, example_input, data=data, evaluate=metric, device=device, seed=seed
             )
-            check_not_empty(plan)
-        with _timed(seconds, "factorize"):
-            fitted = fit_layers(
-                model, plan, fit, data=data, any_order=not ordered, device=device, seed=seed,
-                progress=progress,
-            )  # fmt: skip
-            plan = as_fitted(plan, fitted)
-            remarks += fit_remarks(how, fitted, reconstructed=fit.reconstruct)
-            compressed = apply_(copied(model), fitted)
-            output = _check_runs(compressed, plan, example_input)
-            remarks += _class_remark(output, data)
+
+        outcome: Outcome | None = None
+        if budget is not None or search is not None:
+            if plan is not None:
+                raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
+            with _timed(seconds, "search"):
+                outcome = run_search(
+                    model, example_input, budget, search or SearchConfig(), timer, data=data,
+                    fit=fit, rate=rated, device=device, seed=seed, progress=progress, **choice,
+                )  # fmt: skip
+            plan, fitted = outcome.plan, outcome.fitted
+            remarks += outcome.notes
+        else:
+            with _timed(seconds, "plan"):
+                ordered = plan is not None
+                plan = make_plan(
+                    model, example_input, edited=plan, seed=seed, progress=progress, **choice
+                )
+                check_not_empty(plan)
+            with _timed(seconds, "factorize"):
+                fitted = fit_layers(
+                    model, plan, fit, data=data, any_order=not ordered, device=device, seed=seed,
+                    progress=progress,
+                )  # fmt: skip
+        plan = as_fitted(plan, fitted)
+        check_not_empty(plan)
+        remarks += fit_remarks(how, fitted, reconstructed=fit.reconstruct)
+        compressed = apply_(copied(model), fitted)
+        remarks += class_remark(check_runs(compressed, plan, example_input), data)
 
         quality: dict[str, dict[str, float]] = {}
 
@@ -141,9 +180,7 @@ def compress(
             if progress:
                 progress(f"evaluate {stage}", 0, 0, {})
             with _timed(seconds, "evaluate"):
-                quality[stage] = measure(
-                    model, one, example_input, data=data, evaluate=metric, device=device, seed=seed
-                )
+                quality[stage] = rated(one)
 
         rate("original", model)
         rate("rewritten", compressed)
@@ -169,7 +206,7 @@ def compress(
             if tuning.stopped:
                 remarks.append(f"fine-tuning stopped early: {tuning.stopped}")
 
-        onnx, sizes, failures, speed = None, {}, [], ()
+        onnx, sizes, failures, speed, times = None, {}, [], (), {}
         if latency or out is not None:
             if progress:
                 progress("export", 0, 0, {})
@@ -181,9 +218,9 @@ def compress(
             if progress:
                 progress("measure latency", 0, 0, {})
             with _timed(seconds, "latency"):
-                speed = measuring.speedups(
-                    folder, model, compressed, example_input, device=device, threads=threads
-                )
+                speed = measuring.speedups(folder, model, compressed, example_input, targets)
+                times = timer.of_plan(plan, outcome.offered if outcome else None)
+            remarks += timer.cache.notes
             remarks += [
                 f"{one.runtime} on {one.device}: the speedup varied from {one.speedup_p10:.2f} to "
                 f"{one.speedup_p90:.2f}, as on a busy machine; measure again on a quiet one"
@@ -203,7 +240,7 @@ def compress(
                 "seed": seed,
             },
             environment=measuring.environment(),
-            layers=layer_reports(plan, fitted.layers),
+            layers=layer_reports(plan, fitted.layers, times),
             params={"original": params, "compressed": new_params},
             macs={"original": macs, "compressed": new_macs},
             bytes=sizes,
@@ -216,73 +253,23 @@ def compress(
             seconds=seconds,
             failures=tuple(failures),
             notes=tuple(remarks),
+            search=completed(outcome, speed[0] if speed else None) if outcome else None,
+            curve=outcome.curve if outcome else (),
         )
         if out is not None:
             planning.save_plan(plan, folder / "plan.json")
             report.save(folder / "report.json")
+            write_html(report, folder / "report.html", command)
             publish(keep=[CHECKPOINT] if tuning and tuning.interrupted else [])
     return Result(compressed, plan, report)
 
 
-def resolve_device(device: str) -> str:
-    """``auto`` as what is there; checks that what is asked for is there."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda"):
-        raise DeviceError(f"--device must be auto, cpu or cuda, got {device!r}.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("--device cuda needs a CUDA device that torch can use, found none.")
-    return device
-
-
-def check_not_empty(plan: Plan) -> None:
-    """Raise NoConvolutionError where a plan changes nothing."""
-    if not plan.factorized:
-        largest = max(plan.layers, key=lambda layer: layer.spec.macs)
-        raise NoConvolutionError(
-            f"all {len(plan.layers)} convolutions stay dense: there is nothing to do (the largest, "
-            f"{largest.spec.label}: {largest.skip_reason}). Lower the rank, see --dry-run for each."
-        )
-
-
-def _check_runs(model: nn.Module, plan: Plan, example_input: Any) -> Any:
-    """The output: a model may use its convolutions in ways that no walk can see."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    called: set[str] = set()
-    hooks = [
-        modules[name].register_forward_hook(lambda *_, name=name: called.add(name))
-        for name in (layer.spec.name for layer in plan.factorized)
-    ]
-    try:
-        with evaluating(model):
-            output = call(model, example_input)
-    except Exception as error:
-        raise UnsupportedLayerError(
-            f"{type(model).__name__}: the rewritten model does not run, {type(error).__name__}: "
-            f"{' '.join(str(error).split())}. Leave the layer that it needs alone with --exclude."
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for layer in plan.factorized:
-        if layer.spec.name not in called:
-            raise UnsupportedLayerError(
-                f"{layer.spec.label}: the model still calls the convolution that was replaced: it "
-                "holds it in a list, a closure or a cache. Leave it alone with --exclude."
-            )
-    return output
-
-
-def _class_remark(output: Any, data: Data | None) -> list[str]:
-    """Folders of ten classes are no test of a net of a thousand: their numbers differ."""
-    if data is None or not data.classes or not isinstance(output, torch.Tensor):
-        return []
-    if output.ndim != 2 or output.shape[1] == data.classes:
-        return []
-    return [
-        f"the model has {output.shape[1]} outputs, {data.source} {data.classes} classes: top-1 "
-        "means something only if both number them alike, and labels are not used to tune"
-    ]
+def _targets(target: Target | None, device: str, threads: int | None, batch: int) -> list[Target]:
+    """What to measure the two models on; the first is the one that the run is about."""
+    if target is not None:
+        return [target]
+    runtimes = ["onnxruntime", "torch-cpu", *(["cuda"] if device == "cuda" else [])]
+    return [Target(runtime, threads, batch) for runtime in runtimes]
 
 
 @contextmanager

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from factorize.errors import DataError, ModelLoadError
+from factorize.errors import BudgetError, DataError, ModelLoadError
 from factorize.io.models import LoadedModel
 from factorize.io.preprocessing import Preprocessing
+from factorize.plan import Budget
 from factorize.tensor.call import model_dtype
 from factorize.types import Data
 
@@ -97,6 +98,36 @@ def example(
         )
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, *shape, generator=generator).to(model_dtype(loaded.model))
+
+
+def budget_of(**limits: float | None) -> Budget | None:
+    """The budget; None where no limit is given."""
+    return Budget(**limits) if any(limit is not None for limit in limits.values()) else None
+
+
+def sweep_of(text: str | None) -> tuple[float, ...] | Literal["auto"]:
+    """Speedups with commas between them, or ``auto``."""
+    if text is None or text == "auto":
+        return "auto" if text else ()
+    try:
+        speedups = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        speedups = ()
+    if not speedups or not all(1 < speedup < 1000 for speedup in speedups):
+        raise BudgetError(
+            f"--sweep must be speedups above 1 such as 1.5,2,3 or auto, got {text!r}."
+        )
+    return speedups
+
+
+def pick_of(text: str) -> float | Literal["knee"]:
+    """A speedup, or ``knee``."""
+    if text == "knee":
+        return "knee"
+    try:
+        return float(text)
+    except ValueError:
+        raise BudgetError(f"--pick must be knee or one of --sweep, got {text!r}.") from None
 
 
 def default_out(model: str) -> Path:

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from factorize import graph, methods
 from factorize import measure as measuring
 from factorize import plan as planning
+from factorize.checks import resolve_device
 from factorize.errors import ModelLoadError, PlanError, UnsupportedLayerError
 from factorize.fit import FitConfig, apply_, fit
+from factorize.measure import Target
+from factorize.plan import Budget
+from factorize.search import SearchConfig, latency_model, run_search
 from factorize.tensor.call import input_on
 from factorize.types import ConvSite, Data, Factorization, Metric, Plan, Progress
 
@@ -91,6 +95,34 @@ def make_plan(
         sites, weight_of, method=method, rank=rank, energy=energy, include=include,
         exclude=exclude, allow_costlier=allow_costlier, seed=seed, progress=progress,
     )  # fmt: skip
+
+
+def search_plan(
+    model: nn.Module,
+    example_input: Any,
+    budget: Budget | None,
+    *,
+    target: Target | None = None,
+    search: SearchConfig | None = None,
+    data: Data | None = None,
+    fit: FitConfig | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    refresh: bool = False,
+    progress: Progress | None = None,
+    **choice: Any,
+) -> Plan:
+    """The plan that `api.compress` carries out within a budget; the arguments are its own."""
+    device, example_input = resolve_device(device), beside(model, example_input)
+
+    def rated(one: nn.Module) -> dict[str, float]:
+        return measure(model, one, example_input, data=data, device=device, seed=seed)
+
+    latency = latency_model(target or Target(), refresh=refresh)
+    return run_search(
+        model, example_input, budget, search or SearchConfig(), latency, data=data,
+        fit=fit or FitConfig(), rate=rated, device=device, seed=seed, progress=progress, **choice,
+    ).plan  # fmt: skip
 
 
 def rewrite(

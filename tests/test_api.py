@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[factorize.Result, Pat
 
 
 def test_all_files_are_written_and_no_other(run: tuple[factorize.Result, Path]) -> None:
-    names = {"model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json"}
+    names = {*"model.safetensors plan.json model.onnx model.pt2 report.json report.html".split()}
     assert {path.name for path in run[1].iterdir()} == names
 
 
@@ -149,7 +149,9 @@ def test_model_that_cannot_be_exported_still_gives_the_rest(tmp_path: Path) -> N
     out = tmp_path / "out"
     result = factorize.compress(Unexportable(), X, rank=4, out=out)
     assert [one.split(":")[0] for one in result.report.failures] == ["model.onnx", "model.pt2"]
-    assert {"model.safetensors", "plan.json", "report.json"} <= {p.name for p in out.iterdir()}
+    assert {"model.safetensors", "plan.json", "report.json", "report.html"} <= {
+        p.name for p in out.iterdir()
+    }
     assert not (out / "model.onnx").exists()
 
 
@@ -275,7 +277,7 @@ def test_forced_run_leaves_nothing_of_the_earlier_one(tmp_path: Path) -> None:
     for name in ("model.onnx", "model.pt2", "finetune.ckpt", "mine.txt"):
         (tmp_path / name).write_text("old")
     factorize.compress(Unexportable(), X, rank=4, out=tmp_path, force=True, latency=False)
-    names = {"model.safetensors", "plan.json", "report.json", "mine.txt"}
+    names = {"model.safetensors", "plan.json", "report.json", "report.html", "mine.txt"}
     assert {path.name for path in tmp_path.iterdir()} == names
 
 

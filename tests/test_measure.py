@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from factorize.errors import DataError
 from factorize.measure import (
+    Target,
     accuracy,
     agreement_on_random_input,
     count,
@@ -345,7 +346,7 @@ def test_torch_speedup():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     threads = torch.get_num_threads()
     x = torch.randn(2, 3, 8, 8)
-    got = torch_speedup(model, copy.deepcopy(model), x, threads=1, runs=5)
+    got = torch_speedup(model, copy.deepcopy(model), x, Target("torch-cpu", 1, batch=2), runs=5)
     assert 0 < got.speedup_p10 <= got.speedup <= got.speedup_p90
     for one in (got.original, got.compressed):
         assert 0 < one.p10_ms <= one.median_ms <= one.p90_ms
@@ -359,7 +360,7 @@ def test_threads_and_flags_are_restored_after_a_failure():
     threads = torch.get_num_threads()
     model = nn.Conv2d(3, 4, 3)
     with pytest.raises(RuntimeError):
-        torch_speedup(model, model, torch.randn(1, 5, 8, 8), threads=threads + 1)
+        torch_speedup(model, model, torch.randn(1, 5, 8, 8), Target("torch-cpu", threads + 1))
     assert torch.get_num_threads() == threads
     assert model.training
 
@@ -372,7 +373,7 @@ def test_onnx_speedup(tmp_path):
     opset = onnx.helper.make_opsetid("", 18)
     path = tmp_path / "a.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), path)
-    got = onnx_speedup(path, path, torch.randn(2, 3), threads=1, runs=3)
+    got = onnx_speedup(path, path, torch.randn(1, 3), Target(threads=1, batch=2), runs=3)
     assert 0 < got.speedup_p10 <= got.speedup <= got.speedup_p90
     assert (got.runtime, got.dtype, got.batch, got.runs) == ("onnxruntime", "float32", 2, 3)
 

@@ -1,8 +1,6 @@
 """Ranks, rules and reasons; and plans as files that people edit."""
 
-import itertools
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from torch import nn
 import factorize
 from factorize import methods
 from factorize.errors import (
-    BudgetError,
     NoConvolutionError,
     PlanError,
     RankError,
@@ -20,7 +17,6 @@ from factorize.errors import (
 )
 from factorize.methods.chain import chain_kernel
 from factorize.plan import load_plan, save_plan
-from factorize.plan.allocate import Candidate, allocate
 from factorize.types import ConvSpec, LayerPlan
 
 X = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -221,35 +217,6 @@ def test_energy_tries_all_ranks_that_save_at_the_width_that_it_uses() -> None:
     assert width == 16
     macs = [sum(s.macs for s in method.stages(spec, (r, width), "")) for r in (most, most + 1)]
     assert macs[0] < spec.macs <= macs[1]
-
-
-def test_allocation_keeps_the_budget_and_is_near_the_best() -> None:
-    draw = random.Random(0)
-    for _ in range(200):
-        tables = {
-            name: [Candidate(draw.randint(1, 20), draw.random(), i) for i in range(4)]
-            for name in "abc"
-        }
-        all_of_them = [
-            (sum(c.cost for c in chosen), sum(c.loss for c in chosen))
-            for chosen in itertools.product(*tables.values())
-        ]
-        budget = draw.randint(min(cost for cost, _ in all_of_them), 60)
-        chosen = allocate(tables, budget)
-        assert set(chosen) == set(tables)
-        assert all(chosen[name] in options for name, options in tables.items())
-        assert sum(c.cost for c in chosen.values()) <= budget
-        best = min(loss for cost, loss in all_of_them if cost <= budget)
-        gap = max(max(c.loss for c in t) - min(c.loss for c in t) for t in tables.values())
-        assert sum(c.loss for c in chosen.values()) <= best + gap + 1e-12  # one layer's worth
-
-
-def test_budget_below_the_cheapest_candidates_is_an_error() -> None:
-    tables = {"a": [Candidate(3, 0.1), Candidate(5, 0.0)], "b": [Candidate(4, 0.2)]}
-    assert allocate(tables, 7)["a"].cost == 3
-    assert allocate(tables, 9)["a"].cost == 5
-    with pytest.raises(BudgetError, match="at least 7, .* got 6"):
-        allocate(tables, 6)
 
 
 @pytest.mark.parametrize(

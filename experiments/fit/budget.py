@@ -158,7 +158,7 @@ def plan_for(
     """
     options: dict[str, list[Candidate]] = {}
     for name, spec in specs.items():
-        options[name] = [Candidate(spec.macs, 0.0, None)]
+        options[name] = [Candidate({"macs": spec.macs}, 0.0)]
         for curve in curves_.get(name, ()):
             for step in range(STEPS):
                 macs = curve.macs[0] + (curve.macs[-1] - curve.macs[0]) * step / (STEPS - 1)
@@ -166,16 +166,16 @@ def plan_for(
                 exact = cost(spec, method, rank, curve.variant)
                 error = curve.at(min(max(exact, curve.macs[0]), curve.macs[-1]))
                 loss = -sensitivity[name] * math.log(max(1 - error, 1e-9))
-                options[name].append(Candidate(exact, loss, (rank, curve.variant)))
+                options[name].append(Candidate({"macs": exact}, loss, (rank, curve.variant)))
     dense = total - sum(spec.macs for spec in specs.values())
-    chosen = allocate(options, share * total - dense)
+    chosen = allocate(options, {"macs": share * total - dense})
     layers = []
     for name, spec in specs.items():
         if chosen[name].choice is None:
             layers.append(LayerPlan(spec, macs=spec.macs, skip_reason="dense within the budget"))
         else:
             rank, variant = chosen[name].choice
-            layers.append(LayerPlan(spec, method, rank, variant, int(chosen[name].cost)))
+            layers.append(LayerPlan(spec, method, rank, variant, int(chosen[name].costs["macs"])))
     return Plan(tuple(layers), settings or {})
 
 

@@ -3,11 +3,12 @@
 from factorize.export.bundle import export_all
 from factorize.export.folder import output_folder
 from factorize.export.program import export_program
-from factorize.export.to_onnx import OnnxCheck, export_onnx
+from factorize.export.to_onnx import OnnxCheck, convolution_nodes, export_onnx
 from factorize.export.weights import save_weights
 
 __all__ = [
     "OnnxCheck",
+    "convolution_nodes",
     "export_all",
     "export_onnx",
     "export_program",

@@ -133,6 +133,18 @@ def export_onnx(
         )
 
 
+def convolution_nodes(graph: Any, model: nn.Module) -> dict[str, list[str]]:
+    """Names of the Conv nodes of an exported graph, by each name of the convolution they are of."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    nodes: dict[str, list[str]] = {}
+    for node in graph.node:
+        if node.op_type == "Conv" and (owner := _owner(node, modules)) is not None:
+            for name, module in modules.items():
+                if module is owner:
+                    nodes.setdefault(name, []).append(node.name)
+    return nodes
+
+
 def _mismatch() -> str:
     """Say what to install where torch's exporter is older than the packages it calls."""
     if torch.__version__ >= "2.7":

@@ -5,7 +5,7 @@
 output from the input that the layers fitted before it give, which makes up for their errors.
 """
 
-from factorize.fit.config import FitConfig, fit
+from factorize.fit.config import FitConfig, calibration_images, fit
 from factorize.fit.layer import Fitted, apply_
 from factorize.fit.layerwise import fit_outputs, fit_weights
 from factorize.fit.outcome import as_fitted, fit_remarks
@@ -17,6 +17,7 @@ __all__ = [
     "Fitted",
     "apply_",
     "as_fitted",
+    "calibration_images",
     "fit",
     "fit_outputs",
     "fit_remarks",

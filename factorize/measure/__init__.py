@@ -1,22 +1,38 @@
 """What a model costs and what it is worth: MACs, parameters, accuracy and time."""
 
+from factorize.measure.cache import LatencyCache, default_cache_path
 from factorize.measure.cost import count
 from factorize.measure.environment import environment
-from factorize.measure.latency import onnx_speedup, torch_speedup
+from factorize.measure.latency import onnx_run, onnx_speedup, torch_runs, torch_speedup
+from factorize.measure.layers import Chain, ChainTime, LatencyModel, in_units
 from factorize.measure.quality import accuracy, agreement_on_random_input
 from factorize.measure.speedups import speedups
+from factorize.measure.splice import splice
+from factorize.measure.target import DTYPES, RUNTIMES, Target
 from factorize.measure.worth import as_metric, measured_on, metric_values, worth
 
 __all__ = [
+    "DTYPES",
+    "RUNTIMES",
+    "Chain",
+    "ChainTime",
+    "LatencyCache",
+    "LatencyModel",
+    "Target",
     "accuracy",
     "agreement_on_random_input",
     "as_metric",
     "count",
+    "default_cache_path",
     "environment",
+    "in_units",
     "measured_on",
     "metric_values",
+    "onnx_run",
     "onnx_speedup",
     "speedups",
+    "splice",
+    "torch_runs",
     "torch_speedup",
     "worth",
 ]

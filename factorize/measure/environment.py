@@ -17,9 +17,9 @@ def environment() -> dict[str, object]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,  # with its build, such as +cpu
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: package_version(package) for package in _PACKAGES},
         "os": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": usable_cores(),
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
@@ -32,14 +32,16 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The version of an installed package; None where it is missing."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name, as far as the machine tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from factorize.measure.environment import usable_cores
+from factorize.errors import DataError
+from factorize.measure.target import Target
 from factorize.tensor.call import (
     batch_size,
     call,
@@ -24,6 +28,8 @@ from factorize.tensor.call import (
 )
 from factorize.types import Latency, Speedup
 
+Run = Callable[[], float]
+
 _SECONDS = 3.0  # of timing, enough runs given
 _WARMUP = 1.0  # seconds before that
 _ENOUGH = 10  # runs
@@ -34,74 +40,110 @@ def torch_speedup(
     original: nn.Module,
     compressed: nn.Module,
     example_input: Any,
+    target: Target,
     *,
-    device: torch.device | str = "cpu",
-    threads: int | None = None,
     runs: int = 200,
 ) -> Speedup:
-    """Time two models in eager PyTorch, alternately, on one batch.
+    """Time two models in PyTorch on the target, alternately, on one batch.
 
     Parameters
     ----------
     original, compressed
-        In eval mode while they are timed. One that is not on `device` is copied there.
+        In eval mode while they are timed. One that is not where and as the target wants it is
+        copied.
     example_input
-        One batch; timed is one call on it.
-    threads
-        Of PyTorch's CPU kernels, set for the timing only; None: all usable cores.
+        Repeated to the target's batch size, where it is made of tensors with one sample.
     runs
         At most so many pairs of runs; about 3 seconds are spent unless the models are so slow
         that ten pairs take longer.
     """
-    device = torch.device(device)
-    original, compressed = model_on(original, device), model_on(compressed, device)
-    example_input = input_on(example_input, device)
-    threads = threads or usable_cores()
-    timed = _cuda_ms if device.type == "cuda" else _wall_ms
-    threads_before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        with evaluating(original, compressed):
-            pairs = _interleave(
-                lambda: timed(lambda: call(original, example_input)),
-                lambda: timed(lambda: call(compressed, example_input)),
-                runs,
-            )
-    finally:
-        torch.set_num_threads(threads_before)
+    with torch_runs(target, (original, compressed), example_input) as (one, two):
+        pairs = _interleave(one, two, runs)
     dtype = str(model_dtype(original)).removeprefix("torch.")
-    return _summary(pairs, "torch", device.type, dtype, batch_size(example_input), threads)
+    return _summary(pairs, target, target.dtype if target.device == "cuda" else dtype)
 
 
 def onnx_speedup(
-    original_path: str | Path,
-    compressed_path: str | Path,
+    original: str | Path | bytes,
+    compressed: str | Path | bytes,
     example_input: Any,
+    target: Target,
     *,
-    threads: int | None = None,
     runs: int = 200,
 ) -> Speedup:
-    """Time two ONNX files in ONNX Runtime's CPU provider, alternately, on one batch.
+    """Time two ONNX files, or the bytes of them, in ONNX Runtime's CPU provider, alternately.
 
     Parameters
     ----------
     example_input
-        One batch as the PyTorch model took it when it was exported.
-    threads, runs
+        As the PyTorch model took it when it was exported; repeated as in `torch_speedup`.
+    runs
         As in `torch_speedup`.
     """
-    threads = threads or usable_cores()
-    original, compressed = (
-        onnx_session(path, threads) for path in (original_path, compressed_path)
-    )
-    feeds = onnx_feeds(original, example_input)
     pairs = _interleave(
-        lambda: _wall_ms(lambda: original.run(None, feeds)),
-        lambda: _wall_ms(lambda: compressed.run(None, feeds)),
+        onnx_run(target, original, example_input),
+        onnx_run(target, compressed, example_input),
         runs,
     )
-    dtype = next((str(v.dtype) for v in feeds.values() if v.dtype.kind == "f"), "float32")
-    return _summary(pairs, "onnxruntime", "cpu", dtype, batch_size(example_input), threads)
+    tensors = [v for v in tree_leaves(example_input) if isinstance(v, torch.Tensor)]
+    dtype = next((v.dtype for v in tensors if v.is_floating_point()), torch.float32)
+    return _summary(pairs, target, str(dtype).removeprefix("torch."))
+
+
+def onnx_run(target: Target, model: str | Path | bytes, example_input: Any) -> Run:
+    """A function that runs an ONNX model once and returns milliseconds."""
+    session = onnx_session(model, target.threads)
+    feeds = onnx_feeds(session, batched(example_input, target.batch))
+    return lambda: _wall_ms(lambda: session.run(None, feeds))
+
+
+@contextmanager
+def torch_runs(
+    target: Target, models: Sequence[nn.Module], example_input: Any
+) -> Iterator[list[Run]]:
+    """A function for each model that runs it once on the target and returns milliseconds."""
+    inputs = input_on(batched(example_input, target.batch), target.device)
+    placed: list[Any] = [model_on(model, target.device) for model in models]
+    timed = _wall_ms
+    if target.device == "cuda":
+        timed, dtype = _cuda_ms, getattr(torch, target.dtype)
+        placed = [copy.deepcopy(m).to(dtype, memory_format=torch.channels_last) for m in placed]  # type: ignore[call-overload]
+        inputs = tree_map(lambda v: _as_on_cuda(v, dtype), inputs)
+    if target.compiled:
+        placed = [torch.compile(model, mode="reduce-overhead") for model in placed]
+
+    def run(model: Any) -> Run:
+        return lambda: timed(lambda: call(model, inputs))
+
+    threads_before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(target.threads or threads_before)
+        with evaluating(*placed):
+            yield [run(model) for model in placed]
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def batched(example_input: Any, batch: int) -> Any:
+    """The example with its one sample repeated; as it is where it is a batch already."""
+    if batch == batch_size(example_input):
+        return example_input
+    if batch_size(example_input) != 1:
+        raise DataError(
+            f"--batch {batch}: the example input must be of one sample or of that many, got "
+            f"{batch_size(example_input)}."
+        )
+    return tree_map(
+        lambda v: v.repeat(batch, *(1,) * (v.ndim - 1)) if isinstance(v, torch.Tensor) else v,
+        example_input,
+    )
+
+
+def _as_on_cuda(value: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    value = value.to(dtype)
+    return value.to(memory_format=torch.channels_last) if value.ndim == 4 else value
 
 
 def _wall_ms(run: Callable[[], Any]) -> float:
@@ -141,20 +183,18 @@ def _interleave(
     return np.array(pairs)
 
 
-def _summary(
-    pairs: np.ndarray, runtime: str, device: str, dtype: str, batch: int, threads: int
-) -> Speedup:
+def _summary(pairs: np.ndarray, target: Target, dtype: str) -> Speedup:
     def spread(values: np.ndarray) -> tuple[float, float, float]:
         p10, median, p90 = np.percentile(values, (10, 50, 90))
         return float(median), float(p10), float(p90)
 
     speedup, speedup_p10, speedup_p90 = spread(pairs[:, 0] / pairs[:, 1])
     return Speedup(
-        runtime=runtime,
-        device=device,
+        runtime="onnxruntime" if target.runtime == "onnxruntime" else "torch",
+        device=target.device,
         dtype=dtype,
-        batch=batch,
-        threads=threads,
+        batch=target.batch,
+        threads=target.threads or 0,
         runs=len(pairs),
         original=Latency(*spread(pairs[:, 0])),
         compressed=Latency(*spread(pairs[:, 1])),

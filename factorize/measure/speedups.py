@@ -1,4 +1,4 @@
-"""Original against compressed in every runtime at hand."""
+"""Original against compressed on the target, or in every runtime at hand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from factorize.measure.latency import onnx_speedup, torch_speedup
+from factorize.measure.target import Target
 from factorize.types import Speedup
 
 
@@ -16,11 +17,9 @@ def speedups(
     original: nn.Module,
     compressed: nn.Module,
     example_input: Any,
-    *,
-    device: str,
-    threads: int | None,
+    targets: list[Target],
 ) -> list[Speedup]:
-    """Time both models in ONNX Runtime and torch on the CPU, and in torch on CUDA if asked for.
+    """Time both models on each target.
 
     Parameters
     ----------
@@ -29,9 +28,9 @@ def speedups(
     """
     files = folder / "original.onnx", folder / "model.onnx"
     found = []
-    if all(file.exists() for file in files):
-        found.append(onnx_speedup(*files, example_input, threads=threads))
-    return found + [
-        torch_speedup(original, compressed, example_input, device=where, threads=threads)
-        for where in dict.fromkeys(("cpu", device))
-    ]
+    for target in targets:
+        if target.runtime != "onnxruntime":
+            found.append(torch_speedup(original, compressed, example_input, target))
+        elif all(file.exists() for file in files):
+            found.append(onnx_speedup(*files, example_input, target))
+    return found

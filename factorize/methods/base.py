@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +19,12 @@ from factorize.tensor.norm import Norm
 from factorize.types import ConvSpec, Factorization, LayerPlan, Rank
 
 _registry: dict[str, Method] = {}
+
+LEAST_SHARE = 0.05
+"""Of a layer's MACs: chains that cost less are not worth trying, for what they lose."""
+
+FEWEST_RUNGS = 3
+"""With fewer ranks to choose from, the hardware's step gives way."""
 
 
 class Method(ABC):
@@ -52,6 +62,54 @@ class Method(ABC):
     def rank_of(self, value: int, spec: ConvSpec) -> Rank:
         """The rank where one number is given for all of it; not yet clamped to the maximum."""
         return (value,) * len(self.max_rank(spec))
+
+    def ladder(self, spec: ConvSpec, *, step: int = 1, count: int = 12) -> tuple[Rank, ...]:
+        """Ranks worth trying on a layer, cheapest first, evenly spread in the log of the MACs.
+
+        They cost from `LEAST_SHARE` of the layer's MACs to just below all of them, in the first
+        variant; a layer where none does, or which is not supported, has none.
+
+        Parameters
+        ----------
+        step
+            What the hardware wants channels to be multiples of. It is halved as long as fewer than
+            `FEWEST_RUNGS` ranks are left.
+        count
+            About how many.
+        """
+        if self.supports(spec):
+            return ()
+
+        @cache
+        def macs(rank: Rank) -> int:
+            return sum(stage.macs for stage in self.stages(spec, rank, self.variants[0]))
+
+        while True:
+            lines = self.rank_lines(spec, step)
+            each = -(-count // len(lines)) if lines else 0
+            found = {r for line in lines for r in _spread(line, macs, spec.macs, each)}
+            if len(found) >= min(FEWEST_RUNGS, count) or step == 1:
+                return tuple(sorted(found, key=lambda rank: (macs(rank), rank)))
+            step //= 2
+
+    def rank_lines(self, spec: ConvSpec, step: int) -> list[list[Rank]]:
+        """Lines of ranks, each rising in MACs, for `ladder` to choose from.
+
+        Here one, on which all entries keep to the same share of their maxima, in multiples of
+        the step; a maximum below the step is the entry itself.
+        """
+        limit = self.max_rank(spec)
+        steps = [max(top // step, 1) for top in limit]
+        most = max(steps)
+        return [
+            [
+                tuple(
+                    min(max(round(own * index / most), 1) * step, top)
+                    for own, top in zip(steps, limit, strict=True)
+                )
+                for index in range(1, most + 1)
+            ]
+        ]
 
     @abstractmethod
     def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:
@@ -99,6 +157,20 @@ class Method(ABC):
         """Relative error before the fit, where a closed form tells it."""
         del weight, rank, variant
         return None
+
+
+def _spread(
+    line: Sequence[Rank], macs: Callable[[Rank], int], layer_macs: int, count: int
+) -> Sequence[Rank]:
+    """About so many ranks of a line, from the least share of the layer's MACs to below all."""
+    end = bisect_left(line, layer_macs, key=macs)
+    start = min(bisect_left(line, LEAST_SHARE * layer_macs, key=macs), max(end - 1, 0))
+    saving = line[start:end]
+    if len(saving) <= count:
+        return saving
+    targets = np.geomspace(macs(saving[0]), macs(saving[-1]), count)
+    picked = {min(bisect_left(saving, t, key=macs), len(saving) - 1) for t in targets}
+    return [saving[index] for index in picked]
 
 
 def register(method: Method) -> Method:

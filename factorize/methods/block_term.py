@@ -29,6 +29,9 @@ from factorize.types import ConvSpec, LayerPlan, Rank
 WIDTH = 16
 """Of the groups where only R is given: the shape that vector units like."""
 
+WIDTHS = (4, 8, 16, 32)
+"""Tried in a search, the first three that the hardware's step allows."""
+
 
 class BlockTerm(Method):
     """Groups as wide as the hardware likes, at nearly the error of `cp`."""
@@ -43,6 +46,12 @@ class BlockTerm(Method):
     def rank_of(self, value: int, spec: ConvSpec) -> Rank:
         """R, and the usual width."""
         return value, min(WIDTH, value, self.max_rank(spec)[1])
+
+    def rank_lines(self, spec: ConvSpec, step: int) -> list[list[Rank]]:
+        """One line per width, of two groups and more."""
+        most = self.max_rank(spec)[0]
+        widths = [w for w in WIDTHS if w % step == 0][:3] or [step]
+        return [[(r, w) for r in range(2 * w, most + 1, w)] for w in widths]
 
     def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:  # noqa: D102
         groups = ceil(rank[0] / rank[1])

@@ -32,6 +32,10 @@ class DepthwisePointwise(SvdMethod):
         area = spec.kernel[0] * spec.kernel[1]
         return (min(spec.in_channels, spec.out_channels, area),)
 
+    def rank_lines(self, spec: ConvSpec, step: int) -> list[list[Rank]]:
+        """All T: the hardware sees I T or O T channels, whose steps are the layer's own."""
+        return super().rank_lines(spec, 1)
+
     def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:  # noqa: D102
         inputs, outputs = spec.in_channels, spec.out_channels
         if variant == "depthwise_first":

@@ -1,6 +1,20 @@
 """Which method and rank for which layer. Plain tables in, plain tables out: measures nothing."""
 
-from factorize.plan.choose import bind, choose
+from factorize.plan.allocate import Candidate, UnreachableBudget, allocate
+from factorize.plan.budget import Budget
+from factorize.plan.choose import bind, check_globs, choose, skip_reason
 from factorize.plan.file import load_plan, plan_to_dict, save_plan
 
-__all__ = ["bind", "choose", "load_plan", "plan_to_dict", "save_plan"]
+__all__ = [
+    "Budget",
+    "Candidate",
+    "UnreachableBudget",
+    "allocate",
+    "bind",
+    "check_globs",
+    "choose",
+    "load_plan",
+    "plan_to_dict",
+    "save_plan",
+    "skip_reason",
+]

@@ -1,4 +1,4 @@
-"""One candidate per layer within a budget: the multiple-choice knapsack."""
+"""One candidate per layer within some budgets: the multiple-choice knapsack."""
 
 from __future__ import annotations
 
@@ -6,73 +6,166 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from factorize.errors import BudgetError
+
+Numbers = NDArray[np.float64]
+
+KEPT = 1000
+"""Partial choices that are carried on from one layer to the next."""
+
+ROUNDING = 1e-12
+"""Relative: the same costs, summed in another order, keep the same budget."""
+
+PENALTY = 1e4
+"""Price of a budget that can't be kept, per layer: above those at which losses are traded."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to treat a layer: what it costs and what is lost by it."""
+    """One way to treat a layer: what it costs (each >= 0) and what is lost by it (>= 0)."""
 
-    cost: float
+    costs: Mapping[str, float]
     loss: float
     choice: Any = None
 
 
-def allocate(layers: Mapping[str, Sequence[Candidate]], budget: float) -> dict[str, Candidate]:
-    """The candidates of least total loss whose total cost is at most a budget, nearly.
+class UnreachableBudget(BudgetError):  # noqa: N818
+    """No choice keeps all budgets; ``reachable`` holds the totals of the nearest one."""
 
-    Each layer takes the candidate of least ``loss + price * cost``; the price at which the budget
-    is just kept is found by bisection (Lagrangian relaxation: the optimum on the lower convex
-    hull). What is left of the budget then buys the best gains per cost that still fit.
+    def __init__(self, budgets: Mapping[str, float], reachable: Mapping[str, float]) -> None:
+        self.reachable = dict(reachable)
+        totals = "; ".join(
+            f"{key} must be at least {_shown(reachable[key])}, got {_shown(budget)}"
+            for key, budget in budgets.items()
+            if reachable[key] > budget
+        )
+        super().__init__(
+            f"budget: {totals}. Raise it, or leave fewer layers and methods out of the search."
+        )
+
+
+def _shown(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
+
+
+def allocate(
+    layers: Mapping[str, Sequence[Candidate]], budgets: Mapping[str, float]
+) -> dict[str, Candidate]:
+    """The candidates of least total loss whose total costs keep every budget, nearly.
+
+    The linear relaxation gives each budget a price (its Lagrange multiplier); loss plus priced
+    costs ranks what was chosen for some of the layers by a bound on what all will lose. Layer by
+    layer the choices of lowest bound are carried on, less those that can't keep the budgets any
+    more and those that another one beats in loss and costs. So the result is optimal where no more
+    than `KEPT` are left at any layer. Of equal losses the lower cost is taken.
+
+    Parameters
+    ----------
+    layers
+        The candidates of each layer, at least one.
+    budgets
+        The largest total of each cost; costs without a budget do not count.
 
     Raises
     ------
-    BudgetError
-        Even the cheapest candidates cost more.
+    UnreachableBudget
+        No choice keeps all budgets.
     """
-    least = sum(min(option.cost for option in options) for options in layers.values())
-    if least > budget:
-        raise BudgetError(
-            f"budget: must be at least {least:,.0f}, the cost of the cheapest candidates, got "
-            f"{budget:,.0f}. Raise it, or leave fewer layers alone."
-        )
+    limits: Numbers = np.array(list(budgets.values()), float)
+    tables, kept = {}, {}
+    for name, options in layers.items():
+        table = np.array([[o.loss, *(o.costs[key] for key in budgets)] for o in options], float)
+        kept[name] = _undominated(table)
+        tables[name] = table[kept[name]]
+    most = sum((table.max(0)[1:] for table in tables.values()), np.zeros_like(limits))
+    scale = np.where(most > 0, np.maximum(limits, 1e-6 * most), 1)  # nothing overflows its unit
+    # Large layers first: the small ones then fill what is left.
+    names = sorted(tables, key=lambda name: -float((np.ptp(tables[name], 0)[1:] / scale).sum()))
+    ordered = [tables[name] for name in names]
 
-    def cheapest(price: float) -> dict[str, Candidate]:
-        return {
-            name: min(options, key=lambda o: (o.loss + price * o.cost, o.cost))
-            for name, options in layers.items()
-        }
-
-    def cost(chosen: Mapping[str, Candidate]) -> float:
-        return sum(option.cost for option in chosen.values())
-
-    low, high = 0.0, 1.0
-    while cost(cheapest(high)) > budget:
-        high *= 4
-        if high > 1e300:  # beyond all losses: cost alone decides
-            chosen = {n: min(o, key=lambda c: (c.cost, c.loss)) for n, o in layers.items()}
-            return _filled(layers, chosen, budget - cost(chosen))
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (low, middle) if cost(cheapest(middle)) <= budget else (middle, high)
-    chosen = cheapest(high)
-    return _filled(layers, chosen, budget - cost(chosen))
+    within: Numbers = limits + ROUNDING * abs(limits)
+    picks, totals = _search(ordered, _prices(ordered, limits, scale), within)
+    if len(picks):
+        best = np.lexsort(((totals[:, 1:] / scale).sum(1), totals[:, 0]))[0]
+    else:
+        free = [table * (np.arange(table.shape[1]) > 0) for table in ordered]  # no loss counts
+        picks, totals = _search(free, _prices(free, limits, scale), np.full_like(limits, np.inf))
+        best = ((totals[:, 1:] - limits) / scale).max(1).argmin()
+        if (totals[best, 1:] > within).any():
+            nearest = totals[best, 1:].tolist()
+            raise UnreachableBudget(budgets, dict(zip(budgets, nearest, strict=True)))
+    chosen = dict(zip(names, picks[best], strict=True))
+    return {name: options[kept[name][chosen[name]]] for name, options in layers.items()}
 
 
-def _filled(
-    layers: Mapping[str, Sequence[Candidate]], chosen: dict[str, Candidate], left: float
-) -> dict[str, Candidate]:
-    """Exchange candidates, the best gain per cost first, until nothing that helps fits."""
-    chosen = dict(chosen)
-    while True:
-        options = [
-            ((chosen[name].loss - o.loss) / max(o.cost - chosen[name].cost, 1e-12), name, o)
-            for name, candidates in layers.items()
-            for o in candidates
-            if o.loss < chosen[name].loss and o.cost - chosen[name].cost <= left
-        ]
-        if not options:
-            return chosen
-        _, name, better = max(options, key=lambda option: option[0])
-        left -= better.cost - chosen[name].cost
-        chosen[name] = better
+def _prices(tables: Sequence[Numbers], limits: Numbers, scale: Numbers) -> Numbers:
+    """What a unit of each budget is worth: the dual of the linear relaxation.
+
+    In it, layers mix their candidates, and all budgets may be exceeded by one common share, at a
+    price far above any loss. Where no loss counts, the share is the least there is; below 0 they
+    are kept with something to spare.
+
+    Parameters
+    ----------
+    tables
+        One (candidates, 1 + budgets) per layer: the loss, then the costs.
+    """
+    from scipy.optimize import linprog
+    from scipy.sparse import csr_matrix
+
+    rows = np.concatenate(tables)
+    layer = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    one_per_layer = csr_matrix(
+        (np.ones(len(rows)), (layer, np.arange(len(rows)))), (len(tables), len(rows) + 1)
+    )
+    unit = rows[:, 0].max()
+    losses = rows[:, 0] / (unit or 1)
+    relaxed = linprog(
+        np.append(losses, PENALTY * len(tables)),
+        A_ub=np.column_stack([(rows[:, 1:] / scale).T, -np.ones(len(limits))]),
+        b_ub=limits / scale,
+        A_eq=one_per_layer,
+        b_eq=np.ones(len(tables)),
+        bounds=[(0, None)] * len(rows) + [(0 if unit else -1, None)],
+        method="highs",
+    )
+    return -relaxed.ineqlin.marginals * (unit or 1) / scale
+
+
+def _search(
+    tables: Sequence[Numbers], prices: Numbers, limits: Numbers
+) -> tuple[NDArray[np.int_], Numbers]:
+    """Choices for all layers within the limits, found layer by layer.
+
+    Returns
+    -------
+    The candidates' indices (choices, layers) and their sums (choices, 1 + budgets).
+    """
+    weights, most = np.append(1, prices), np.append(np.inf, limits)
+    rest = sum((table.min(0) for table in tables), np.zeros(len(most)))  # of the layers to come
+    picks, totals = np.zeros((1, 0), int), np.zeros((1, len(most)))
+    for table in tables:
+        rest = rest - table.min(0)
+        sums = totals[:, None] + table  # (kept, candidates, 1 + budgets)
+        parents, choices = np.nonzero((sums + rest <= most).all(2))
+        sums = sums[parents, choices]
+        if len(sums) > KEPT:
+            best = np.argpartition(sums @ weights, KEPT)[:KEPT]
+            sums, parents, choices = sums[best], parents[best], choices[best]
+        best = _undominated(sums)
+        totals = sums[best]
+        picks = np.column_stack([picks[parents[best]], choices[best]])
+    return picks, totals
+
+
+def _undominated(rows: Numbers) -> NDArray[np.int_]:
+    """Indices of the rows that no other row is at or below in all columns; of equal ones one."""
+    order = np.lexsort(rows.T[::-1])  # a row can only be dominated by one before it
+    ordered = rows[order]
+    below = np.triu(np.ones((len(rows), len(rows)), bool), 1)
+    for column in ordered.T:
+        below &= column[:, None] <= column
+    return order[~below.any(0)]

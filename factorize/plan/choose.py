@@ -60,11 +60,11 @@ def choose(
     """
     chosen = get(method)
     rule = _rule(rank, energy)
-    _check_globs(sites, include, exclude)
+    check_globs(sites, include, exclude)
     planned: dict[str, LayerPlan] = {}
     for index, site in enumerate(sites):
         leader = next((planned[name] for name in site.tied if name in planned), None)
-        reason = _skip_reason(site, chosen, include, exclude)
+        reason = skip_reason(site, chosen, include, exclude)
         if reason:
             plan = _dense(site.spec, reason, site.notes)
         elif leader and leader.method and leader.spec.weight_shape == site.spec.weight_shape:
@@ -157,7 +157,8 @@ def _rule(rank: int | float | str | None, energy: float | None) -> Rule:
     )
 
 
-def _check_globs(sites: Sequence[ConvSite], include: Sequence[str], exclude: Sequence[str]) -> None:
+def check_globs(sites: Sequence[ConvSite], include: Sequence[str], exclude: Sequence[str]) -> None:
+    """Raise NoConvolutionError for a pattern that matches no convolution."""
     names = [name for site in sites for name in (site.spec.name, *site.aliases)]
     for option, patterns in (("--include", include), ("--exclude", exclude)):
         for pattern in patterns:
@@ -168,9 +169,10 @@ def _check_globs(sites: Sequence[ConvSite], include: Sequence[str], exclude: Seq
                 )
 
 
-def _skip_reason(
+def skip_reason(
     site: ConvSite, method: Method, include: Sequence[str], exclude: Sequence[str]
 ) -> str | None:
+    """Why a layer stays dense whatever the rank; None where it may be factorized."""
     spec = site.spec
 
     def matches(patterns: Sequence[str]) -> bool:

@@ -1,7 +1,24 @@
 """What it cost and what it won: the record, and how it is shown."""
 
+from factorize.report.compare import compare_reports
 from factorize.report.console import plan_table, show
+from factorize.report.html import write_html
+from factorize.report.load import load_report
 from factorize.report.progress import Bars
-from factorize.report.record import LayerReport, Report, layer_reports
+from factorize.report.record import CurvePoint, LayerReport, Report, SearchReport, layer_reports
+from factorize.report.words import verdict
 
-__all__ = ["Bars", "LayerReport", "Report", "layer_reports", "plan_table", "show"]
+__all__ = [
+    "Bars",
+    "CurvePoint",
+    "LayerReport",
+    "Report",
+    "SearchReport",
+    "compare_reports",
+    "layer_reports",
+    "load_report",
+    "plan_table",
+    "show",
+    "verdict",
+    "write_html",
+]

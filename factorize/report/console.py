@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from factorize.report import words
 from factorize.report.record import LayerReport, Report
 from factorize.types import Plan
 
-_PERCENT = {"top1": "top-1", "top5": "top-5", "agreement": "agreement"}
-_NUMBERS = {"kl": "KL", "relative_difference": "rel. difference"}
+NARROW = 100  # columns; below, the table of layers leaves out what can be spared
+SLOWER = 6  # layers named
 
 
 def plan_table(plan: Plan) -> Table:
@@ -27,48 +30,94 @@ def plan_table(plan: Plan) -> Table:
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the table of layers and the summary."""
-    console.print(_layer_table(report.layers))
+    """Print the verdict, the table of layers and the summary."""
+    if found := words.verdict(report):
+        line, faster = found
+        console.print(Text(line, style="bold green" if faster else "bold red"), soft_wrap=True)
+        console.print()
+    console.print(_layer_table(report.layers, narrow=console.width < NARROW))
+    for line in _remarks(report):
+        console.print(line)
     console.print(_summary(report))
 
 
-def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
+def _layer_table(layers: tuple[LayerReport, ...], narrow: bool = False) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, show_footer=True)
-    before, after = sum(r.macs_original for r in layers), sum(r.macs for r in layers)
-    params_before, params_after = (
-        sum(r.params_original for r in layers),
-        sum(r.params for r in layers),
-    )
-    table.add_column("layer", "total", overflow="fold", min_width=14)
-    table.add_column("shape", overflow="fold")
+    timed = any(layer.ms_original is not None for layer in layers)
+    spare = timed and narrow
+    table.add_column("layer", "total", overflow="fold", min_width=12 if spare else 14)
+    if not spare:
+        table.add_column("shape", overflow="fold")
     table.add_column("method, rank", overflow="fold", min_width=13, max_width=44)
-    table.add_column("MACs", _change(before, after), justify="right", no_wrap=True)
-    table.add_column("params", _change(params_before, params_after), justify="right", no_wrap=True)
+    if timed:
+        total = _times(_sum_ms(layers, "ms_original"), _sum_ms(layers, "ms_now"))
+        table.add_column("ms", total, justify="right", no_wrap=True)
+    columns = [("MACs", "macs_original", "macs"), ("params", "params_original", "params")]
+    for title, before, after in columns[:1] if spare else columns:
+        sums = (sum(getattr(layer, key) for layer in layers) for key in (before, after))
+        table.add_column(title, words.change(*sums), justify="right", no_wrap=True)
     held_out = any(layer.held_out_error is not None for layer in layers)
     title = "% error\nfit|held" if held_out else "error"  # held: on images not fitted to
     table.add_column(title, justify="right", no_wrap=True, min_width=9 if held_out else 6)
     for layer in layers:
         if layer.method:
-            ranks = ",".join(map(str, layer.rank))
-            what = Text(f"{layer.method} {ranks}")
+            what = Text(f"{layer.method} {','.join(map(str, layer.rank))}")
             for note in layer.notes:
                 what.append(f"\n{note}", style="yellow")
-            style = ""
         else:
-            what, style = Text(f"dense: {layer.skip_reason}"), "dim"
-        error = "-" if layer.error is None else f"{layer.error:.4f}"
-        if layer.held_out_error is not None:
-            error = f"{100 * (layer.error or 0):.1f}|{100 * layer.held_out_error:.1f}"
-        table.add_row(
-            Text(layer.name or "(the model itself)"),
-            "x".join(map(str, layer.weight_shape)),
-            what,
-            _change(layer.macs_original, layer.macs),
-            _change(layer.params_original, layer.params),
-            error if layer.method else "",
-            style=style,
-        )
+            what = Text(f"dense: {layer.skip_reason}")
+        cells = [Text(layer.label)]
+        cells += [] if spare else [Text("x".join(map(str, layer.weight_shape)))]
+        cells += [what]
+        cells += [Text(_times(layer.ms_original, layer.ms_now))] if timed else []
+        cells += [Text(words.change(layer.macs_original, layer.macs))]
+        cells += [] if spare else [Text(words.change(layer.params_original, layer.params))]
+        table.add_row(*cells, _error(layer), style="" if layer.method else "dim")
     return table
+
+
+def _error(layer: LayerReport) -> str:
+    if not layer.method:
+        return ""
+    if layer.held_out_error is not None:
+        return f"{100 * (layer.error or 0):.1f}|{100 * layer.held_out_error:.1f}"
+    return "-" if layer.error is None else f"{layer.error:.4f}"
+
+
+def _times(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return "" if before is None else words.ms(before)
+    return words.ms(before) if before == after else f"{words.ms(before)}→{words.ms(after)}"
+
+
+def _sum_ms(layers: tuple[LayerReport, ...], key: str) -> float | None:
+    """Over all layers whose time is known; both sums are over the same layers."""
+    known = [one for one in layers if one.ms_original is not None and one.ms_now is not None]
+    return sum(getattr(one, key) for one in known) if known else None
+
+
+def _remarks(report: Report) -> Iterator[Text]:
+    """One line each: layers that became slower, prediction against measurement, the budget."""
+    if worse := words.slower_layers(report):
+        named = ", ".join(f"{one.label} {words.slowdown(one):.2f}x" for one in worse[:SLOWER])
+        more = f" and {len(worse) - SLOWER} more" if len(worse) > SLOWER else ""
+        yield Text(f"slower than dense: {named}{more}", style="yellow")
+    search = report.search
+    if search is None:
+        return
+    if search.measured:
+        times = {"original": search.measured.original, "compressed": search.measured.compressed}
+        errors = report.derived()["prediction_error"]
+        shown = ", ".join(
+            f"{name} {words.ms(predicted)}/{words.ms(times[name].median_ms)} "
+            f"({100 * errors[name]:+.1f} %)"
+            for name, predicted in search.predicted_ms.items()
+            if name in errors
+        )
+        yield Text(f"ms predicted/measured: {shown}")
+    if not search.reached:
+        asked = ", ".join(f"{name} {value:g}" for name, value in search.budget.items())
+        yield Text(f"the budget was not reached: {asked}", style="bold red")
 
 
 def _summary(report: Report) -> Group:
@@ -101,6 +150,8 @@ def _summary(report: Report) -> Group:
                 f"{one.speedup:.2f}x ({one.speedup_p10:.2f}..{one.speedup_p90:.2f})",
             )
         parts += [Text(), speed]
+    if report.curve:
+        parts += [Text(), _curve_table(report)]
     for note in report.notes:
         parts.append(Text(f"note: {note}", style="yellow"))
     for failure in report.failures:
@@ -116,23 +167,27 @@ def _quality_table(report: Report) -> Table:
         table.add_column(stage, justify="right")
     names = list(dict.fromkeys(name for values in report.quality.values() for name in values))
     for name in names:
-        cells = []
-        for stage in stages:
-            value = report.quality[stage].get(name)
-            percent = name in _PERCENT
-            cells.append("" if value is None else f"{value:.2f} %" if percent else f"{value:.4g}")
-        table.add_row(Text(_PERCENT.get(name) or _NUMBERS.get(name) or name), *cells)
+        cells = [words.quality_text(name, report.quality[stage].get(name)) for stage in stages]
+        table.add_row(Text(words.quality_name(name)), *cells)
     return table
 
 
-def _change(before: int, after: int) -> str:
-    if before == after:
-        return _short(before)
-    return f"{_short(before)}→{_short(after)}"
-
-
-def _short(count: int) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return str(count)
+def _curve_table(report: Report) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("curve", overflow="fold")
+    for title in ("speedup (p10..p90)", "MACs left"):
+        table.add_column(title, justify="right", no_wrap=True)
+    names = list(dict.fromkeys(name for point in report.curve for name in point.quality))
+    for name in names:
+        table.add_column(Text(words.quality_name(name)), justify="right")
+    for point in report.curve:
+        table.add_row(
+            Text(f"{point.label}{' *' * point.picked}"),
+            f"{point.speedup:.2f}x ({point.speedup_p10:.2f}..{point.speedup_p90:.2f})",
+            f"{100 * point.macs:.1f} %",
+            *(words.quality_text(name, point.quality.get(name)) for name in names),
+            style="bold" if point.picked else "",
+        )
+    if any(point.picked for point in report.curve):
+        table.caption, table.caption_justify = "* picked", "left"
+    return table

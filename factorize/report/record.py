@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from factorize.errors import OutputError
 from factorize.types import Factorization, Plan, Rank, Size, Speedup
 
 FORMAT = "factorize-report"
@@ -26,6 +28,12 @@ class LayerReport:
         None for a layer that stayed dense.
     held_out_error
         Of the output on calibration images that were not fitted to.
+    ms_original, ms
+        Time of the convolution and of its chain, each by itself on the target, summed over its
+        calls; None where not measured. Of a layer that stayed dense, `ms` is that of the fastest
+        chain that was offered for it.
+    speedup_low, speedup_high
+        Bounds, with 95 % confidence, of the median ratio of the two.
     """
 
     name: str
@@ -42,6 +50,82 @@ class LayerReport:
     held_out_error: float | None
     skip_reason: str | None
     notes: tuple[str, ...]
+    ms_original: float | None = None
+    ms: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The name as shown to people."""
+        return self.name or "(the model itself)"
+
+    @property
+    def ms_now(self) -> float | None:
+        """Time of what is there in the result: the chain, or the convolution that stayed."""
+        return self.ms if self.method else self.ms_original
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """How the plan was searched, and how far the search's predictions held.
+
+    Attributes
+    ----------
+    budget
+        What was asked for: ``speedup``, ``macs``, ``params``, ``max_drop``.
+    target
+        ``runtime``, ``threads``, ``batch``, ``dtype``, ``compiled``, ``device``.
+    predicted_ms
+        Of the whole net: ``original``, ``compressed``.
+    measured
+        The whole net on the target; None where no time was asked for.
+    chains_timed, chains_cached
+        Measured in this run, and known from earlier ones.
+    rounds
+        What each round tried, its predicted and its measured loss and time.
+    reached
+        Whether the budget was kept.
+    """
+
+    budget: dict[str, float]
+    target: dict[str, Any]
+    predicted_ms: dict[str, float]
+    measured: Speedup | None
+    layers_considered: int
+    chains_timed: int
+    chains_cached: int
+    rounds: tuple[dict[str, Any], ...]
+    reached: bool
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One model on the accuracy-speedup curve.
+
+    Attributes
+    ----------
+    kind
+        ``dense``, ``search`` or ``uniform``: the same share of the maximal rank everywhere.
+    wanted
+        The speedup that was asked for.
+    macs, params
+        Share of the original's that is left.
+    picked
+        Whether it is the model that was exported.
+    """
+
+    label: str
+    kind: str
+    wanted: float | None
+    speedup: float
+    speedup_p10: float
+    speedup_p90: float
+    predicted_speedup: float | None
+    macs: float
+    params: float
+    quality: dict[str, float]
+    picked: bool
 
 
 @dataclass(frozen=True)
@@ -62,6 +146,10 @@ class Report:
         Wall time by stage.
     failures
         What was asked for and could not be delivered, one line each.
+    search
+        None where method and rank were given.
+    curve
+        Models at other budgets, with the dense one and uniform ranks.
     """
 
     model: str
@@ -80,19 +168,74 @@ class Report:
     seconds: dict[str, float]
     failures: tuple[str, ...]
     notes: tuple[str, ...]
+    search: SearchReport | None = None
+    curve: tuple[CurvePoint, ...] = ()
+
+    @property
+    def measured(self) -> Speedup | None:
+        """Time of the whole net on the target; without a search, in the first runtime."""
+        if self.search and self.search.measured:
+            return self.search.measured
+        return self.speed[0] if self.speed else None
+
+    def derived(self) -> dict[str, Any]:
+        """What is shown and follows from the rest.
+
+        Returns
+        -------
+        dict
+            ``left``: share of MACs, parameters and bytes (by file format) that is left.
+            ``quality_change``: last stage minus original. ``prediction_error``: of the whole
+            net's time, relative to the measured one.
+        """
+        counts = {"macs": self.macs, "params": self.params, **self.bytes}
+        left = {
+            name: pair["compressed"] / pair["original"]
+            for name, pair in counts.items()
+            if pair.get("original") and "compressed" in pair
+        }
+        stages = list(self.quality.values())
+        before, after = (stages[0], stages[-1]) if stages else ({}, {})
+        change = {name: after[name] - before[name] for name in before.keys() & after.keys()}
+        errors = {}
+        if self.search and (measured := self.search.measured):
+            times = {"original": measured.original, "compressed": measured.compressed}
+            errors = {
+                name: predicted / times[name].median_ms - 1
+                for name, predicted in self.search.predicted_ms.items()
+                if name in times and times[name].median_ms
+            }
+        return {"left": left, "quality_change": change, "prediction_error": errors}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; what is not finite becomes null."""
-        return {"format": FORMAT, "version": VERSION, **_finite(asdict(self))}
+        content = {**asdict(self), "derived": self.derived()}
+        return {"format": FORMAT, "version": VERSION, **_finite(content)}
 
     def save(self, path: str | Path) -> None:
-        """Write the report as JSON."""
+        """Write the report as JSON.
+
+        Raises
+        ------
+        OutputError
+            The file cannot be written; what was there before stays.
+        """
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False, default=str)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_whole(path, text + "\n")
 
 
-def layer_reports(plan: Plan, fitted: Mapping[str, Factorization]) -> tuple[LayerReport, ...]:
-    """One entry per convolution of the plan, with the errors of the fit."""
+def layer_reports(
+    plan: Plan,
+    fitted: Mapping[str, Factorization],
+    times: Mapping[str, Mapping[str, float]] | None = None,
+) -> tuple[LayerReport, ...]:
+    """One entry per convolution of the plan, with the errors of the fit.
+
+    Parameters
+    ----------
+    times
+        By layer: ``ms_original``, ``ms``, ``speedup_low``, ``speedup_high``, as far as known.
+    """
     return tuple(
         LayerReport(
             name=layer.spec.name,
@@ -109,9 +252,31 @@ def layer_reports(plan: Plan, fitted: Mapping[str, Factorization]) -> tuple[Laye
             held_out_error=fitted[layer.spec.name].held_out_error if layer.method else None,
             skip_reason=layer.skip_reason,
             notes=layer.notes,
+            **(times or {}).get(layer.spec.name, {}),
         )
         for layer in plan.layers
     )
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a file that appears under its name only when it is whole.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written; what was there before stays.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", errors="replace")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror}. Choose another path."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

@@ -89,8 +89,8 @@ def input_on(example_input: Any, device: torch.device | str) -> Any:
     return tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, example_input)
 
 
-def onnx_session(path: str | Path, threads: int | None = None) -> Any:
-    """Open an ONNX file in ONNX Runtime's CPU provider.
+def onnx_session(model: str | Path | bytes, threads: int | None = None) -> Any:
+    """Open an ONNX file, or the bytes of one, in ONNX Runtime's CPU provider.
 
     Its threads sleep when idle: by default they spin, and sessions alive in one process would
     take each other's cores.
@@ -103,7 +103,8 @@ def onnx_session(path: str | Path, threads: int | None = None) -> Any:
     options.log_severity_level = 3  # errors only
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def onnx_feeds(session: Any, example_input: Any) -> dict[str, Any]:

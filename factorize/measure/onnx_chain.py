@@ -1,0 +1,130 @@
+"""Convolutions as ONNX nodes with made-up weights: all that timing needs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from math import prod, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factorize.types import ConvSpec, Size
+
+OPSET = 19  # the first whose Pad wraps around
+LARGEST_BLOCK = 16  # channels in ONNX Runtime's blocked layout: 8 or 16
+_PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def chain_nodes(
+    stages: Sequence[ConvSpec], source: str, result: str, prefix: str, bias: str = ""
+) -> tuple[list[Any], list[Any]]:
+    """The nodes of a chain from one value to another, and their weights.
+
+    Parameters
+    ----------
+    source, result
+        Names of the values that the chain reads and makes.
+    prefix
+        Of all other names.
+    bias
+        Name of the bias of the last stage, where there is one already.
+    """
+    from onnx import helper, numpy_helper
+
+    nodes, weights = [], []
+    for index, spec in enumerate(stages):
+        last = index == len(stages) - 1
+        name = f"{prefix}.{index}"
+        before, after = _pads(spec)
+        if spec.padding_mode != "zeros" and any((*before, *after)):
+            pads = np.array((0, 0, *before, 0, 0, *after), np.int64)
+            weights.append(numpy_helper.from_array(pads, f"{name}.pads"))
+            nodes.append(
+                helper.make_node(
+                    "Pad", [source, f"{name}.pads"], [f"{name}.padded"], f"{name}.pad",
+                    mode=_PAD_MODES[spec.padding_mode],
+                )
+            )  # fmt: skip
+            source, before, after = f"{name}.padded", (0,) * len(before), (0,) * len(after)
+        weights.append(numpy_helper.from_array(_weight(spec), f"{name}.weight"))
+        inputs = [source, f"{name}.weight"]
+        if last and bias:
+            inputs.append(bias)
+        elif spec.bias:
+            zeros = np.zeros(spec.out_channels, np.float32)
+            weights.append(numpy_helper.from_array(zeros, f"{name}.bias"))
+            inputs.append(f"{name}.bias")
+        source = result if last else f"{name}.y"
+        nodes.append(
+            helper.make_node(
+                "Conv", inputs, [source], name, kernel_shape=spec.kernel, strides=spec.stride,
+                dilations=spec.dilation, pads=(*before, *after), group=spec.groups,
+            )
+        )  # fmt: skip
+    return nodes, weights
+
+
+def chain_model(stages: Sequence[ConvSpec], size: Size, batch: int) -> bytes:
+    """A model of one chain alone, as ONNX Runtime takes it.
+
+    In a net, neighbouring convolutions hand on a blocked layout. A chain by itself would be charged
+    for going there and back: where the runtime put such nodes at its ends, they are taken out.
+    """
+    import onnx
+    import onnxruntime
+    from onnx import helper
+
+    nodes, weights = chain_nodes(stages, "x", "y", "c")
+    channels = stages[0].in_channels
+    graph = helper.make_graph(
+        nodes, "chain",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (batch, channels, *size))],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        weights,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    with tempfile.TemporaryDirectory(prefix="factorize-") as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        optimized = onnx.load(options.optimized_model_filepath)
+    _strip(optimized.graph, channels)
+    return optimized.SerializeToString()
+
+
+def _strip(graph: Any, channels: int) -> None:
+    """Remove the changes of layout at both ends: the input and output stay blocked."""
+    from onnx import TensorProto, helper
+
+    for node in list(graph.node):
+        whole = channels % LARGEST_BLOCK == 0  # of the same shape in both layouts
+        if node.op_type == "ReorderInput" and node.input[0] == "x" and whole:
+            for reader in graph.node:
+                for index, name in enumerate(reader.input):
+                    if name == node.output[0]:
+                        reader.input[index] = "x"
+            graph.node.remove(node)
+        elif node.op_type == "ReorderOutput" and node.output[0] == "y":
+            result = helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, None)
+            graph.output[0].CopyFrom(result)
+            graph.node.remove(node)
+
+
+def _pads(spec: ConvSpec) -> tuple[Size, Size]:
+    """Padding before and after, per axis."""
+    if spec.padding != "same":
+        return spec.padding, spec.padding
+    total = [d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True)]
+    return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+
+
+def _weight(spec: ConvSpec) -> np.ndarray:
+    """Numbers of no meaning, of a size that keeps activations finite."""
+    pool = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
+    return np.resize(pool, spec.weight_shape) / np.float32(sqrt(prod(spec.weight_shape[1:])))

@@ -1,0 +1,176 @@
+"""The options of the command line, grouped as `--help` shows them."""
+
+from __future__ import annotations
+
+# fmt: off
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factorize import methods
+from factorize.measure.target import DTYPES, RUNTIMES
+
+_MODEL, _CHOICE, _BUDGET, _TARGET, _DATA, _FIT, _TUNING, _RUN = (
+    "The model", "What to do to it", "Or: a budget to keep", "Where time is measured", "Images",
+    "The fit", "Fine-tuning", "The run",
+)  # fmt: skip
+
+Model = Annotated[str, typer.Argument(
+    help="A checkpoint (.pt .pth .th .safetensors), a pickled module, torchvision:NAME, or "
+    "digits.", show_default=False)]
+Rank = Annotated[str | None, typer.Option(
+    help="An integer for all layers (clamped to each layer's maximum), a share of the maximum "
+    "such as 0.25, or vbmf.", rich_help_panel=_CHOICE)]
+Energy = Annotated[float | None, typer.Option(
+    help="Share of each kernel's squared norm to keep, such as 0.95; instead of --rank.",
+    rich_help_panel=_CHOICE)]
+Method = Annotated[str | None, typer.Option(
+    metavar="NAME", help=f"{' | '.join(methods.names())}. With a budget also several with commas "
+    "between them, and auto, the default then: the best one for each layer. Else: spatial_svd.",
+    rich_help_panel=_CHOICE)]
+Plan = Annotated[Path | None, typer.Option(
+    help="A plan.json of an earlier run, perhaps edited, instead of --rank and --method.",
+    rich_help_panel=_CHOICE)]
+Include = Annotated[list[str] | None, typer.Option(
+    metavar="GLOB",
+    help="Only layers whose name matches; repeatable. Overrides the rules for first layers and "
+    "1x1 convolutions.", rich_help_panel=_CHOICE)]
+Exclude = Annotated[list[str] | None, typer.Option(
+    metavar="GLOB", help="Not the layers whose name matches; repeatable.",
+    rich_help_panel=_CHOICE)]
+AllowCostlier = Annotated[bool, typer.Option(
+    "--allow-costlier", help="Replace a layer even if that saves no MACs.",
+    rich_help_panel=_CHOICE)]
+DryRun = Annotated[bool, typer.Option(
+    "--dry-run", help="Show the table of layers and write nothing.", rich_help_panel=_CHOICE)]
+Speedup = Annotated[float | None, typer.Option(
+    metavar="X",
+    help="So many times as fast, measured on --target, at the least loss of accuracy.",
+    rich_help_panel=_BUDGET)]
+Macs = Annotated[float | None, typer.Option(
+    metavar="SHARE", help="Share of the net's MACs to keep, such as 0.5.",
+    rich_help_panel=_BUDGET)]
+Params = Annotated[float | None, typer.Option(
+    metavar="SHARE", help="Share of the net's parameters to keep.", rich_help_panel=_BUDGET)]
+MaxDrop = Annotated[float | None, typer.Option(
+    metavar="POINTS",
+    help="As fast as possible without losing more top-1 than this on held-out training images, "
+    "before any fine-tuning.", rich_help_panel=_BUDGET)]
+Sensitivity = Annotated[str, typer.Option(
+    metavar="HOW",
+    help="What a layer's loss is predicted by: error (of its output, weighed by how much of it "
+    "comes out of the net) | kl (of the net's output with that layer replaced; slower, needs "
+    "--data).", rich_help_panel=_BUDGET)]
+Sweep = Annotated[str | None, typer.Option(
+    metavar="X,Y,..",
+    help="Search for each of these speedups, or auto: the accuracy-speedup curve is in the "
+    "report.", rich_help_panel=_BUDGET)]
+Pick = Annotated[str, typer.Option(
+    metavar="X", help="The point of --sweep to export: one of its speedups, or knee.",
+    rich_help_panel=_BUDGET)]
+
+RuntimeTarget = Annotated[str | None, typer.Option(
+    "--target", metavar="NAME", help=f"{' | '.join(RUNTIMES)}. Default: onnxruntime.",
+    rich_help_panel=_TARGET)]
+Arch = Annotated[str | None, typer.Option(
+    metavar="REF",
+    help="What a state dict belongs to, where it is not recognised: torchvision:NAME, "
+    "package.module:function or path/file.py:function.", rich_help_panel=_MODEL)]
+ArchArgs = Annotated[str | None, typer.Option(
+    metavar="JSON", help="Its keyword arguments, such as '{\"num_classes\": 10}'.",
+    rich_help_panel=_MODEL)]
+Weights = Annotated[str | None, typer.Option(
+    help="With torchvision:NAME, trained weights to download, such as DEFAULT.",
+    rich_help_panel=_MODEL)]
+TrustPickle = Annotated[bool, typer.Option(
+    "--trust-pickle", help="Load a pickle with classes from anywhere. It can run any code.",
+    rich_help_panel=_MODEL)]
+InputShape = Annotated[str | None, typer.Option(
+    metavar="C,H,W",
+    help="Shape of one input; known for torchvision's classifiers and taken from --data.",
+    rich_help_panel=_MODEL)]
+Data = Annotated[str | None, typer.Option(
+    metavar="SOURCE",
+    help="A folder in ImageFolder layout (train/, val/ or test/), a folder of images, .npz "
+    "with images and labels or a folder of them, digits, or module:function that returns "
+    "loaders.", rich_help_panel=_DATA)]
+Mean = Annotated[str | None, typer.Option(
+    metavar="A,B,C", help="Subtracted per channel from pixels in 0..1.", rich_help_panel=_DATA)]
+Std = Annotated[str | None, typer.Option(
+    metavar="A,B,C", help="Divided by, per channel.", rich_help_panel=_DATA)]
+Resize = Annotated[int | None, typer.Option(
+    help="Shorter side in pixels.", rich_help_panel=_DATA)]
+Crop = Annotated[int | None, typer.Option(
+    help="Side of the central crop in pixels.", rich_help_panel=_DATA)]
+BatchSize = Annotated[int, typer.Option(
+    min=1, help="Images per batch.", rich_help_panel=_DATA)]
+Evaluate = Annotated[str | None, typer.Option(
+    metavar="REF",
+    help="Your own measure, module:function or path/file.py:function: model -> number or "
+    "{name: number}, for the report. Set higher_is_better = False on it where that is so.",
+    rich_help_panel=_DATA)]
+Fit = Annotated[str | None, typer.Option(
+    metavar="HOW",
+    help="What the chains are fitted to: weights | outputs (of each layer) | sequential "
+    "(outputs, given the input from the layers fitted before). Default: sequential with "
+    "--data, weights without.", rich_help_panel=_FIT)]
+CalibrationImages = Annotated[int, typer.Option(
+    min=2, metavar="N", help="Training images to fit to; no labels. Every fifth is held out.",
+    rich_help_panel=_FIT)]
+CalibrationMemory = Annotated[float, typer.Option(
+    metavar="GB",
+    help="For moments and activations; where they need more, there are more passes.",
+    rich_help_panel=_FIT)]
+SaveCalibration = Annotated[Path | None, typer.Option(
+    metavar="FILE", help="Write the moments of the layers' inputs (.safetensors).",
+    rich_help_panel=_FIT)]
+Calibration = Annotated[Path | None, typer.Option(
+    metavar="FILE", help="Fit to the moments in such a file: no images are needed.",
+    rich_help_panel=_FIT)]
+Reconstruct = Annotated[bool, typer.Option(
+    "--reconstruct",
+    help="Then tune the factors of each block together on its output in the original; takes "
+    "minutes.", rich_help_panel=_FIT)]
+Finetune = Annotated[int | None, typer.Option(
+    metavar="EPOCHS", min=0,
+    help="Epochs of distillation from the original; labels are used where there are any. "
+    "Ctrl-C keeps the best so far.", rich_help_panel=_TUNING)]
+Lr = Annotated[float | None, typer.Option(
+    help="Peak learning rate.", rich_help_panel=_TUNING)]
+Resume = Annotated[bool, typer.Option(
+    "--resume", help="Go on with an interrupted fine-tuning in --out.", rich_help_panel=_TUNING)]
+Out = Annotated[Path | None, typer.Option(
+    metavar="DIR", help="Folder for all files. Default: NAME-factorized beside the model.",
+    rich_help_panel=_RUN)]
+Force = Annotated[bool, typer.Option(
+    "--force", help="Overwrite the files of an earlier run.", rich_help_panel=_RUN)]
+Device = Annotated[str, typer.Option(
+    help="auto, cpu or cuda.", rich_help_panel=_RUN)]
+Threads = Annotated[int | None, typer.Option(
+    min=1, help="CPU threads; default: all cores.", rich_help_panel=_TARGET)]
+Batch = Annotated[int, typer.Option(
+    min=1, help="Samples per call.", rich_help_panel=_TARGET)]
+Dtype = Annotated[str, typer.Option(
+    help=f"{' | '.join(DTYPES)}; others than float32 with --target cuda.",
+    rich_help_panel=_TARGET)]
+Compile = Annotated[bool, typer.Option(
+    "--compile", help="With --target cuda: torch.compile with CUDA graphs, not eager mode.",
+    rich_help_panel=_TARGET)]
+Refresh = Annotated[bool, typer.Option(
+    "--refresh", help="Measure the time of layers again; it is kept in the user's cache folder.",
+    rich_help_panel=_TARGET)]
+Seed = Annotated[int, typer.Option(
+    min=0, rich_help_panel=_RUN)]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"factorize {version('factorize')}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option(
+    "--version", callback=_version, is_eager=True, help="Show the version.", rich_help_panel=_RUN)]

@@ -1,0 +1,127 @@
+"""How values and findings are worded, on the terminal and on the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from factorize.report.record import LayerReport, Report
+from factorize.types import Speedup
+
+_PERCENT = {"top1": "top-1", "top5": "top-5", "agreement": "agreement"}
+_NUMBERS = {"kl": "KL", "relative_difference": "rel. difference"}
+
+
+def quality_name(name: str) -> str:
+    """``top1`` as ``top-1``; a user's own name as it is."""
+    return _PERCENT.get(name) or _NUMBERS.get(name) or name
+
+
+def is_percent(name: str) -> bool:
+    """Whether a quality value is a percentage."""
+    return name in _PERCENT
+
+
+def quality_text(name: str, value: float | None) -> str:
+    """A quality value with its unit; empty where there is none."""
+    if value is None:
+        return ""
+    return f"{value:.2f} %" if is_percent(name) else f"{value:.4g}"
+
+
+def headline(values: Mapping[str, float]) -> str | None:
+    """The one quality value to show where there is room for one."""
+    known = [name for name in ("top1", "agreement") if name in values]
+    return next(iter(known or values), None)
+
+
+def short(count: int) -> str:
+    """A count to three digits: 37.7M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def ms(value: float) -> str:
+    """Milliseconds to three digits, trailing zeros kept: 1.10."""
+    return f"{value:.0f}" if value >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def change(before: int, after: int) -> str:
+    """Two counts, or one where nothing changed."""
+    return short(before) if before == after else f"{short(before)}→{short(after)}"
+
+
+def setup(speed: Speedup, compiled: bool = False) -> str:
+    """Where and how a time was measured; what goes without saying is left out."""
+    where = speed.runtime
+    if speed.device != "cpu":
+        where += f" ({speed.device})"
+    elif not where.startswith("onnx") and "cpu" not in where:
+        where += " (cpu)"
+    words = [where] if speed.dtype == "float32" else [where, speed.dtype]
+    if compiled:
+        words.append("compiled")
+    if speed.device == "cpu":
+        words.append(f"{speed.threads} thread" + "s" * (speed.threads != 1))
+    return ", ".join([*words, f"batch {speed.batch}"])
+
+
+def measured_setup(report: Report) -> str:
+    """Where the time that the verdict is about was measured."""
+    search, speed = report.search, report.measured
+    compiled = bool(search and search.measured and search.target.get("compiled"))
+    return setup(speed, compiled) if speed else ""
+
+
+def verdict(report: Report) -> tuple[str, bool] | None:
+    """What came of it in one line, and whether that is a faster model; None: no time was measured.
+
+    It is faster only where nine of ten pairs of runs were: where the 10th percentile of the
+    paired speedups is above 1.
+    """
+    speed = report.measured
+    if speed is None:
+        return None
+    where = measured_setup(report)
+    spread = f"({speed.speedup_p10:.2f}..{speed.speedup_p90:.2f})"
+    paid = quality_line(report)
+    paid = f"; {paid}" if paid else ""
+    if speed.speedup <= 1:
+        return f"NOT FASTER: {speed.speedup:.2f}x on {where} {spread}{paid}", False
+    if not speed.speedup_p10 > 1:
+        return f"NO FASTER than the noise: {speed.speedup:.2f}x on {where} {spread}{paid}", False
+    return f"{speed.speedup:.2f}x faster on {where} {spread}{paid}", True
+
+
+def quality_line(report: Report) -> str:
+    """The headline quality of the last stage and its change: ``top-1 91.02 % (-0.71)``."""
+    if not report.quality:
+        return ""
+    after = list(report.quality.values())[-1]
+    name = headline(after)
+    if name is None:
+        return ""
+    line = f"{quality_name(name)} {quality_text(name, after[name])}"
+    moved = report.derived()["quality_change"].get(name)
+    if moved is None or name == "agreement":  # with the original: its change says nothing new
+        return line
+    return f"{line} ({moved:+.2f})" if is_percent(name) else f"{line} ({moved:+.3g})"
+
+
+def slower_layers(report: Report) -> tuple[LayerReport, ...]:
+    """Replaced layers whose chain is slower than the convolution beyond noise, the worst first."""
+    worse = [
+        layer
+        for layer in report.layers
+        if layer.method and layer.speedup_high is not None and layer.speedup_high < 1
+    ]
+    return tuple(sorted(worse, key=slowdown, reverse=True))
+
+
+def slowdown(layer: LayerReport) -> float:
+    """Time of the chain over that of the convolution."""
+    if not layer.ms or not layer.ms_original:
+        return math.nan
+    return layer.ms / layer.ms_original

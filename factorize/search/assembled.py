@@ -1,0 +1,79 @@
+"""The whole net with some layers replaced, timed on the target before anything is fitted."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from factorize import export, graph, methods
+from factorize.measure import (
+    Target,
+    in_units,
+    onnx_run,
+    onnx_speedup,
+    splice,
+    torch_runs,
+    torch_speedup,
+)
+from factorize.types import Factorization, LayerPlan, Speedup
+
+
+class Assembled:
+    """Times nets that are made of the original and chains; their weights do not matter for it.
+
+    Raises
+    ------
+    ExportError
+        The target is ONNX Runtime, and the original cannot be exported.
+    """
+
+    def __init__(self, model: nn.Module, example_input: Any, target: Target) -> None:
+        self.model = model
+        self.example_input = example_input
+        self.target = target
+        self.units, self.unit_ms = self._in_units()
+
+    def _in_units(self) -> tuple[float, float]:
+        """The time of the original in units of the latency model, and milliseconds per unit."""
+        if self.target.runtime != "onnxruntime":
+            with torch_runs(self.target, [self.model], self.example_input) as (run,):
+                return in_units(self.target, run)
+        import onnx
+
+        with tempfile.TemporaryDirectory(prefix="factorize-") as folder:
+            path = Path(folder, "original.onnx")
+            export.export_onnx(self.model, self.example_input, path)
+            self._onnx = onnx.load(path)
+        self._nodes = export.convolution_nodes(self._onnx.graph, self.model)
+        self._dense = self._onnx.SerializeToString()
+        run = onnx_run(self.target, self._dense, self.example_input)
+        return in_units(self.target, run)
+
+    def speedup(self, layers: Sequence[LayerPlan]) -> Speedup:
+        """Time the original beside a net with these layers replaced, alternately."""
+        if self.target.runtime == "onnxruntime":
+            chains = {layer.spec.name: methods.chain_of(layer) for layer in layers}
+            spliced = splice(self._onnx, self._nodes, chains)
+            return onnx_speedup(self._dense, spliced, self.example_input, self.target)
+        made = {layer.spec.name: _made_up(layer) for layer in layers}
+        replaced = graph.rewrite_(copy.deepcopy(self.model), made)
+        return torch_speedup(self.model, replaced, self.example_input, self.target)
+
+
+def _made_up(layer: LayerPlan) -> Factorization:
+    """A chain of random weights, small enough that activations stay finite."""
+    stages = methods.chain_of(layer)
+    generator = torch.Generator().manual_seed(0)
+    weights = tuple(
+        0.01 * torch.randn(stage.weight_shape, generator=generator, dtype=torch.float64)
+        for stage in stages
+    )
+    return Factorization(
+        layer.spec, layer.method or "", layer.rank, layer.variant, stages, weights, 0.0
+    )

@@ -1,0 +1,93 @@
+"""The fastest net that keeps the accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from factorize.errors import BudgetError, DataError
+from factorize.plan import Budget
+from factorize.search.search import Choice, Found, Search
+from factorize.types import Progress
+
+PROBES = 7
+"""Speeds that are tried."""
+
+LEAST = 1.02
+"""The smallest speedup worth a try."""
+
+
+def fastest(search: Search, budget: Budget, progress: Progress | None = None) -> Found:
+    """By bisection over speedups: the fastest fitted net that loses at most `budget.max_drop`.
+
+    The loss is that of top-1 on held-out training images, before any fine-tuning; without labels,
+    the share of images on which the net no longer agrees with the original.
+
+    Raises
+    ------
+    DataError
+        There are no images, or the net does not classify.
+    BudgetError
+        No net that is measured faster keeps the accuracy, or none that keeps it is as fast as
+        `budget.speedup`.
+    """
+    assert budget.max_drop is not None
+    if not search.fits.can_judge:
+        raise DataError("--max-drop needs images to judge by, got none. Give --data.")
+    before = search.fits.quality_of(search.fits.model)
+    name = "top1" if "top1" in before else "agreement"
+    if name not in before:
+        raise DataError(
+            "--max-drop: the model's outputs must be logits of classes, and are not. Use --speedup."
+        )
+    limits = replace(budget, max_drop=None, speedup=None)
+    low, high = LEAST, max(search.fastest(limits).measured_speedup, LEAST)
+    rounds, best = [], None
+    speed = (low * high) ** 0.5
+    for probe in range(PROBES):
+        try:
+            choice = search.choose(replace(limits, speedup=speed))
+        except BudgetError:
+            high = speed
+        else:
+            drop = before[name] - search.fits.quality(choice.plan)[name]
+            kept = drop <= budget.max_drop
+            rounds.append(_round(choice, name, drop))
+            if kept and (best is None or choice.measured_speedup > best.measured_speedup):
+                best = choice
+            if kept:
+                low = max(speed, min(choice.measured_speedup, high))
+            else:
+                high = speed
+        if progress:
+            progress("search the fastest", probe + 1, PROBES, {"speedup": speed})
+        if high / low < LEAST:
+            break
+        speed = (low * high) ** 0.5
+    if best is None:
+        least = min(rounds, key=lambda one: one["drop"], default={"drop": 0.0})
+        raise BudgetError(
+            f"--max-drop {budget.max_drop:g}: no net that is faster on {search.tables.target} "
+            f"keeps it: the least loss of {name} was {least['drop']:.2f} points. Allow more, or "
+            "--reconstruct."
+        )
+    if budget.speedup is not None and best.measured_speedup < budget.speedup:
+        raise BudgetError(
+            f"--max-drop {budget.max_drop:g}: allows {best.measured_speedup:.2f}x on "
+            f"{search.tables.target}, and --speedup asks for {budget.speedup:g}x. Give up one of "
+            "them."
+        )
+    rounds = [{**one, "taken": one["plan"] is best.plan} for one in rounds]
+    rounds = [{key: value for key, value in one.items() if key != "plan"} for one in rounds]
+    return Found(best, search.fits.of(best.plan), tuple(rounds))
+
+
+def _round(choice: Choice, name: str, drop: float) -> dict[str, object]:
+    return {
+        "tried": f"{choice.measured_speedup:.2f}x",
+        "plan": choice.plan,
+        "predicted_loss": choice.loss,
+        "predicted_speedup": choice.predicted,
+        "measured_speedup": choice.measured_speedup,
+        "drop_of": name,
+        "drop": drop,
+    }

@@ -1,0 +1,104 @@
+"""Fits of whole plans, each made once, and what they are worth on held-out images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable
+
+from torch import nn
+
+from factorize import methods
+from factorize.fit import FitConfig, Fitted, apply_, fit
+from factorize.graph import effective_weight
+from factorize.measure import accuracy
+from factorize.types import Data, Factorization, LayerPlan, Plan, Progress
+
+HOLDOUT = 1000
+"""Images, about, that fitted nets are judged on."""
+
+
+class Fits:
+    """The fits of a search.
+
+    Attributes
+    ----------
+    can_judge
+        Whether there are images to tell what a fitted net is worth.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        data: Data | None,
+        config: FitConfig,
+        device: str,
+        seed: int,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.data, self.config = model, data, config
+        self.device, self.seed, self.progress = device, seed, progress
+        self.can_judge = data is not None
+        self._plans: dict[Hashable, Fitted] = {}
+        self._layers: dict[Hashable, Factorization] = {}
+        self._qualities: dict[Hashable, dict[str, float]] = {}
+
+    def of(self, plan: Plan) -> Fitted:
+        """The fit of a plan."""
+        key = tuple(_key(layer) for layer in plan.factorized)
+        if key not in self._plans:
+            if self.config.resolved(self.data) == "weights" and not self.config.reconstruct:
+                self._plans[key] = self._to_weights(plan)
+            else:
+                self._plans[key] = fit(
+                    self.model, plan, self.config, data=self.data, device=self.device,
+                    seed=self.seed, progress=self.progress,
+                )  # fmt: skip
+        return self._plans[key]
+
+    def applied(self, plan: Plan) -> nn.Module:
+        """A copy of the model with the plan's fit."""
+        return apply_(copy.deepcopy(self.model), self.of(plan))
+
+    def quality(self, plan: Plan) -> dict[str, float]:
+        """Accuracy and distance to the original on held-out training images."""
+        key = tuple(_key(layer) for layer in plan.factorized)
+        if key not in self._qualities:
+            self._qualities[key] = self.quality_of(self.applied(plan))
+        return self._qualities[key]
+
+    def quality_of(self, model: nn.Module) -> dict[str, float]:
+        """The same of any model."""
+        assert self.data is not None
+        count, batches = 0, []
+        for batch in self.data.holdout:
+            batches.append(batch)
+            count += len(batch[0])
+            if count >= HOLDOUT:
+                break
+        return accuracy(
+            model, batches, device=self.device, reference=self.model, labelled=self.data.labelled
+        )
+
+    def loss(self, plan: Plan) -> float:
+        """KL to the original's outputs, or the relative squared distance from them."""
+        values = self.quality(plan)
+        return values["kl"] if "kl" in values else values["relative_difference"] ** 2
+
+    def _to_weights(self, plan: Plan) -> Fitted:
+        """Layer by layer: the next plan may want some of them again."""
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        fitted = Fitted({})
+        for done, layer in enumerate(plan.factorized):
+            key = _key(layer)
+            if key not in self._layers:
+                weight = effective_weight(modules[layer.spec.name])
+                self._layers[key] = methods.factorize(layer, weight, seed=self.seed)
+            fitted.layers[layer.spec.name] = self._layers[key]
+            if self.progress:
+                self.progress("factorize", done + 1, len(plan.factorized), {})
+        return fitted
+
+
+def _key(layer: LayerPlan) -> Hashable:
+    return layer.spec.name, layer.method, layer.rank, layer.variant

@@ -1,0 +1,180 @@
+"""Make ready for searches: find the layers, time their chains, predict what each chain loses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from factorize import calibrate, graph, methods, tune
+from factorize.errors import DataError, NoConvolutionError
+from factorize.fit import FitConfig, calibration_images
+from factorize.measure import LatencyCache, LatencyModel, Target, count, default_cache_path
+from factorize.search.assembled import Assembled
+from factorize.search.curves import curves
+from factorize.search.fits import Fits
+from factorize.search.options import Layer, Option, layers_of
+from factorize.search.replay import Replay
+from factorize.search.search import Search
+from factorize.search.sensitivity import Divergences, Loss, Reaches
+from factorize.search.tables import LossOf, Tables
+from factorize.tensor.moments import LayerCalibration
+from factorize.types import Data, Progress
+
+SENSITIVITIES = ("error", "kl")
+REPLAYED = 256
+"""Images that the net is run on with one layer replaced."""
+
+
+def prepare(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    latency: LatencyModel | None = None,
+    never_slower: bool = False,
+    names: Sequence[str] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    data: Data | None = None,
+    config: FitConfig | None = None,
+    sensitivity: str = "error",
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Search:
+    """Compute all that searches share; the model stays as it is.
+
+    Parameters
+    ----------
+    latency
+        Times layers on the target; None: nothing is timed.
+    never_slower
+        Whether to offer only chains that are measured faster than their layer.
+    names
+        Of methods to mix; empty: all that are registered.
+    include, exclude
+        As in `make_plan`.
+    data
+        Losses are predicted, and measured, on its training images.
+    config
+        How plans are fitted.
+    sensitivity
+        ``error``: relative output errors, weighed by how much of them comes out at the end of the
+        net. ``kl``: the KL divergence of the net's output with the one layer replaced.
+
+    Raises
+    ------
+    NoConvolutionError, UnsupportedLayerError, ExportError, DataError
+        The model or the data do not allow it.
+    """
+    config = config or FitConfig()
+    if sensitivity not in SENSITIVITIES:
+        raise DataError(
+            f"--sensitivity must be one of {', '.join(SENSITIVITIES)}, got {sensitivity!r}."
+        )
+    if sensitivity == "kl" and data is None:
+        raise DataError("--sensitivity kl needs images to run the net on, got none. Give --data.")
+    how = config.resolved(data)
+    names = [methods.get(name).name for name in names] or methods.names()
+    sites = graph.find(model, example_input)
+    params, macs = count(model, example_input)
+    assembled = Assembled(model, example_input, latency.target) if latency else None
+    layers, reasons = layers_of(
+        sites, names, include=include, exclude=exclude, latency=latency,
+        never_slower=never_slower, progress=progress,
+    )  # fmt: skip
+    time = assembled.units if assembled else 0.0
+    offered = {name: {o.method for o in layer.options} for name, layer in layers.items()}
+    offered = {name: some for name, some in offered.items() if some}
+    if not offered:
+        raise NoConvolutionError(_nothing(layers, reasons, assembled))
+    specs = {name: layers[name].spec for name in offered}
+    with tune.placed(device, model):
+        images = calibration_images(model, data, config.images, seed) if data else []
+        replay = Replay(model, _first(images), memory=config.memory) if images else None
+        moments: Iterable[tuple[str, LayerCalibration]] | None = None
+        if config.calibration:
+            moments = calibrate.load_calibration(config.calibration).layers.items()
+        elif how != "weights":
+            moments = calibrate.collect_each(
+                model, specs, images, memory=config.memory, seed=seed, progress=progress
+            )
+        loss_of, error_of = _losses(
+            model, layers, offered, moments, replay, sensitivity, seed, progress
+        )
+    tables = Tables(
+        sites, layers, reasons, loss_of, error_of, time, macs, params,
+        target=str(latency.target) if latency else "",
+        unit_ms=assembled.unit_ms if assembled else 0.0,
+    )  # fmt: skip
+    fits = Fits(model, data=data, config=config, device=device, seed=seed, progress=progress)
+    return Search(tables, fits, assembled)
+
+
+def latency_model(target: Target, *, refresh: bool = False) -> LatencyModel:
+    """Times on a target, kept in the user's cache folder."""
+    cache = LatencyCache(default_cache_path())
+    return LatencyModel(target, cache, refresh=refresh)
+
+
+def _losses(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    offered: Mapping[str, Iterable[str]],
+    moments: Iterable[tuple[str, LayerCalibration]] | None,
+    replay: Replay | None,
+    sensitivity: str,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[LossOf, LossOf]:
+    """The loss that each chain of a layer adds, and the relative squared error of its output."""
+    specs = {name: layers[name].spec for name in offered}
+    watch: Divergences | Reaches | None = None
+    if replay is not None:
+        watch = Divergences(replay) if sensitivity == "kl" else Reaches(replay, specs)
+    found = curves(model, specs, offered, moments, seed=seed, on_fit=watch, progress=progress)
+    errors = {name: Loss(specs[name], found[name], None) for name in specs}
+    losses = errors
+    if isinstance(watch, Divergences):
+        diverging = watch.curves(found)
+        losses = {name: Loss(specs[name], diverging[name], None) for name in specs}
+    else:
+        reaches = watch.by_name if watch else dict.fromkeys(specs, 1.0)
+        losses = {name: Loss(specs[name], found[name], reaches[name]) for name in specs}
+
+    def of(table: Mapping[str, Loss]) -> LossOf:
+        @cache
+        def value(name: str, option: Option) -> float:
+            return table[name](option.method, option.rank, option.variant, option.macs)
+
+        return value
+
+    return of(losses), of(errors)
+
+
+def _nothing(
+    layers: Mapping[str, Layer], reasons: Mapping[str, str], assembled: Assembled | None
+) -> str:
+    """Why no layer has a chain that could replace it."""
+    if not layers:
+        name, reason = next(iter(reasons.items()))
+        name = name or "the model"
+        return f"all {len(reasons)} convolutions stay dense ({name}: {reason}). See --include."
+    if assembled is None:
+        return f"no method saves MACs in any of {len(layers)} layers. Allow more --method."
+    return (
+        f"no chain of any of {len(layers)} layers is measured faster than its layer on "
+        f"{assembled.target}: the model stays as it is. Try another --target, or --macs."
+    )
+
+
+def _first(images: Sequence[Tensor]) -> list[Tensor]:
+    """The first `REPLAYED` of the images, in their batches."""
+    kept, missing = [], REPLAYED
+    for batch in images:
+        if missing > 0:
+            kept.append(batch[:missing])
+            missing -= len(kept[-1])
+    return kept

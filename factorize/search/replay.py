@@ -1,0 +1,177 @@
+"""The rest of a net, run again with one layer's kernel replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
+
+from factorize.errors import DataError
+from factorize.tensor.call import evaluating
+
+Forward = Callable[..., Tensor]
+
+
+class Replay:
+    """Runs a model on some images with one convolution's kernel replaced.
+
+    Outputs of the convolutions and linear layers called before that one are what they were in the
+    first run: they are kept, in the order of their calls, and only the rest of the net is
+    computed. The model is left as it was. It has to compute the same in every run.
+
+    Parameters
+    ----------
+    model
+        Runs in eval mode, where it is.
+    images
+        Batches, as the model takes them.
+    memory
+        Bytes of outputs to keep; those of later calls are computed again.
+
+    Attributes
+    ----------
+    outputs
+        Of the model as it is, for each batch (n, values): all floating tensors in what it returns
+        that have a row for each image.
+    logits
+        Whether these are one (n, classes) tensor.
+    energy
+        Their squared deviation from the mean over images, of all images.
+
+    Raises
+    ------
+    DataError
+        The model's output has no such tensor.
+    """
+
+    def __init__(self, model: nn.Module, images: Sequence[Tensor], *, memory: float = 1e9) -> None:
+        self.model, self.images = model, images
+        self.modules = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
+        self.calls: list[list[tuple[nn.Module, Tensor | None]]] = []  # of each batch, in order
+        self.outputs, self.logits, self.left = list[Tensor](), True, memory
+        for batch in images:
+            self.calls.append([])
+            with self._patched(self._recording(self.calls[-1])):
+                returned = self._run(batch)
+            flat = _rows(returned, batch)
+            self.outputs.append(flat)
+            alike = isinstance(returned, Tensor) and returned.ndim == 2 and returned.shape[1] > 1
+            self.logits = self.logits and alike
+        every = torch.cat(self.outputs)
+        deviation = every - every.mean(0) if len(every) > 1 else every
+        self.count = len(every)
+        self.energy = float(deviation.square().sum()) or 1.0
+
+    def run(self, name: str, kernel: Tensor, bias: Tensor | None = None) -> Iterator[Tensor]:
+        """Outputs for each batch with a convolution's kernel replaced, and its bias if given."""
+        module = self.model.get_submodule(name)
+        assert isinstance(module, nn.Conv2d)
+        like = next((t for t in (*module.parameters(), *module.buffers())), kernel)
+        bias = module.bias if bias is None else bias.to(like)
+        for batch, calls in zip(self.images, self.calls, strict=True):
+            with self._patched(self._replaying(calls, module, kernel.to(like), bias)):
+                returned = self._run(batch)
+            yield _rows(returned, batch)
+
+    def change(self, name: str, kernel: Tensor, bias: Tensor | None = None) -> float:
+        """Squared change of the outputs, relative to their deviation from the mean over images."""
+        moved = sum(
+            float((got - wanted).square().sum())
+            for got, wanted in zip(self.run(name, kernel, bias), self.outputs, strict=True)
+        )
+        return moved / self.energy
+
+    def divergence(self, name: str, kernel: Tensor, bias: Tensor | None = None) -> float:
+        """KL divergence of the classes' probabilities from the original's, the mean over images.
+
+        Of a model that does not return logits, `change`.
+        """
+        if not self.logits:
+            return self.change(name, kernel, bias)
+        total = 0.0
+        for got, wanted in zip(self.run(name, kernel, bias), self.outputs, strict=True):
+            ours, theirs = got.log_softmax(1), wanted.log_softmax(1)
+            total += float(((theirs - ours) * theirs.exp()).sum())
+        return max(total / self.count, 0.0)
+
+    def _run(self, batch: Tensor) -> object:
+        like = next((t for t in (*self.model.parameters(), *self.model.buffers())), batch)
+        with evaluating(self.model):
+            return self.model(batch.to(like.device))
+
+    def _recording(
+        self, calls: list[tuple[nn.Module, Tensor | None]]
+    ) -> Callable[[nn.Module, Forward], Forward]:
+        def make(module: nn.Module, forward: Forward) -> Forward:
+            def record(*args: object, **kwargs: object) -> Tensor:
+                output = forward(*args, **kwargs)
+                size = output.numel() * output.element_size()
+                keep = size <= self.left
+                self.left -= size if keep else 0
+                # A copy: what comes next may change the output in place.
+                calls.append((module, output.clone() if keep else None))
+                return output
+
+            return record
+
+        return make
+
+    def _replaying(
+        self,
+        calls: list[tuple[nn.Module, Tensor | None]],
+        replaced: nn.Conv2d,
+        kernel: Tensor,
+        bias: Tensor | None,
+    ) -> Callable[[nn.Module, Forward], Forward]:
+        first = next((i for i, (m, _) in enumerate(calls) if m is replaced), len(calls))
+        done = 0
+
+        def make(module: nn.Module, forward: Forward) -> Forward:
+            def replay(*args: object, **kwargs: object) -> Tensor:
+                nonlocal done
+                done += 1
+                if done <= first:
+                    kept = calls[done - 1][1]
+                    return forward(*args, **kwargs) if kept is None else kept.clone()
+                if module is replaced:
+                    x = args[0] if args else kwargs["input"]
+                    return replaced._conv_forward(x, kernel, bias)  # type: ignore[arg-type]
+                return forward(*args, **kwargs)
+
+            return replay
+
+        return make
+
+    @contextmanager
+    def _patched(self, make: Callable[[nn.Module, Forward], Forward]) -> Iterator[None]:
+        """Each module's forward wrapped, on the instance; hooks stay outside of it."""
+        before = [m.__dict__.get("forward") for m in self.modules]
+        try:
+            for module in self.modules:
+                module.forward = make(module, module.forward)
+            yield
+        finally:
+            for module, own in zip(self.modules, before, strict=True):
+                module.__dict__.pop("forward", None)
+                if own is not None:
+                    module.forward = own
+
+
+def _rows(returned: object, batch: Tensor) -> Tensor:
+    """All floating tensors with a row for each image, (n, values), float64."""
+    leaves = [
+        leaf.detach().flatten(1) if leaf.ndim > 1 else leaf.detach()[:, None]
+        for leaf in tree_leaves(returned)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim
+        and len(leaf) == len(batch)
+    ]  # fmt: skip
+    if not leaves:
+        raise DataError(
+            "sensitivity: the model must return a floating tensor with a row for each image, got "
+            f"{type(returned).__name__} without one. Search without images."
+        )
+    return torch.cat([leaf.double() for leaf in leaves], 1)

@@ -1,0 +1,231 @@
+"""The search: one chain, or none, for each layer, within a budget, at the least loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from factorize.errors import BudgetError
+from factorize.fit import Fitted
+from factorize.plan import Budget, Candidate, UnreachableBudget, allocate
+from factorize.search.assembled import Assembled
+from factorize.search.fits import Fits
+from factorize.search.tables import Tables
+from factorize.types import Plan, Speedup
+
+MARGIN = 1.01  # the speed aimed at, over the one asked for: another measurement will differ
+TIMINGS = 5  # of assembled nets, at most, for one choice
+ROUNDS = 2  # of measuring losses of assembled nets and correcting the predicted ones
+RIVALS = 2  # methods by themselves that the mix is measured against
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan, and what is predicted and known of it.
+
+    Attributes
+    ----------
+    loss
+        Predicted; comparable within one search.
+    predicted
+        Speedup of the net, by the times of its layers alone; None where nothing is timed.
+    measured
+        Speedup of the assembled net.
+    """
+
+    plan: Plan
+    loss: float
+    predicted: float | None = None
+    measured: Speedup | None = None
+
+    @property
+    def measured_speedup(self) -> float:
+        """The median."""
+        assert self.measured is not None
+        return self.measured.speedup
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a search: a fitted plan, and every round on the way to it.
+
+    Attributes
+    ----------
+    loss
+        Measured on held-out images where there are some, else predicted.
+    """
+
+    choice: Choice
+    fitted: Fitted
+    rounds: tuple[dict[str, Any], ...]
+    loss: float = 0.0
+
+
+class Search:
+    """Searches within budgets that share all that was computed.
+
+    Parameters
+    ----------
+    assembled
+        Times whole nets; None: nothing is timed.
+    """
+
+    def __init__(self, tables: Tables, fits: Fits, assembled: Assembled | None) -> None:
+        self.tables, self.fits, self.assembled = tables, fits, assembled
+
+    def within(self, budget: Budget) -> Found:
+        """The best that was found within a budget, `max_drop` left aside.
+
+        Where there are images, what assembled nets really lose is measured: of the mix of all
+        methods and of the most promising methods by themselves. Each method's losses are corrected
+        by that, and the choice is made anew.
+
+        Raises
+        ------
+        BudgetError
+            There is none; the message says what there is.
+        """
+        tried = {"all methods": self.choose(budget)}
+        if not self.fits.can_judge:
+            return self._found(tried, {})
+        for name in self._rivals(budget, tried["all methods"]):
+            with suppress(BudgetError):
+                tried[name] = self.choose(budget, only=name)
+        true = {name: self.fits.loss(choice.plan) for name, choice in tried.items()}
+        for number in range(ROUNDS if len(tried) > 1 else 0):
+            choice = None
+            with suppress(BudgetError):  # another measurement than the first one
+                choice = self.choose(budget, factors=_factors(tried, true))
+            if choice is None or choice.plan.layers in [c.plan.layers for c in tried.values()]:
+                break
+            name = f"all methods, corrected {number + 1}"
+            tried[name], true[name] = choice, self.fits.loss(choice.plan)
+        return self._found(tried, true)
+
+    def choose(
+        self,
+        budget: Budget,
+        *,
+        only: str | None = None,
+        factors: Mapping[str, float] | None = None,
+    ) -> Choice:
+        """The plan of least predicted loss, its speed measured where that is budgeted.
+
+        Parameters
+        ----------
+        only
+            The one method to use.
+        factors
+            What the predicted losses of methods are multiplied by.
+
+        Raises
+        ------
+        BudgetError
+            No plan keeps the budget.
+        """
+        candidates = self.tables.candidates(only, factors)
+        limits = self.tables.limits(budget)
+        if budget.speedup is None:
+            return self._choice(allocate(candidates, limits))
+        fastest = best = None
+        saved = self.tables.time * (1 - 1 / (budget.speedup * MARGIN))
+        gain = 1.0  # time that is really saved, over that which the layers' times predict
+        for _ in range(TIMINGS):
+            limit = max(self.tables.dense("time") - saved / gain, 0.0)
+            try:
+                chosen = allocate(candidates, {**limits, "time": limit})
+            except UnreachableBudget:
+                if fastest is not None:
+                    break
+                chosen = _of_least_time(candidates, limits)
+            choice = self._timed(self._choice(chosen))
+            speed = choice.measured_speedup
+            if fastest is None or speed > fastest[0]:
+                fastest = speed, choice
+            if speed >= budget.speedup and (best is None or choice.loss < best.loss):
+                best = choice
+            if budget.speedup <= speed <= budget.speedup * MARGIN**2:
+                break
+            predicted = 1 - 1 / max(choice.predicted or 1.0, 1 + 1e-9)
+            gain = max(1 - 1 / speed, 0.1 * predicted) / predicted
+        assert fastest is not None
+        if best is None:
+            raise BudgetError(
+                f"--speedup {budget.speedup:g}: the most that was measured on "
+                f"{self.tables.target} is {fastest[0]:.2f}x, with "
+                f"{len(fastest[1].plan.factorized)} layers replaced. Ask for less, or offer more "
+                "layers with --include."
+            )
+        return best
+
+    def _rivals(self, budget: Budget, mixed: Choice) -> list[str]:
+        """The methods that promise the least loss by themselves, in as much time as the mix."""
+        names = {o.method for layer in self.tables.layers.values() for o in layer.options}
+        limits = self.tables.limits(budget)
+        if budget.speedup is not None and mixed.predicted:
+            saved = self.tables.time * (1 - 1 / mixed.predicted)
+            limits["time"] = max(self.tables.dense("time") - saved, 0.0)
+        losses: dict[str, float] = {}
+        for name in sorted(names) if len(names) > 1 else ():
+            with suppress(BudgetError):
+                chosen = allocate(self.tables.candidates(name), limits)
+                losses[name] = sum(option.loss for option in chosen.values())
+        return sorted(losses, key=lambda name: losses[name])[:RIVALS]
+
+    def fastest(self, budget: Budget) -> Choice:
+        """The plan of least time, by that of its layers, within the other limits of a budget."""
+        limits = self.tables.limits(budget)
+        return self._timed(self._choice(_of_least_time(self.tables.candidates(), limits)))
+
+    def _choice(self, chosen: Mapping[str, Candidate]) -> Choice:
+        loss = sum(option.loss for option in chosen.values())
+        predicted = self.tables.speedup(chosen) if self.assembled else None
+        return Choice(self.tables.plan(chosen), loss, predicted)
+
+    def _timed(self, choice: Choice) -> Choice:
+        assert self.assembled is not None
+        return replace(choice, measured=self.assembled.speedup(choice.plan.factorized))
+
+    def _found(self, tried: Mapping[str, Choice], true: Mapping[str, float]) -> Found:
+        best = min(tried, key=lambda name: true.get(name, 0.0))
+        rounds = tuple(
+            {
+                "tried": name,
+                "taken": name == best,
+                "predicted_loss": choice.loss,
+                "measured_loss": true.get(name),
+                "predicted_speedup": choice.predicted,
+                "measured_speedup": choice.measured.speedup if choice.measured else None,
+            }
+            for name, choice in tried.items()
+        )
+        choice = tried[best]
+        if self.assembled and choice.measured is None:
+            choice = self._timed(choice)
+        return Found(choice, self.fits.of(choice.plan), rounds, true.get(best, choice.loss))
+
+
+def _of_least_time(
+    candidates: Mapping[str, list[Candidate]], limits: Mapping[str, float]
+) -> dict[str, Candidate]:
+    losing_time = {
+        name: [replace(option, loss=option.costs["time"]) for option in options]
+        for name, options in candidates.items()
+    }
+    chosen = allocate(losing_time, limits)
+    return {
+        name: next(o for o in candidates[name] if o.choice == option.choice)
+        for name, option in chosen.items()
+    }
+
+
+def _factors(tried: Mapping[str, Choice], true: Mapping[str, float]) -> dict[str, float]:
+    """How much more each method loses than predicted, as far as nets of it alone tell.
+
+    A method that was not tried alone is held to lose what the last mix lost.
+    """
+    ratios = {name: true[name] / max(choice.loss, 1e-12) for name, choice in tried.items()}
+    mixes = [ratio for name, ratio in ratios.items() if name.startswith("all methods")]
+    return {name: r / mixes[-1] for name, r in ratios.items() if " " not in name}

@@ -1,0 +1,159 @@
+"""The accuracy-speedup curve: one search per point, all on the same tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import log
+from typing import Literal
+
+from torch import nn
+
+from factorize import methods
+from factorize.errors import BudgetError
+from factorize.plan import Budget
+from factorize.report import CurvePoint
+from factorize.search.search import Choice, Found, Search
+from factorize.types import LayerPlan, Plan, Progress
+
+AUTO = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+UNIFORM = "spatial_svd"
+"""The method of the baseline: one share of the maximal rank in all layers, as `--rank 0.25`."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The points, and the one that was picked."""
+
+    points: tuple[CurvePoint, ...]
+    found: Found | None
+    notes: tuple[str, ...] = ()
+
+
+def sweep(
+    search: Search,
+    speedups: Sequence[float] | Literal["auto"],
+    pick: float | Literal["knee"],
+    budget: Budget | None,
+    rate: Callable[[nn.Module], dict[str, float]],
+    progress: Progress | None = None,
+) -> Sweep:
+    """Search for each speedup; beside each point the uniform ranks of as many MACs.
+
+    Parameters
+    ----------
+    budget
+        Other limits that each point keeps.
+    pick
+        A speedup of these, or ``knee``: where the curve, on logarithms of speedup and loss on
+        held-out images, is farthest from the line between its ends.
+    rate
+        What a model is worth, for the report.
+
+    Raises
+    ------
+    BudgetError
+        No point can be reached.
+    """
+    wanted = sorted(AUTO if speedups == "auto" else speedups)
+    if pick != "knee" and pick not in wanted:
+        raise BudgetError(f"--pick must be knee or one of --sweep {wanted}, got {pick}.")
+    found: dict[float, Found] = {}
+    points = [CurvePoint("original", "dense", None, 1.0, 1.0, 1.0, None, 1.0, 1.0,
+                         rate(search.fits.model), False)]  # fmt: skip
+    notes = []
+    for done, speedup in enumerate(wanted):
+        if progress:
+            progress("sweep", done, len(wanted), {"speedup": speedup})
+        try:
+            found[speedup] = search.within(
+                replace(budget, speedup=speedup) if budget else Budget(speedup=speedup)
+            )
+        except BudgetError as error:
+            notes.append(f"the curve ends before {speedup:g}x: {error}")
+            break
+        choice = found[speedup].choice
+        points.append(_point(search, choice, f"{speedup:g}x", "search", speedup, rate))
+        uniform = _uniform(search, choice.plan)
+        if uniform:
+            label = f"{UNIFORM}, uniform"
+            points.append(_point(search, uniform, label, "uniform", None, rate))
+    if not found:
+        raise BudgetError(notes[0].partition(": ")[2])
+    taken = _knee(found) if pick == "knee" else float(pick)
+    if taken not in found:
+        raise BudgetError(f"--pick {taken:g}: {notes[0]}")
+    points = [replace(point, picked=point.wanted == taken) for point in points]
+    return Sweep(tuple(points), found[taken], tuple(notes))
+
+
+def _knee(found: dict[float, Found]) -> float:
+    """The point farthest above the chord of the losses that were predicted for the choices."""
+    speeds = list(found)
+    if len(speeds) < 3:
+        return speeds[-1]
+    x = [log(found[speed].choice.measured_speedup) for speed in speeds]
+    y = [-log(max(found[speed].loss, 1e-12)) for speed in speeds]
+    width, height = x[-1] - x[0] or 1.0, y[0] - y[-1] or 1.0
+    above = [(b - y[-1]) / height + (a - x[0]) / width for a, b in zip(x, y, strict=True)]
+    return speeds[max(range(len(speeds)), key=lambda index: above[index])]
+
+
+def _point(
+    search: Search,
+    choice: Choice,
+    label: str,
+    kind: str,
+    wanted: float | None,
+    rate: Callable[[nn.Module], dict[str, float]],
+) -> CurvePoint:
+    assert choice.measured is not None
+    tables, saved = search.tables, {"macs": 0, "params": 0}
+    for layer in choice.plan.factorized:
+        saved["macs"] += layer.spec.macs - layer.macs
+        saved["params"] += layer.spec.params - layer.params
+    return CurvePoint(
+        label=label,
+        kind=kind,
+        wanted=wanted,
+        speedup=choice.measured.speedup,
+        speedup_p10=choice.measured.speedup_p10,
+        speedup_p90=choice.measured.speedup_p90,
+        predicted_speedup=choice.predicted,
+        macs=1 - saved["macs"] / tables.macs,
+        params=1 - saved["params"] / tables.params,
+        quality=rate(search.fits.applied(choice.plan)),
+        picked=False,
+    )
+
+
+def _uniform(search: Search, plan: Plan) -> Choice | None:
+    """One share of the maximal rank in all layers, for at most as many MACs as a plan has."""
+    wanted = sum(layer.macs for layer in plan.layers)
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        macs = sum(layer.macs for layer in _at_share(search, middle).layers)
+        low, high = (middle, high) if macs <= wanted else (low, middle)
+    uniform = _at_share(search, low)
+    if not uniform.factorized:
+        return None
+    assert search.assembled is not None
+    return Choice(uniform, 0.0, None, search.assembled.speedup(uniform.factorized))
+
+
+def _at_share(search: Search, share: float) -> Plan:
+    method = methods.get(UNIFORM)
+    layers = []
+    for site in search.tables.sites:
+        spec = site.spec
+        layer = LayerPlan(spec, macs=spec.macs, params=spec.params, skip_reason="dense")
+        if spec.name in search.tables.layers and not method.supports(spec):
+            rank = tuple(max(round(share * top), 1) for top in method.max_rank(spec))
+            stages = method.stages(spec, rank, method.variants[0])
+            macs = sum(stage.macs for stage in stages)
+            if macs < spec.macs:
+                params = sum(stage.params for stage in stages)
+                layer = LayerPlan(spec, UNIFORM, rank, method.variants[0], macs, params)
+        layers.append(layer)
+    return Plan(tuple(layers), {})

@@ -1,0 +1,130 @@
+"""Plain tables for the knapsack: what each chain costs and loses, and plans made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, sqrt
+
+from factorize.plan import Budget, Candidate
+from factorize.search.options import Layer, Option
+from factorize.types import ConvSite, LayerPlan, Plan
+
+LossOf = Callable[[str, Option], float]
+"""Of a layer's name and one of its chains."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All that choosing needs.
+
+    Attributes
+    ----------
+    reasons
+        Why the other layers stay dense.
+    time
+        Of the whole net, in the latency model's units; 0 where nothing is timed.
+    macs, params
+        Of the whole net.
+    target
+        In words.
+    unit_ms
+        Milliseconds per unit of time.
+    """
+
+    sites: Sequence[ConvSite]
+    layers: Mapping[str, Layer]
+    reasons: Mapping[str, str]
+    loss_of: LossOf
+    error_of: LossOf
+    time: float
+    macs: int
+    params: int
+    target: str = ""
+    unit_ms: float = 0.0
+
+    def candidates(
+        self, only: str | None = None, factors: Mapping[str, float] | None = None
+    ) -> dict[str, list[Candidate]]:
+        """The chains of each layer, and the layer itself, which loses nothing.
+
+        Parameters
+        ----------
+        only
+            The one method to offer.
+        factors
+            What the losses of methods are multiplied by.
+        """
+        found = {}
+        for name, layer in self.layers.items():
+            uses = 1 + len(layer.tied)
+            dense = {"macs": layer.spec.macs, "params": layer.spec.params, "time": layer.dense}
+            found[name] = [Candidate({key: uses * cost for key, cost in dense.items()}, 0.0)]
+            for option in layer.options:
+                if only is not None and option.method != only:
+                    continue
+                if not isfinite(self.loss_of(name, option)):
+                    continue
+                time = option.time.chain if option.time else 0.0
+                costs = {"macs": option.macs, "params": option.params, "time": time}
+                loss = self.loss_of(name, option) * (factors or {}).get(option.method, 1.0)
+                costs = {key: uses * cost for key, cost in costs.items()}
+                found[name].append(Candidate(costs, uses * loss, option))
+        return found
+
+    def limits(self, budget: Budget) -> dict[str, float]:
+        """What the layers may cost, all other costs of the net taken off."""
+        limits = {}
+        if budget.macs is not None:
+            limits["macs"] = max(budget.macs * self.macs - (self.macs - self.dense("macs")), 0.0)
+        if budget.params is not None:
+            others = self.params - self.dense("params")
+            limits["params"] = max(budget.params * self.params - others, 0.0)
+        return limits
+
+    def dense(self, cost: str) -> float:
+        """What all layers that may be replaced cost as they are."""
+        return sum(
+            (1 + len(layer.tied))
+            * (layer.dense if cost == "time" else float(getattr(layer.spec, cost)))
+            for layer in self.layers.values()
+        )
+
+    def speedup(self, chosen: Mapping[str, Candidate]) -> float:
+        """Of the whole net, as the times of its layers predict it."""
+        saved = self.dense("time") - sum(option.costs["time"] for option in chosen.values())
+        return self.time / max(self.time - saved, 1e-9 * self.time)
+
+    def plan(self, chosen: Mapping[str, Candidate]) -> Plan:
+        """The plan of a choice for every layer."""
+        options = {name: candidate.choice for name, candidate in chosen.items()}
+        for name, layer in self.layers.items():
+            options |= dict.fromkeys(layer.tied, options[name])
+        leaders = {follower: name for name, layer in self.layers.items() for follower in layer.tied}
+        return Plan(tuple(self._layer(site, options, leaders) for site in self.sites), {})
+
+    def _layer(
+        self, site: ConvSite, options: Mapping[str, Option | None], leaders: Mapping[str, str]
+    ) -> LayerPlan:
+        spec, name = site.spec, site.spec.name
+        option = options.get(name)
+        if option is None:
+            reason = self.reasons.get(name) or self._stays(self.layers[leaders.get(name, name)])
+            return LayerPlan(spec, macs=spec.macs, params=spec.params, skip_reason=reason)
+        error = sqrt(self.error_of(leaders.get(name, name), option))
+        return LayerPlan(
+            spec, option.method, option.rank, option.variant, option.macs, option.params, error,
+            notes=site.notes,
+        )  # fmt: skip
+
+    def _stays(self, layer: Layer) -> str:
+        if layer.options:
+            return "costs less loss elsewhere"
+        if layer.slower is None or layer.slower.time is None:
+            return "no chain costs less"
+        ranks = ",".join(map(str, layer.slower.rank))
+        chain, dense = layer.slower.time.chain * self.unit_ms, layer.dense * self.unit_ms
+        return (
+            f"no chain is faster on {self.target}: the fastest, {layer.slower.method} {ranks}, "
+            f"takes {chain:.3g} ms, the layer {dense:.3g} ms"
+        )
