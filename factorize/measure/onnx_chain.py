@@ -66,8 +66,8 @@ def chain_nodes(
     return nodes, weights
 
 
-def chain_model(stages: Sequence[ConvSpec], size: Size, batch: int) -> bytes:
-    """A model of one chain alone, as ONNX Runtime takes it.
+def chain_model(stages: Sequence[ConvSpec], size: Size, batch: int, copies: int = 1) -> bytes:
+    """A model of one chain alone, or of copies side by side, as ONNX Runtime takes it.
 
     In a net, neighbouring convolutions hand on a blocked layout. A chain by itself would be charged
     for going there and back: where the runtime put such nodes at its ends, they are taken out.
@@ -76,13 +76,20 @@ def chain_model(stages: Sequence[ConvSpec], size: Size, batch: int) -> bytes:
     import onnxruntime
     from onnx import helper
 
-    nodes, weights = chain_nodes(stages, "x", "y", "c")
+    nodes, weights = [], []
+    for copy in range(copies):
+        more, theirs = chain_nodes(stages, "x", f"y{copy}", f"c{copy}")
+        nodes += more
+        weights += theirs
+    outputs = [
+        helper.make_tensor_value_info(f"y{copy}", onnx.TensorProto.FLOAT, None)
+        for copy in range(copies)
+    ]
     channels = stages[0].in_channels
     graph = helper.make_graph(
         nodes, "chain",
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (batch, channels, *size))],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
-        weights,
+        outputs, weights,
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     with tempfile.TemporaryDirectory(prefix="factorize-") as folder:
@@ -102,6 +109,7 @@ def _strip(graph: Any, channels: int) -> None:
     """Remove the changes of layout at both ends: the input and output stay blocked."""
     from onnx import TensorProto, helper
 
+    outputs = {value.name: value for value in graph.output}
     for node in list(graph.node):
         whole = channels % LARGEST_BLOCK == 0  # of the same shape in both layouts
         if node.op_type == "ReorderInput" and node.input[0] == "x" and whole:
@@ -110,9 +118,9 @@ def _strip(graph: Any, channels: int) -> None:
                     if name == node.output[0]:
                         reader.input[index] = "x"
             graph.node.remove(node)
-        elif node.op_type == "ReorderOutput" and node.output[0] == "y":
+        elif node.op_type == "ReorderOutput" and node.output[0] in outputs:
             result = helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, None)
-            graph.output[0].CopyFrom(result)
+            outputs[node.output[0]].CopyFrom(result)
             graph.node.remove(node)
 
 

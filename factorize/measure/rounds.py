@@ -1,0 +1,179 @@
+"""Chains of convolutions run in rounds beside the layer they replace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import comb, prod
+
+import numpy as np
+
+from factorize.errors import DeviceError
+from factorize.measure.onnx_layers import copies_of, onnx_runners, overhead
+from factorize.measure.target import Target
+from factorize.measure.torch_layers import torch_runners
+from factorize.types import ConvSpec, Size
+
+Chain = tuple[ConvSpec, ...]
+Run = Callable[[], float]
+
+REFERENCE = ConvSpec("", "conv2d", 64, 64, (3, 3), (1, 1), (1, 1), (1, 1))
+REFERENCE_SIZE = (56, 56)
+_ROUNDS = 21  # each runs every chain once
+_FEWEST = 9
+_WARMUP = 3  # rounds
+_SECONDS = 3.0  # of rounds, for one group of chains
+_HOPELESS = 1.5  # times as slow as the dense layer in the warm-up: no more rounds
+_MEMORY = 1e9  # bytes of the chains that are timed together
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class ChainTime:
+    """A chain by itself beside the dense layer, per batch, over all calls.
+
+    Times are in units of the `REFERENCE` layer's, run beside them: the speed of a machine changes
+    from minute to minute, by a factor of two on a shared one, and leaves such ratios as they are.
+
+    Attributes
+    ----------
+    dense, chain
+        Medians over the rounds.
+    speedup, low, high
+        Median of the rounds' dense / chain; its bounds with 95 % confidence, by order statistics.
+    """
+
+    dense: float
+    chain: float
+    speedup: float
+    low: float
+    high: float
+
+    @property
+    def faster(self) -> bool:
+        """Whether the chain is faster than the dense layer by more than the noise."""
+        return self.low > 1
+
+
+def time_chains(
+    target: Target, dense: Chain, chains: Sequence[Chain], size: Size
+) -> list[ChainTime | None]:
+    """Time chains in groups that fit in memory, each beside the dense layer.
+
+    Returns
+    -------
+    list
+        For each chain; None where the target refuses it.
+    """
+    copies = copies_of(dense[0], size, target.batch) if target.runtime == "onnxruntime" else 1
+    found: list[ChainTime | None] = []
+    group: list[Chain] = []
+    for chain in chains:
+        needed = sum(copies * _bytes(one, size, target.batch) for one in (*group, chain))
+        if group and needed > _MEMORY:
+            found += _time_group(target, dense, group, size)
+            group = []
+        group.append(chain)
+    return found + _time_group(target, dense, group, size)
+
+
+def in_units(target: Target, run: Run) -> tuple[float, float]:
+    """How long a run takes in units of the reference, and milliseconds per unit."""
+    unit, beside = reference(target), overhead(target)
+    for _ in range(_WARMUP):
+        unit()
+        run()
+    units, runs = np.array([(unit(), run() - beside) for _ in range(_ROUNDS)]).T
+    return float(np.median(runs / units)), float(np.median(units))
+
+
+def reference(target: Target) -> Run:
+    """Runs the unit of time once: one layer of middling size, one image.
+
+    Raises
+    ------
+    DeviceError
+        Not even that runs on the target.
+    """
+    run = runners(replace(target, batch=1), [(REFERENCE,)], REFERENCE_SIZE)[0]
+    if run is None:
+        raise DeviceError(
+            f"--target {target}: a plain convolution must run on it, and fails. Check the "
+            "installation of onnxruntime or torch."
+        )
+    return run
+
+
+def _time_group(
+    target: Target, dense: Chain, chains: Sequence[Chain], size: Size
+) -> list[ChainTime | None]:
+    runs = [reference(target), *runners(target, [dense, *chains], size)]
+    if runs[1] is None:
+        return [None] * len(chains)
+    times = _rounds(runs)
+    found: list[ChainTime | None] = []
+    for run, column in zip(runs[2:], times[2:], strict=True):
+        if run is None:
+            found.append(None)
+            continue
+        rounds = np.array([row for row in zip(*times[:2], column, strict=True) if row[2] > 0])
+        unit, whole, part = rounds.T
+        ratios = np.sort(whole / part)
+        low, high = _bounds(len(ratios))
+        numbers = np.median(whole / unit), np.median(part / unit), np.median(ratios)
+        found.append(ChainTime(*map(float, (*numbers, ratios[low], ratios[high]))))
+    return found
+
+
+def _rounds(runs: Sequence[Run | None]) -> list[list[float]]:
+    """Milliseconds of each run in each round; 0 in rounds that a hopeless one was left out of.
+
+    The first run is the reference, the second the dense layer.
+    """
+    active = [index for index, run in enumerate(runs) if run]
+    first: list[list[float]] = [[] for _ in runs]
+    order = np.random.default_rng(0)
+    for _ in range(_WARMUP):
+        for index in order.permutation(active):
+            first[index].append(runs[index]())  # type: ignore[misc]
+    # Two rounds are on record for one that is hopeless: it is slower, and that is all.
+    best = {index: min(first[index][1:]) for index in active}
+    hopeless = [i for i in active if i > 1 and best[i] > _HOPELESS * best[1]]
+    active = [index for index in active if index not in hopeless]
+    spent = sum(best[index] for index in active) / 1e3
+    rounds = int(min(max(_SECONDS / max(spent, 1e-9), _FEWEST), _ROUNDS))
+    times = [[0.0] * (rounds + _WARMUP - 1) for _ in runs]  # those of the warm-up come last
+    for index in (0, 1, *hopeless):
+        times[index][rounds:] = first[index][1:]
+    for number in range(rounds):
+        for index in order.permutation(active):
+            times[index][number] = runs[index]()  # type: ignore[misc]
+    return times
+
+
+def _bounds(count: int) -> tuple[int, int]:
+    """Which order statistics bound the median with 95 % confidence (a sign test)."""
+    below, rank = 0.0, 0
+    while rank < (count - 1) // 2:
+        below += comb(count, rank) / 2**count
+        if 2 * below > 1 - _CONFIDENCE:
+            break
+        rank += 1
+    rank = max(rank - 1, 0)
+    return rank, count - 1 - rank
+
+
+def runners(target: Target, chains: Sequence[Chain], size: Size) -> list[Run | None]:
+    """A function per chain that runs it once and returns milliseconds; None: refused."""
+    if target.runtime == "onnxruntime":
+        return onnx_runners(target, chains, size)
+    return torch_runners(target, chains, size)
+
+
+def _bytes(chain: Chain, size: Size, batch: int) -> int:
+    """Of the weights, twice, and of what the chain writes."""
+    written = 0
+    for stage in chain:
+        size = stage.output_size(size)
+        written += batch * stage.out_channels * prod(size)
+    return 4 * (2 * sum(stage.params for stage in chain) + written)
