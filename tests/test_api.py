@@ -55,7 +55,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[factorize.Result, Pat
 
 
 def test_all_files_are_written_and_no_other(run: tuple[factorize.Result, Path]) -> None:
-    names = {*"model.safetensors plan.json model.onnx model.pt2 report.json report.html".split()}
+    names = {
+        "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
+    }  # fmt: skip
     assert {path.name for path in run[1].iterdir()} == names
 
 

@@ -170,9 +170,21 @@ def check_globs(sites: Sequence[ConvSite], include: Sequence[str], exclude: Sequ
 
 
 def skip_reason(
-    site: ConvSite, method: Method, include: Sequence[str], exclude: Sequence[str]
+    site: ConvSite,
+    method: Method,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    *,
+    first: bool = False,
+    pointwise: bool = False,
 ) -> str | None:
-    """Why a layer stays dense whatever the rank; None where it may be factorized."""
+    """Why a layer stays dense whatever the rank; None where it may be factorized.
+
+    Parameters
+    ----------
+    first, pointwise
+        Whether layers that read the image, and 1x1 convolutions, may be factorized unasked.
+    """
     spec = site.spec
 
     def matches(patterns: Sequence[str]) -> bool:
@@ -187,9 +199,9 @@ def skip_reason(
     if reason := method.supports(spec):
         return reason
     if not include:
-        if spec.in_channels <= FIRST_LAYER_CHANNELS:
+        if spec.in_channels <= FIRST_LAYER_CHANNELS and not first:
             return f"first layer ({spec.in_channels} input channels)"
-        if all(k == 1 for k in spec.kernel):
+        if all(k == 1 for k in spec.kernel) and not pointwise:
             return "1x1 convolution"
     return None
 

@@ -10,7 +10,7 @@ from factorize.measure import ChainTime, LatencyModel
 from factorize.plan import check_globs, skip_reason
 from factorize.types import ConvSite, ConvSpec, Progress, Rank
 
-TIMED_RANKS = 12  # of a method and layer
+TIMED_RANKS = 16  # of a method and layer
 COUNTED_RANKS = 60  # where nothing has to be measured
 STEPS = (16, 8, 4)  # of channels, that the hardware may like
 SMOOTH = 1.05  # a rank off a step may take so much more than the straight line says
@@ -69,6 +69,7 @@ def layers_of(
     *,
     include: Sequence[str],
     exclude: Sequence[str],
+    first: bool,
     latency: LatencyModel | None,
     never_slower: bool,
     progress: Progress | None,
@@ -79,6 +80,8 @@ def layers_of(
     ----------
     names
         Of the methods.
+    first
+        Whether layers that read the image may be replaced too.
     latency
         Times the chains; None: nothing is timed.
     never_slower
@@ -91,7 +94,12 @@ def layers_of(
     leaders: dict[str, str] = {}
     for index, site in enumerate(sites):
         spec = site.spec
-        refused = {name: skip_reason(site, methods.get(name), include, exclude) for name in names}
+        refused = {
+            name: skip_reason(
+                site, methods.get(name), include, exclude, first=first, pointwise=True
+            )
+            for name in names
+        }
         allowed = [name for name, reason in refused.items() if reason is None]
         if not allowed:
             reasons[spec.name] = str(next(iter(refused.values())))

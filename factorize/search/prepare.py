@@ -55,7 +55,8 @@ def prepare(
     names
         Of methods to mix; empty: all that are registered.
     include, exclude
-        As in `make_plan`.
+        As in `make_plan`. Of the rules there, 1x1 convolutions are searched too, and first layers
+        where there are images to tell what that loses.
     data
         Losses are predicted, and measured, on its training images.
     config
@@ -82,7 +83,7 @@ def prepare(
     params, macs = count(model, example_input)
     assembled = Assembled(model, example_input, latency.target) if latency else None
     layers, reasons = layers_of(
-        sites, names, include=include, exclude=exclude, latency=latency,
+        sites, names, include=include, exclude=exclude, first=data is not None, latency=latency,
         never_slower=never_slower, progress=progress,
     )  # fmt: skip
     time = assembled.units if assembled else 0.0

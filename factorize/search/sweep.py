@@ -14,6 +14,7 @@ from factorize.errors import BudgetError
 from factorize.plan import Budget
 from factorize.report import CurvePoint
 from factorize.search.search import Choice, Found, Search
+from factorize.search.tables import Tables
 from factorize.types import LayerPlan, Plan, Progress
 
 AUTO = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -74,10 +75,11 @@ def sweep(
             break
         choice = found[speedup].choice
         points.append(_point(search, choice, f"{speedup:g}x", "search", speedup, rate))
-        uniform = _uniform(search, choice.plan)
-        if uniform:
+        left = search.tables.macs - sum(p.spec.macs - p.macs for p in choice.plan.layers)
+        baseline = search.timed(Choice(uniform(search.tables, UNIFORM, left), 0.0))
+        if baseline.plan.factorized:
             label = f"{UNIFORM}, uniform"
-            points.append(_point(search, uniform, label, "uniform", None, rate))
+            points.append(_point(search, baseline, label, "uniform", None, rate))
     if not found:
         raise BudgetError(notes[0].partition(": ")[2])
     taken = _knee(found) if pick == "knee" else float(pick)
@@ -127,33 +129,32 @@ def _point(
     )
 
 
-def _uniform(search: Search, plan: Plan) -> Choice | None:
-    """One share of the maximal rank in all layers, for at most as many MACs as a plan has."""
-    wanted = sum(layer.macs for layer in plan.layers)
+def uniform(tables: Tables, name: str, macs: float) -> Plan:
+    """One share of the method's maximal rank in all layers, the net within some MACs.
+
+    Every layer that the search may replace is, where that saves MACs.
+    """
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        macs = sum(layer.macs for layer in _at_share(search, middle).layers)
-        low, high = (middle, high) if macs <= wanted else (low, middle)
-    uniform = _at_share(search, low)
-    if not uniform.factorized:
-        return None
-    assert search.assembled is not None
-    return Choice(uniform, 0.0, None, search.assembled.speedup(uniform.factorized))
+        plan = _at_share(tables, name, middle)
+        saved = sum(layer.spec.macs - layer.macs for layer in plan.layers)
+        low, high = (middle, high) if tables.macs - saved <= macs else (low, middle)
+    return _at_share(tables, name, low)
 
 
-def _at_share(search: Search, share: float) -> Plan:
-    method = methods.get(UNIFORM)
+def _at_share(tables: Tables, name: str, share: float) -> Plan:
+    method = methods.get(name)
     layers = []
-    for site in search.tables.sites:
+    for site in tables.sites:
         spec = site.spec
         layer = LayerPlan(spec, macs=spec.macs, params=spec.params, skip_reason="dense")
-        if spec.name in search.tables.layers and not method.supports(spec):
+        if spec.name in tables.layers and not method.supports(spec):
             rank = tuple(max(round(share * top), 1) for top in method.max_rank(spec))
             stages = method.stages(spec, rank, method.variants[0])
             macs = sum(stage.macs for stage in stages)
             if macs < spec.macs:
                 params = sum(stage.params for stage in stages)
-                layer = LayerPlan(spec, UNIFORM, rank, method.variants[0], macs, params)
+                layer = LayerPlan(spec, name, rank, method.variants[0], macs, params)
         layers.append(layer)
     return Plan(tuple(layers), {})
