@@ -4,14 +4,17 @@ from factorize.api import Result, compress
 from factorize.errors import FactorizeError
 from factorize.export import export_onnx
 from factorize.fit import FitConfig
+from factorize.measure import Target
 from factorize.methods import register
-from factorize.plan import load_plan
+from factorize.plan import Budget, load_plan
+from factorize.search import SearchConfig
 from factorize.stages import find, load, measure, rewrite, rewrite_
 from factorize.stages import make_plan as plan
 from factorize.tune import FinetuneConfig, finetune
 from factorize.types import ConvSpec, Data, Metric, Plan
 
 __all__ = [
+    "Budget",
     "ConvSpec",
     "Data",
     "FactorizeError",
@@ -20,6 +23,8 @@ __all__ = [
     "Metric",
     "Plan",
     "Result",
+    "SearchConfig",
+    "Target",
     "compress",
     "export_onnx",
     "find",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,30 +39,39 @@ class Assembled:
         self.model = model
         self.example_input = example_input
         self.target = target
+        if target.runtime == "onnxruntime":
+            self._export()
         self.units, self.unit_ms = self._in_units()
+
+    def _export(self) -> None:
+        """The original's graph, its weights in a file that all nets share."""
+        import onnx
+
+        folder = Path(tempfile.mkdtemp(prefix="factorize-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._dense, self._spliced = folder / "dense.onnx", folder / "spliced.onnx"
+        export.export_onnx(self.model, self.example_input, folder / "original.onnx")
+        whole = onnx.load(folder / "original.onnx")
+        onnx.save_model(
+            whole, self._dense, save_as_external_data=True, location="weights", size_threshold=4096
+        )
+        (folder / "original.onnx").unlink()
+        self._onnx = onnx.load(self._dense, load_external_data=False)
+        self._nodes = export.convolution_nodes(self._onnx.graph, self.model)
 
     def _in_units(self) -> tuple[float, float]:
         """The time of the original in units of the latency model, and milliseconds per unit."""
-        if self.target.runtime != "onnxruntime":
-            with torch_runs(self.target, [self.model], self.example_input) as (run,):
-                return in_units(self.target, run)
-        import onnx
-
-        with tempfile.TemporaryDirectory(prefix="factorize-") as folder:
-            path = Path(folder, "original.onnx")
-            export.export_onnx(self.model, self.example_input, path)
-            self._onnx = onnx.load(path)
-        self._nodes = export.convolution_nodes(self._onnx.graph, self.model)
-        self._dense = self._onnx.SerializeToString()
-        run = onnx_run(self.target, self._dense, self.example_input)
-        return in_units(self.target, run)
+        if self.target.runtime == "onnxruntime":
+            return in_units(self.target, onnx_run(self.target, self._dense, self.example_input))
+        with torch_runs(self.target, [self.model], self.example_input) as (run,):
+            return in_units(self.target, run)
 
     def speedup(self, layers: Sequence[LayerPlan]) -> Speedup:
         """Time the original beside a net with these layers replaced, alternately."""
         if self.target.runtime == "onnxruntime":
             chains = {layer.spec.name: methods.chain_of(layer) for layer in layers}
-            spliced = splice(self._onnx, self._nodes, chains)
-            return onnx_speedup(self._dense, spliced, self.example_input, self.target)
+            self._spliced.write_bytes(splice(self._onnx, self._nodes, chains))
+            return onnx_speedup(self._dense, self._spliced, self.example_input, self.target)
         made = {layer.spec.name: _made_up(layer) for layer in layers}
         replaced = graph.rewrite_(copy.deepcopy(self.model), made)
         return torch_speedup(self.model, replaced, self.example_input, self.target)

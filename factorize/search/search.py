@@ -9,7 +9,7 @@ from typing import Any
 
 from factorize.errors import BudgetError
 from factorize.fit import Fitted
-from factorize.plan import Budget, Candidate, UnreachableBudget, allocate
+from factorize.plan import Budget, Candidate, allocate
 from factorize.search.assembled import Assembled
 from factorize.search.fits import Fits
 from factorize.search.tables import Tables
@@ -17,6 +17,7 @@ from factorize.types import Plan, Speedup
 
 MARGIN = 1.03  # the speed aimed at, over the one asked for: another measurement will differ
 TIMINGS = 5  # of assembled nets, at most, for one choice
+CLOSE = 0.005  # of the layers' time: not worth another timing
 ROUNDS = 2  # of measuring losses of assembled nets and correcting the predicted ones
 RIVALS = 2  # methods by themselves that the mix is measured against
 
@@ -130,32 +131,42 @@ class Search:
         if budget.speedup is None:
             return self._choice(allocate(candidates, limits))
         fastest = best = None
+        # Of the layers together: the time at which the net is as fast as asked for lies between
+        # that of the fastest chains and that of no chains.
+        dense = self.tables.dense("time")
+        least = sum(o.costs["time"] for o in _of_least_time(candidates, limits).values())
+        low, high = least, dense
         saved = self.tables.time * (1 - 1 / (budget.speedup * MARGIN))
-        gain = 1.0  # time that is really saved, over that which the layers' times predict
-        for _ in range(TIMINGS):
-            limit = max(self.tables.dense("time") - saved / gain, 0.0)
-            try:
-                chosen = allocate(candidates, {**limits, "time": limit})
-            except UnreachableBudget:
-                if fastest is not None:
-                    break
-                chosen = _of_least_time(candidates, limits)
+        limit = min(max(dense - saved, low), high)
+        for timing in range(TIMINGS):
+            if timing == TIMINGS - 1 and best is None:
+                limit = least
+            chosen = allocate(candidates, {**limits, "time": limit * (1 + 1e-9)})
             choice = self.timed(self._choice(chosen))
             speed = choice.measured_speedup
-            if fastest is None or speed > fastest[0]:
-                fastest = speed, choice
-            if speed >= budget.speedup and (best is None or choice.loss < best.loss):
-                best = choice
-            if budget.speedup <= speed <= budget.speedup * MARGIN**2:
+            if fastest is None or speed > fastest.measured_speedup:
+                fastest = choice
+            if speed >= budget.speedup:
+                low = limit
+                if best is None or choice.loss < best.loss:
+                    best = choice
+            else:
+                high = limit
+            enough = budget.speedup <= speed <= budget.speedup * MARGIN**2
+            if enough or high <= least or high - low < CLOSE * dense:
                 break
+            # Time that is really saved, over that which the layers' times predict.
             predicted = 1 - 1 / max(choice.predicted or 1.0, 1 + 1e-9)
-            gain = max(1 - 1 / speed, 0.1 * predicted) / predicted
+            gain = max(1 - 1 / speed, 1e-3) / predicted
+            limit = dense - saved / gain
+            if not low < limit < high:
+                limit = (low + high) / 2
         assert fastest is not None
         if best is None:
             raise BudgetError(
                 f"--speedup {budget.speedup:g}: the most that was measured on "
-                f"{self.tables.target} is {fastest[0]:.2f}x, with "
-                f"{len(fastest[1].plan.factorized)} layers replaced. Ask for less, or offer more "
+                f"{self.tables.target} is {fastest.measured_speedup:.2f}x, with "
+                f"{len(fastest.plan.factorized)} layers replaced. Ask for less, or offer more "
                 "layers with --include."
             )
         return best
