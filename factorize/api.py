@@ -29,7 +29,7 @@ from factorize.types import Data, Metric, Plan, Progress
 OUTPUTS = (
     "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
 )  # fmt: skip
-CHECKPOINT = "finetune.ckpt"
+CHECKPOINT, PLAN = "finetune.ckpt", "plan.json"
 UNSTEADY = 1.5  # a spread of speedups above this is told
 
 
@@ -134,9 +134,9 @@ def compress(
     seconds: dict[str, float] = {}
     remarks = [*notes, *(data.notes if data else ())]
 
-    with export.output_folder(out, (*OUTPUTS, CHECKPOINT), bool(overwrite)) as (
-        folder,
-        publish,
+    with (
+        timer.cache,
+        export.output_folder(out, (*OUTPUTS, CHECKPOINT), bool(overwrite)) as (folder, publish),
     ):
         fit.check_free(bool(overwrite))
 
@@ -146,9 +146,14 @@ def compress(
             )
 
         outcome: Outcome | None = None
-        if budget is not None or search is not None:
-            if plan is not None:
-                raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
+        searching = budget is not None or search is not None
+        if searching and plan is not None:
+            raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
+        if searching and config.resume and out is not None and Path(out, PLAN).exists():
+            # Times differ from run to run, and what was tuned so far belongs to this plan.
+            plan, choice, searching = planning.load_plan(Path(out, PLAN)), {}, False
+            remarks.append("resumed with the plan that was searched before")
+        if searching:
             with _timed(seconds, "search"):
                 outcome = run_search(
                     model, example_input, budget, search or SearchConfig(), timer, data=data,
@@ -195,6 +200,8 @@ def compress(
             if recalibration.applied:
                 rate("recalibrated", compressed)
         if data is not None and config.epochs:
+            if outcome and out is not None:
+                planning.save_plan(plan, Path(out, PLAN))
             with _timed(seconds, "finetune"):
                 tuning = tune.finetune(
                     compressed, model, data, config, device=device, progress=progress
@@ -257,7 +264,7 @@ def compress(
             curve=outcome.curve if outcome else (),
         )
         if out is not None:
-            planning.save_plan(plan, folder / "plan.json")
+            planning.save_plan(plan, folder / PLAN)
             report.save(folder / "report.json")
             write_html(report, folder / "report.html", command)
             publish(keep=[CHECKPOINT] if tuning and tuning.interrupted else [])

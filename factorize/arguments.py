@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import typer
 
 from factorize.errors import BudgetError, DataError, ModelLoadError
 from factorize.io.models import LoadedModel
@@ -105,6 +108,15 @@ def budget_of(**limits: float | None) -> Budget | None:
     return Budget(**limits) if any(limit is not None for limit in limits.values()) else None
 
 
+@contextmanager
+def usage() -> Iterator[None]:
+    """A budget with a wrong value is a wrong command, not one that cannot be kept."""
+    try:
+        yield
+    except BudgetError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def sweep_of(text: str | None) -> tuple[float, ...] | Literal["auto"]:
     """Speedups with commas between them, or ``auto``."""
     if text is None or text == "auto":
@@ -113,16 +125,16 @@ def sweep_of(text: str | None) -> tuple[float, ...] | Literal["auto"]:
         speedups = tuple(float(part) for part in text.split(","))
     except ValueError:
         speedups = ()
-    if not speedups or not all(1 < speedup < 1000 for speedup in speedups):
+    if not speedups:
         raise BudgetError(
             f"--sweep must be speedups above 1 such as 1.5,2,3 or auto, got {text!r}."
         )
     return speedups
 
 
-def pick_of(text: str) -> float | Literal["knee"]:
+def pick_of(text: str | None) -> float | Literal["knee"]:
     """A speedup, or ``knee``."""
-    if text == "knee":
+    if text is None or text == "knee":
         return "knee"
     try:
         return float(text)

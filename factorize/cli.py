@@ -26,9 +26,10 @@ from factorize.arguments import (
     rank_of,
     shape_of,
     sweep_of,
+    usage,
 )
 from factorize.checks import check_not_empty, resolve_device
-from factorize.errors import BudgetError, DataError, FactorizeError, RankError
+from factorize.errors import BudgetError, DataError, FactorizeError, PlanError, RankError
 from factorize.fit import FitConfig
 from factorize.io.data import load_data
 from factorize.io.imports import import_function
@@ -101,7 +102,7 @@ def run(
     max_drop: options.MaxDrop = None,
     sensitivity: options.Sensitivity = "error",
     sweep: options.Sweep = None,
-    pick: options.Pick = "knee",
+    pick: options.Pick = None,
     target: options.RuntimeTarget = None,
     arch: options.Arch = None,
     arch_args: options.ArchArgs = None,
@@ -140,16 +141,25 @@ def run(
         torch.set_num_threads(threads)
     resolve_device(device)
     given = load_plan(plan) if plan else None
-    budget = budget_of(speedup=speedup, macs=macs, params=params, max_drop=max_drop)
+    with usage():
+        budget = budget_of(speedup=speedup, macs=macs, params=params, max_drop=max_drop)
+        config = SearchConfig(sensitivity, sweep_of(sweep), pick_of(pick))  # type: ignore[arg-type]
     searching = budget is not None or sweep is not None
+    if given is not None and searching:
+        raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
+    if sweep is None and pick is not None:
+        raise typer.BadParameter(
+            "--pick chooses a point of a sweep. Give --sweep, or leave it out."
+        )
+    if not searching and sensitivity != "error":
+        raise typer.BadParameter("--sensitivity is for a search. Give a budget, or leave it out.")
     if given is None and rank is None and energy is None and not searching:
         raise RankError(
             "one of --rank, --energy, --plan and a budget (--speedup, --macs, --params, "
             "--max-drop, --sweep) is needed, for example --speedup 2."
         )
-    config = SearchConfig(sensitivity, sweep_of(sweep), pick_of(pick)) if searching else None  # type: ignore[arg-type]
     timed = None
-    if target or batch != 1 or searching:
+    if target or batch != 1 or dtype != "float32" or compile_ or searching:
         timed = Target(target or "onnxruntime", threads, batch, dtype, compile_)
     choice = {
         "method": method or ("auto" if searching else "spatial_svd"), "rank": rank_of(rank),
@@ -208,7 +218,8 @@ def run(
     try:
         with Bars(_err) as bars:
             result = compress(
-                loaded.model, sample, plan=given, budget=budget, target=timed, search=config,
+                loaded.model, sample, plan=given, budget=budget, target=timed,
+                search=config if searching else None,
                 data=images, evaluate=metric, fit=fitting, finetune=tuning, refresh=refresh,
                 command=shlex.join(["factorize", *sys.argv[1:]]), out=folder, force=force,
                 device=device, threads=threads, seed=seed, name=loaded.arch, notes=loaded.notes,
@@ -220,7 +231,8 @@ def run(
         saved = save_calibration is not None and save_calibration.exists()
         but = f" but {save_calibration}" if saved else ""
         raise _InterruptedError(f"nothing was written{but}") from error
-    _finish(result, folder, timed=searching and (budget is None or budget.timed))
+    by_time = sweep is not None or (budget is not None and budget.timed)
+    _finish(result, folder, timed=by_time)
 
 
 @compare_app.command()

@@ -66,8 +66,8 @@ Sweep = Annotated[str | None, typer.Option(
     metavar="X,Y,..",
     help="Search for each of these speedups, or auto: the accuracy-speedup curve is in the "
     "report.", rich_help_panel=_BUDGET)]
-Pick = Annotated[str, typer.Option(
-    metavar="X", help="The point of --sweep to export: one of its speedups, or knee.",
+Pick = Annotated[str | None, typer.Option(
+    metavar="X", help="The point of --sweep to export: one of its speedups, or knee, the default.",
     rich_help_panel=_BUDGET)]
 
 RuntimeTarget = Annotated[str | None, typer.Option(

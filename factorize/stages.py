@@ -119,10 +119,12 @@ def search_plan(
         return measure(model, one, example_input, data=data, device=device, seed=seed)
 
     latency = latency_model(target or Target(), refresh=refresh)
-    return run_search(
-        model, example_input, budget, search or SearchConfig(), latency, data=data,
-        fit=fit or FitConfig(), rate=rated, device=device, seed=seed, progress=progress, **choice,
-    ).plan  # fmt: skip
+    with latency.cache:
+        return run_search(
+            model, example_input, budget, search or SearchConfig(), latency, data=data,
+            fit=fit or FitConfig(), rate=rated, device=device, seed=seed, progress=progress,
+            **choice,
+        ).plan  # fmt: skip
 
 
 def rewrite(

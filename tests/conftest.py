@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ settings.register_profile(
 settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=2000,
                           derandomize=False)  # fmt: skip
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Timings of tests go to a folder of their own, those of commands they start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACTORIZE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 class Ran:

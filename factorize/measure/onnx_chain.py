@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import zlib
 from collections.abc import Sequence
 from math import prod, sqrt
 from pathlib import Path
@@ -37,7 +38,7 @@ def chain_nodes(
     for index, spec in enumerate(stages):
         last = index == len(stages) - 1
         name = f"{prefix}.{index}"
-        before, after = _pads(spec)
+        before, after = pads_of(spec)
         if spec.padding_mode != "zeros" and any((*before, *after)):
             pads = np.array((0, 0, *before, 0, 0, *after), np.int64)
             weights.append(numpy_helper.from_array(pads, f"{name}.pads"))
@@ -48,7 +49,7 @@ def chain_nodes(
                 )
             )  # fmt: skip
             source, before, after = f"{name}.padded", (0,) * len(before), (0,) * len(after)
-        weights.append(numpy_helper.from_array(_weight(spec), f"{name}.weight"))
+        weights.append(numpy_helper.from_array(_weight(spec, name), f"{name}.weight"))
         inputs = [source, f"{name}.weight"]
         if last and bias:
             inputs.append(bias)
@@ -105,6 +106,14 @@ def chain_model(stages: Sequence[ConvSpec], size: Size, batch: int, copies: int 
     return optimized.SerializeToString()
 
 
+def pads_of(spec: ConvSpec) -> tuple[Size, Size]:
+    """Padding before and after, per axis."""
+    if spec.padding != "same":
+        return spec.padding, spec.padding
+    total = [d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True)]
+    return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+
+
 def _strip(graph: Any, channels: int) -> None:
     """Remove the changes of layout at both ends: the input and output stay blocked."""
     from onnx import TensorProto, helper
@@ -124,15 +133,11 @@ def _strip(graph: Any, channels: int) -> None:
             graph.node.remove(node)
 
 
-def _pads(spec: ConvSpec) -> tuple[Size, Size]:
-    """Padding before and after, per axis."""
-    if spec.padding != "same":
-        return spec.padding, spec.padding
-    total = [d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True)]
-    return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+def _weight(spec: ConvSpec, name: str) -> np.ndarray:
+    """Numbers of no meaning, of a size that keeps activations finite.
 
-
-def _weight(spec: ConvSpec) -> np.ndarray:
-    """Numbers of no meaning, of a size that keeps activations finite."""
-    pool = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
+    Others for each name: the runtime makes one of copies of a convolution with equal weights.
+    """
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    pool = rng.standard_normal(4096).astype(np.float32)
     return np.resize(pool, spec.weight_shape) / np.float32(sqrt(prod(spec.weight_shape[1:])))

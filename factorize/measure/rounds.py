@@ -71,10 +71,10 @@ def time_chains(
     for chain in chains:
         needed = sum(copies * _bytes(one, size, target.batch) for one in (*group, chain))
         if group and needed > _MEMORY:
-            found += _time_group(target, dense, group, size)
+            found += _time_group(target, dense, group, size, copies)
             group = []
         group.append(chain)
-    return found + _time_group(target, dense, group, size)
+    return found + _time_group(target, dense, group, size, copies)
 
 
 def in_units(target: Target, run: Run) -> tuple[float, float]:
@@ -83,7 +83,8 @@ def in_units(target: Target, run: Run) -> tuple[float, float]:
     for _ in range(_WARMUP):
         unit()
         run()
-    units, runs = np.array([(unit(), run() - beside) for _ in range(_ROUNDS)]).T
+    pairs = [(unit(), max(run() - beside, 0.5 * beside)) for _ in range(_ROUNDS)]
+    units, runs = np.array(pairs).T
     return float(np.median(runs / units)), float(np.median(units))
 
 
@@ -105,12 +106,12 @@ def reference(target: Target) -> Run:
 
 
 def _time_group(
-    target: Target, dense: Chain, chains: Sequence[Chain], size: Size
+    target: Target, dense: Chain, chains: Sequence[Chain], size: Size, copies: int
 ) -> list[ChainTime | None]:
     runs = [reference(target), *runners(target, [dense, *chains], size)]
     if runs[1] is None:
         return [None] * len(chains)
-    times = _rounds(runs)
+    times = _rounds(runs, copies)
     found: list[ChainTime | None] = []
     for run, column in zip(runs[2:], times[2:], strict=True):
         if run is None:
@@ -125,7 +126,7 @@ def _time_group(
     return found
 
 
-def _rounds(runs: Sequence[Run | None]) -> list[list[float]]:
+def _rounds(runs: Sequence[Run | None], copies: int) -> list[list[float]]:
     """Milliseconds of each run in each round; 0 in rounds that a hopeless one was left out of.
 
     The first run is the reference, the second the dense layer.
@@ -140,7 +141,7 @@ def _rounds(runs: Sequence[Run | None]) -> list[list[float]]:
     best = {index: min(first[index][1:]) for index in active}
     hopeless = [i for i in active if i > 1 and best[i] > _HOPELESS * best[1]]
     active = [index for index in active if index not in hopeless]
-    spent = sum(best[index] for index in active) / 1e3
+    spent = copies * sum(best[index] for index in active) / 1e3
     rounds = int(min(max(_SECONDS / max(spent, 1e-9), _FEWEST), _ROUNDS))
     times = [[0.0] * (rounds + _WARMUP - 1) for _ in runs]  # those of the warm-up come last
     for index in (0, 1, *hopeless):

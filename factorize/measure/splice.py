@@ -6,9 +6,12 @@ Exporting a rewritten model takes seconds; its time does not depend on its weigh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from factorize.measure.onnx_chain import OPSET, chain_nodes
+import numpy as np
+
+from factorize.measure.onnx_chain import OPSET, chain_nodes, pads_of
 from factorize.types import ConvSpec
 
 
@@ -34,29 +37,57 @@ def splice(
     chain_of = {node: chains[layer] for layer, names in nodes.items() for node in names
                 if layer in chains}  # fmt: skip
     makers = {name: node for node in graph.node for name in node.output}
-    spliced, dropped = [], set()
+    spliced, left = [], set()  # left: what the replaced nodes read
     for node in graph.node:
         chain = chain_of.get(node.name)
         if chain is None:
             spliced.append(node)
             continue
-        source, padding = node.input[0], makers.get(node.input[0])
-        pads_itself = chain[0].padding == "same" or chain[0].padding_mode != "zeros"
-        if pads_itself and padding is not None and padding.op_type == "Pad":
-            source = padding.input[0]  # the chain has a Pad of its own
-            dropped.add(padding.name)
+        source, chain, more = _padding(node, makers.get(node.input[0]), chain)
         bias = node.input[2] if len(node.input) > 2 else ""
         new, weights = chain_nodes(chain, source, node.output[0], f"{node.name}.chain", bias)
+        _add_pads(next(one for one in new if one.op_type == "Conv"), more)
         spliced += new
         graph.initializer.extend(weights)
-    del graph.node[:]
-    graph.node.extend(node for node in spliced if node.name not in dropped)
-    del graph.value_info[:]
-    for opset in result.opset_import:
-        if opset.domain == "" and dropped:
-            opset.version = max(opset.version, OPSET)
-    read = {name for node in graph.node for name in node.input}
-    kept = [weight for weight in graph.initializer if weight.name in read]
-    del graph.initializer[:]
+        left |= {*node.input}
+    unread = left - _read(graph, spliced)
+    pads = [node for node in spliced if node.op_type == "Pad" and node.output[0] in unread]
+    spliced = [node for node in spliced if node not in pads]
+    unread = left.union(*(pad.input for pad in pads)) - _read(graph, spliced)
+    kept = [weight for weight in graph.initializer if weight.name not in unread]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(spliced)
     graph.initializer.extend(kept)
+    for opset in result.opset_import:
+        if opset.domain == "" and any(node.op_type == "Pad" for node in spliced):
+            opset.version = max(opset.version, OPSET)
     return result.SerializeToString()
+
+
+def _padding(
+    node: Any, maker: Any, chain: Sequence[ConvSpec]
+) -> tuple[str, Sequence[ConvSpec], np.ndarray]:
+    """What the chain that replaces a node reads, the chain, and zeros to pad beside its own.
+
+    Exporters write padding as a node of its own where Conv cannot pad so, and merge zeros that a
+    model pads before a convolution with the convolution's own.
+    """
+    theirs = next((a.ints for a in node.attribute if a.name == "pads"), ())
+    ours = np.sum([np.concatenate(pads_of(stage)) for stage in chain], axis=0)
+    if any(theirs) or not any(ours):
+        return node.input[0], chain, np.array(theirs or 0 * ours) - ours
+    if maker is not None and maker.op_type == "Pad":
+        return maker.input[0], chain, 0 * ours
+    none = (0,) * len(chain[0].kernel)
+    return node.input[0], [replace(s, padding=none) for s in chain], 0 * ours
+
+
+def _add_pads(node: Any, more: np.ndarray) -> None:
+    for attribute in node.attribute:
+        if attribute.name == "pads":
+            attribute.ints[:] = [int(pad) for pad in np.add(attribute.ints, more)]
+
+
+def _read(graph: Any, nodes: Sequence[Any]) -> set[str]:
+    """Names of the values that nodes or the graph's outputs are made of."""
+    return {v.name for v in graph.output}.union(*(node.input for node in nodes))

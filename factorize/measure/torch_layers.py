@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from factorize.types import ConvSpec, Size
 _CONVS = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 
 
+@torch.random.fork_rng(devices=())  # the caller's draws do not depend on what is in the cache
 def torch_runners(
     target: Target, chains: Sequence[tuple[ConvSpec, ...]], size: Size
 ) -> list[Callable[[], float] | None]:
@@ -29,7 +31,7 @@ def torch_runners(
         module = module.to(memory_format=_layout(target, x))  # type: ignore[call-overload]
         try:
             call: Callable[[], Any] = captured(module, x) if target.compiled else lambda: module(x)
-            call()
+            timed(call, target)
         except RuntimeError:
             return None
         return lambda: timed(call, target)
@@ -60,18 +62,29 @@ def captured(module: nn.Module, x: torch.Tensor) -> Callable[[], Any]:
 
 
 def timed(call: Callable[[], Any], target: Target) -> float:
-    """Milliseconds of one call."""
+    """Milliseconds of one call, with the target's threads."""
     with torch.no_grad():
         if target.device == "cpu":
-            start = time.perf_counter()
-            call()
-            return 1e3 * (time.perf_counter() - start)
+            with _threads(target):
+                start = time.perf_counter()
+                call()
+                return 1e3 * (time.perf_counter() - start)
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         call()
         end.record()
         end.synchronize()
         return begin.elapsed_time(end)
+
+
+@contextmanager
+def _threads(target: Target) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(target.threads or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _layout(target: Target, x: torch.Tensor) -> torch.memory_format:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from factorize.errors import BudgetError, DataError
 from factorize.plan import Budget
@@ -25,21 +26,19 @@ def fastest(search: Search, budget: Budget, progress: Progress | None = None) ->
     Raises
     ------
     DataError
-        There are no images, or the net does not classify.
+        The net does not classify.
     BudgetError
         No net that is measured faster keeps the accuracy, or none that keeps it is as fast as
         `budget.speedup`.
     """
     assert budget.max_drop is not None
-    if not search.fits.can_judge:
-        raise DataError("--max-drop needs images to judge by, got none. Give --data.")
     before = search.fits.quality_of(search.fits.model)
     name = "top1" if "top1" in before else "agreement"
     if name not in before:
         raise DataError(
             "--max-drop: the model's outputs must be logits of classes, and are not. Use --speedup."
         )
-    limits = replace(budget, max_drop=None, speedup=None)
+    limits = replace(budget, max_drop=None, speedup=LEAST)
     low, high = LEAST, max(search.fastest(limits).measured_speedup, LEAST)
     rounds, best = [], None
     speed = (low * high) ** 0.5
@@ -64,10 +63,16 @@ def fastest(search: Search, budget: Budget, progress: Progress | None = None) ->
             break
         speed = (low * high) ** 0.5
     if best is None:
-        least = min(rounds, key=lambda one: one["drop"], default={"drop": 0.0})
+        if not rounds:
+            raise BudgetError(
+                f"not faster: no net is measured {LEAST:g}x as fast as the original on "
+                f"{search.tables.target}: the model stays as it is. Try another --target, or "
+                "--macs."
+            )
+        least = min(float(one["drop"]) for one in rounds)
         raise BudgetError(
             f"--max-drop {budget.max_drop:g}: no net that is faster on {search.tables.target} "
-            f"keeps it: the least loss of {name} was {least['drop']:.2f} points. Allow more, or "
+            f"keeps it: the least loss of {name} was {least:.2f} points. Allow more, or "
             "--reconstruct."
         )
     if budget.speedup is not None and best.measured_speedup < budget.speedup:
@@ -81,7 +86,7 @@ def fastest(search: Search, budget: Budget, progress: Progress | None = None) ->
     return Found(best, search.fits.of(best.plan), tuple(rounds))
 
 
-def _round(choice: Choice, name: str, drop: float) -> dict[str, object]:
+def _round(choice: Choice, name: str, drop: float) -> dict[str, Any]:
     return {
         "tried": f"{choice.measured_speedup:.2f}x",
         "plan": choice.plan,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 
 from factorize import methods
-from factorize.measure import ChainTime, LatencyModel
+from factorize.measure import LatencyModel
 from factorize.plan import check_globs, skip_reason
 from factorize.types import ConvSite, ConvSpec, Progress, Rank
 
@@ -20,14 +21,20 @@ PROBE = ConvSpec("", "conv2d", 128, 128, (3, 3), (1, 1), (1, 1), (1, 1), input_s
 
 @dataclass(frozen=True)
 class Option:
-    """One chain for one layer; `time` is None where none was measured."""
+    """One chain for a layer and all that share its weight, which is counted once.
+
+    Attributes
+    ----------
+    time
+        In the latency model's units; None where none was measured.
+    """
 
     method: str
     rank: Rank
     variant: str
     macs: int
     params: int
-    time: ChainTime | None = None
+    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Layer:
     ----------
     tied
         Other layers that share its weight, and get the chain that it gets.
+    macs, params, dense
+        MACs, parameters and time of all of them as they are.
     slower
         The fastest chain, where none is faster than the layer.
     """
@@ -45,6 +54,8 @@ class Layer:
     spec: ConvSpec
     tied: tuple[str, ...]
     options: tuple[Option, ...]
+    macs: int
+    params: int
     dense: float
     slower: Option | None = None
 
@@ -89,10 +100,10 @@ def layers_of(
     """
     check_globs(sites, include, exclude)
     step = hardware_step(latency) if latency else 1
-    layers: dict[str, Layer] = {}
+    allowed: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
-    leaders: dict[str, str] = {}
-    for index, site in enumerate(sites):
+    groups: dict[str, list[ConvSite]] = {}
+    for site in sites:
         spec = site.spec
         refused = {
             name: skip_reason(
@@ -100,53 +111,65 @@ def layers_of(
             )
             for name in names
         }
-        allowed = [name for name, reason in refused.items() if reason is None]
-        if not allowed:
+        allowed[spec.name] = [name for name, reason in refused.items() if reason is None]
+        if not allowed[spec.name]:
             reasons[spec.name] = str(next(iter(refused.values())))
-        elif leader := next((leaders[name] for name in site.tied if name in leaders), None):
-            leaders[spec.name] = leader
         else:
-            leaders[spec.name] = spec.name
-            layers[spec.name] = _layer(spec, allowed, step, latency, never_slower)
+            leader = next((name for name in site.tied if name in groups), spec.name)
+            groups.setdefault(leader, []).append(site)
+    layers: dict[str, Layer] = {}
+    for done, (name, group) in enumerate(groups.items()):
+        shared = [one for one in names if all(one in allowed[site.spec.name] for site in group)]
+        layers[name] = _layer(group, shared, step, latency, never_slower)
         if progress:
-            progress("time layers", index + 1, len(sites), {})
-    followers = _followers(leaders)
-    return {
-        name: Layer(layer.spec, followers[name], layer.options, layer.dense, layer.slower)
-        for name, layer in layers.items()
-    }, reasons
+            progress("time layers", done + 1, len(groups), {})
+    return layers, reasons
 
 
 def _layer(
-    spec: ConvSpec, names: Iterable[str], step: int, latency: LatencyModel | None, faster: bool
+    group: Sequence[ConvSite],
+    names: Iterable[str],
+    step: int,
+    latency: LatencyModel | None,
+    never_slower: bool,
 ) -> Layer:
-    options = []
+    """The layer of sites that share a weight."""
+    specs = [site.spec for site in group]
+    first, tied = specs[0], tuple(spec.name for spec in specs[1:])
+    macs = sum(spec.macs for spec in specs)
+    # A weight that a layer outside of the group has too does not go away.
+    stays = len(group) <= len(group[0].tied)
+    params = _params([(spec,) for spec in specs]) - stays * prod(first.weight_shape)
+    options, chains = [], []
     for name in names:
         method = methods.get(name)
         count = TIMED_RANKS if latency else COUNTED_RANKS
-        for rank in method.ladder(spec, step=step, count=count):
+        for rank in method.ladder(first, step=step, count=count):
             for variant in method.variants:
-                stages = method.stages(spec, rank, variant)
-                macs = sum(stage.macs for stage in stages)
-                if macs < spec.macs:
-                    params = sum(stage.params for stage in stages)
-                    options.append((Option(name, rank, variant, macs, params), stages))
+                made = [method.stages(spec, rank, variant) for spec in specs]
+                cost = sum(stage.macs for chain in made for stage in chain)
+                if cost < macs:
+                    options.append(Option(name, rank, variant, cost, _params(made)))
+                    chains.append(made)
     if latency is None:
-        return Layer(spec, (), tuple(option for option, _ in options), 0.0)
-    *times, whole = latency.times(spec, [*(stages for _, stages in options), (spec,)])
-    dense = whole.dense if whole else 0.0
-    timed = [
-        Option(**{**vars(option), "time": time})
-        for (option, _), time in zip(options, times, strict=True)
-        if time
+        return Layer(first, tied, tuple(options), macs, params, 0.0)
+    times = [
+        latency.times(spec, [*(made[index] for made in chains), (spec,)])
+        for index, spec in enumerate(specs)
     ]
-    good = tuple(option for option in timed if not faster or option.time.faster)  # type: ignore[union-attr]
-    slower = min(timed, key=lambda o: o.time.chain, default=None) if not good else None  # type: ignore[union-attr]
-    return Layer(spec, (), good, dense, slower)
+    *timed, whole = zip(*times, strict=True)
+    dense = sum(one.dense for one in whole if one)
+    run = [
+        (replace(option, time=sum(one.chain for one in found)), all(o.faster for o in found))
+        for option, found in zip(options, timed, strict=True)
+        if all(found)
+    ]
+    good = tuple(option for option, faster in run if faster or not never_slower)
+    slower = min((option for option, _ in run), key=lambda o: o.time or 0.0, default=None)
+    return Layer(first, tied, good, macs, params, dense, None if good else slower)
 
 
-def _followers(leaders: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for name, leader in leaders.items():
-        found[leader] = (*found.get(leader, ()), *((name,) if name != leader else ()))
-    return found
+def _params(chains: Sequence[Sequence[ConvSpec]]) -> int:
+    """Of chains whose weights are shared, and whose biases are not."""
+    weights = sum(prod(stage.weight_shape) for stage in chains[0])
+    return weights + sum(stage.out_channels for one in chains for stage in one if stage.bias)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from factorize import calibrate, graph, methods, tune
-from factorize.errors import DataError, NoConvolutionError
+from factorize.errors import BudgetError, DataError, FactorizeError, NoConvolutionError
 from factorize.fit import FitConfig, calibration_images
 from factorize.measure import LatencyCache, LatencyModel, Target, count, default_cache_path
 from factorize.search.assembled import Assembled
@@ -69,6 +69,8 @@ def prepare(
     ------
     NoConvolutionError, UnsupportedLayerError, ExportError, DataError
         The model or the data do not allow it.
+    BudgetError
+        No chain is measured faster than its layer.
     """
     config = config or FitConfig()
     if sensitivity not in SENSITIVITIES:
@@ -87,12 +89,12 @@ def prepare(
         never_slower=never_slower, progress=progress,
     )  # fmt: skip
     # On a busy machine the whole net may be measured to take less than its layers.
-    dense = sum((1 + len(layer.tied)) * layer.dense for layer in layers.values())
+    dense = sum(layer.dense for layer in layers.values())
     time = max(assembled.units, dense) if assembled else 0.0
     offered = {name: {o.method for o in layer.options} for name, layer in layers.items()}
     offered = {name: some for name, some in offered.items() if some}
     if not offered:
-        raise NoConvolutionError(_nothing(layers, reasons, assembled))
+        raise _nothing(layers, reasons, assembled)
     specs = {name: layers[name].spec for name in offered}
     with tune.placed(device, model):
         images = calibration_images(model, data, config.images, seed) if data else []
@@ -150,7 +152,9 @@ def _losses(
     def of(table: Mapping[str, Loss]) -> LossOf:
         @cache
         def value(name: str, option: Option) -> float:
-            return table[name](option.method, option.rank, option.variant, option.macs)
+            stages = methods.get(option.method).stages(specs[name], option.rank, option.variant)
+            macs = sum(stage.macs for stage in stages)  # those of the option are of all uses
+            return table[name](option.method, option.rank, option.variant, macs)
 
         return value
 
@@ -159,16 +163,20 @@ def _losses(
 
 def _nothing(
     layers: Mapping[str, Layer], reasons: Mapping[str, str], assembled: Assembled | None
-) -> str:
+) -> FactorizeError:
     """Why no layer has a chain that could replace it."""
     if not layers:
         name, reason = next(iter(reasons.items()))
         name = name or "the model"
-        return f"all {len(reasons)} convolutions stay dense ({name}: {reason}). See --include."
+        return NoConvolutionError(
+            f"all {len(reasons)} convolutions stay dense ({name}: {reason}). See --include."
+        )
     if assembled is None:
-        return f"no method saves MACs in any of {len(layers)} layers. Allow more --method."
-    return (
-        f"no chain of any of {len(layers)} layers is measured faster than its layer on "
+        return NoConvolutionError(
+            f"no method saves MACs in any of {len(layers)} layers. Allow more --method."
+        )
+    return BudgetError(
+        f"not faster: no chain of any of {len(layers)} layers is measured faster than its layer on "
         f"{assembled.target}: the model stays as it is. Try another --target, or --macs."
     )
 

@@ -9,14 +9,14 @@ from typing import Any, Literal
 from torch import nn
 
 from factorize import methods
-from factorize.errors import RankError
+from factorize.errors import BudgetError, DataError, RankError
 from factorize.fit import FitConfig, Fitted
 from factorize.measure import Chain, LatencyModel
 from factorize.plan import Budget
 from factorize.report import CurvePoint, SearchReport
 from factorize.search.drop import fastest
 from factorize.search.prepare import prepare
-from factorize.search.sweep import Sweep, sweep
+from factorize.search.sweep import Sweep, speedups_of, sweep
 from factorize.types import Data, Plan, Progress, Speedup
 
 
@@ -34,11 +34,25 @@ class SearchConfig:
         Speedups to search for, one after the other, or ``auto``: the accuracy-speedup curve.
     pick
         Which point of the curve is the result: one of `sweep`, or ``knee``.
+
+    Raises
+    ------
+    BudgetError
+        A speedup is not above 1, or `pick` is not one of them.
     """
 
     sensitivity: Literal["error", "kl"] = "error"
     sweep: tuple[float, ...] | Literal["auto"] = ()
     pick: float | Literal["knee"] = "knee"
+
+    def __post_init__(self) -> None:
+        if self.sweep != "auto" and not all(1 < speedup < 1000 for speedup in self.sweep):
+            raise BudgetError(
+                f"--sweep must be speedups above 1 such as 1.5,2,3 or auto, got {self.sweep}."
+            )
+        points = speedups_of(self.sweep)
+        if self.pick != "knee" and self.pick not in points:
+            raise BudgetError(f"--pick must be knee or one of --sweep {points}, got {self.pick}.")
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,14 @@ def run_search(
         raise RankError(
             f"--{given[0].replace('_', '-')}: a budget chooses ranks itself. Leave one of them out."
         )
+    if config.sweep and budget is not None and budget.timed:
+        name = "speedup" if budget.speedup is not None else "max-drop"
+        raise RankError(
+            f"--{name}: a sweep goes through speedups itself. Leave one of them out, or choose a "
+            "point of it with --pick."
+        )
+    if budget is not None and budget.max_drop is not None and data is None:
+        raise DataError("--max-drop needs images to judge by, got none. Give --data.")
     timed = budget is None or budget.timed or bool(config.sweep)
     search = prepare(
         model, example_input, latency=latency if timed else None, never_slower=timed,
@@ -123,7 +145,7 @@ def run_search(
     plan = replace(choice.plan, settings={"method": method, "include": list(include),
                                           "exclude": list(exclude), "seed": seed})  # fmt: skip
     speed = choice.measured
-    asked = {key: value for key, value in asdict(budget).items() if value} if budget else {}
+    asked = {k: v for k, v in asdict(budget).items() if v is not None} if budget else {}
     report = SearchReport(
         budget=asked,
         target=latency.target.context(),

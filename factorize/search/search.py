@@ -18,6 +18,9 @@ from factorize.types import Plan, Speedup
 MARGIN = 1.03  # the speed aimed at, over the one asked for: another measurement will differ
 TIMINGS = 5  # of assembled nets, at most, for one choice
 CLOSE = 0.005  # of the layers' time: not worth another timing
+LEAST_SHARE = 0.15
+"""Of a layer's MACs: below it a layer loses more than its error predicts (`experiments/auto`), so
+that less is offered only where the budget cannot be kept otherwise."""
 ROUNDS = 2  # of measuring losses of assembled nets and correcting the predicted ones
 RIVALS = 2  # methods by themselves that the mix is measured against
 
@@ -126,15 +129,26 @@ class Search:
         BudgetError
             No plan keeps the budget.
         """
-        candidates = self.tables.candidates(only, factors)
+        for least in (LEAST_SHARE, 0.0):
+            candidates = self.tables.candidates(only, factors, least=least)
+            try:
+                return self._chosen(budget, candidates)
+            except BudgetError:
+                if not least:
+                    raise
+        raise AssertionError
+
+    def _chosen(self, budget: Budget, candidates: Mapping[str, list[Candidate]]) -> Choice:
         limits = self.tables.limits(budget)
-        if budget.speedup is None:
-            return self._choice(allocate(candidates, limits))
+        with self.tables.telling(budget):
+            if budget.speedup is None:
+                return self._choice(allocate(candidates, limits))
+            quickest = _of_least_time(candidates, limits)
         fastest = best = None
         # Of the layers together: the time at which the net is as fast as asked for lies between
         # that of the fastest chains and that of no chains.
         dense = self.tables.dense("time")
-        least = sum(o.costs["time"] for o in _of_least_time(candidates, limits).values())
+        least = sum(option.costs["time"] for option in quickest.values())
         low, high = least, dense
         saved = self.tables.time * (1 - 1 / (budget.speedup * MARGIN))
         limit = min(max(dense - saved, low), high)
@@ -187,8 +201,9 @@ class Search:
 
     def fastest(self, budget: Budget) -> Choice:
         """The plan of least time, by that of its layers, within the other limits of a budget."""
-        limits = self.tables.limits(budget)
-        return self.timed(self._choice(_of_least_time(self.tables.candidates(), limits)))
+        with self.tables.telling(budget):
+            chosen = _of_least_time(self.tables.candidates(), self.tables.limits(budget))
+        return self.timed(self._choice(chosen))
 
     def _choice(self, chosen: Mapping[str, Candidate]) -> Choice:
         loss = sum(option.loss for option in chosen.values())
@@ -240,4 +255,4 @@ def _factors(tried: Mapping[str, Choice], true: Mapping[str, float]) -> dict[str
     """
     ratios = {name: true[name] / max(choice.loss, 1e-12) for name, choice in tried.items()}
     mixes = [ratio for name, ratio in ratios.items() if name.startswith("all methods")]
-    return {name: r / mixes[-1] for name, r in ratios.items() if " " not in name}
+    return {name: r / max(mixes[-1], 1e-12) for name, r in ratios.items() if " " not in name}

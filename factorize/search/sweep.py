@@ -56,9 +56,7 @@ def sweep(
     BudgetError
         No point can be reached.
     """
-    wanted = sorted(AUTO if speedups == "auto" else speedups)
-    if pick != "knee" and pick not in wanted:
-        raise BudgetError(f"--pick must be knee or one of --sweep {wanted}, got {pick}.")
+    wanted = speedups_of(speedups)
     found: dict[float, Found] = {}
     points = [CurvePoint("original", "dense", None, 1.0, 1.0, 1.0, None, 1.0, 1.0,
                          rate(search.fits.model), False)]  # fmt: skip
@@ -89,6 +87,11 @@ def sweep(
     return Sweep(tuple(points), found[taken], tuple(notes))
 
 
+def speedups_of(sweep: Sequence[float] | Literal["auto"]) -> list[float]:
+    """What is searched for, ascending, each once."""
+    return sorted({*(AUTO if sweep == "auto" else sweep)})
+
+
 def _knee(found: dict[float, Found]) -> float:
     """The point farthest above the chord of the losses that were predicted for the choices."""
     speeds = list(found)
@@ -110,10 +113,9 @@ def _point(
     rate: Callable[[nn.Module], dict[str, float]],
 ) -> CurvePoint:
     assert choice.measured is not None
-    tables, saved = search.tables, {"macs": 0, "params": 0}
-    for layer in choice.plan.factorized:
-        saved["macs"] += layer.spec.macs - layer.macs
-        saved["params"] += layer.spec.params - layer.params
+    tables, model = search.tables, search.fits.applied(choice.plan)
+    saved = sum(layer.spec.macs - layer.macs for layer in choice.plan.factorized)
+    params = sum(parameter.numel() for parameter in model.parameters())
     return CurvePoint(
         label=label,
         kind=kind,
@@ -122,9 +124,9 @@ def _point(
         speedup_p10=choice.measured.speedup_p10,
         speedup_p90=choice.measured.speedup_p90,
         predicted_speedup=choice.predicted,
-        macs=1 - saved["macs"] / tables.macs,
-        params=1 - saved["params"] / tables.params,
-        quality=rate(search.fits.applied(choice.plan)),
+        macs=1 - saved / tables.macs,
+        params=params / tables.params,
+        quality=rate(model),
         picked=False,
     )
 
@@ -145,11 +147,12 @@ def uniform(tables: Tables, name: str, macs: float) -> Plan:
 
 def _at_share(tables: Tables, name: str, share: float) -> Plan:
     method = methods.get(name)
+    may = {one for name, layer in tables.layers.items() for one in (name, *layer.tied)}
     layers = []
     for site in tables.sites:
         spec = site.spec
         layer = LayerPlan(spec, macs=spec.macs, params=spec.params, skip_reason="dense")
-        if spec.name in tables.layers and not method.supports(spec):
+        if spec.name in may and not method.supports(spec):
             rank = tuple(max(round(share * top), 1) for top in method.max_rank(spec))
             stages = method.stages(spec, rank, method.variants[0])
             macs = sum(stage.macs for stage in stages)

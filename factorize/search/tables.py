@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import ceil, isfinite, sqrt
 
-from factorize.plan import Budget, Candidate
+from factorize import methods
+from factorize.errors import BudgetError
+from factorize.plan import Budget, Candidate, UnreachableBudget
 from factorize.search.options import Layer, Option
 from factorize.types import ConvSite, LayerPlan, Plan
 
@@ -44,7 +47,11 @@ class Tables:
     unit_ms: float = 0.0
 
     def candidates(
-        self, only: str | None = None, factors: Mapping[str, float] | None = None
+        self,
+        only: str | None = None,
+        factors: Mapping[str, float] | None = None,
+        *,
+        least: float = 0.0,
     ) -> dict[str, list[Candidate]]:
         """The chains of each layer, and the layer itself, which loses nothing.
 
@@ -54,22 +61,24 @@ class Tables:
             The one method to offer.
         factors
             What the losses of methods are multiplied by.
+        least
+            Share of a layer's MACs that a chain must cost.
         """
         found = {}
         for name, layer in self.layers.items():
-            uses = 1 + len(layer.tied)
-            dense = {"macs": layer.spec.macs, "params": layer.spec.params, "time": layer.dense}
-            found[name] = [Candidate({key: uses * cost for key, cost in dense.items()}, 0.0)]
+            dense = {"macs": layer.macs, "params": layer.params, "time": layer.dense}
+            found[name] = [Candidate(dense, 0.0)]
             for option in layer.options:
                 if only is not None and option.method != only:
                     continue
+                if option.macs < least * layer.macs:
+                    continue
                 if not isfinite(self.loss_of(name, option)):
                     continue
-                time = option.time.chain if option.time else 0.0
+                time = option.time or 0.0
                 costs = {"macs": option.macs, "params": option.params, "time": time}
                 loss = self.loss_of(name, option) * (factors or {}).get(option.method, 1.0)
-                costs = {key: uses * cost for key, cost in costs.items()}
-                found[name].append(Candidate(costs, uses * loss, option))
+                found[name].append(Candidate(costs, (1 + len(layer.tied)) * loss, option))
         return found
 
     def limits(self, budget: Budget) -> dict[str, float]:
@@ -82,13 +91,32 @@ class Tables:
             limits["params"] = max(budget.params * self.params - others, 0.0)
         return limits
 
+    @contextmanager
+    def telling(self, budget: Budget) -> Iterator[None]:
+        """What can be kept where the budget cannot, as shares of the whole net."""
+        try:
+            yield
+        except UnreachableBudget as error:
+            asked = {key: getattr(budget, key) for key in error.reachable}
+            least = {
+                key: (error.reachable[key] + getattr(self, key) - self.dense(key))
+                / getattr(self, key)
+                for key in asked
+            }
+            wanted = ", ".join(f"--{key} {share:g}" for key, share in asked.items())
+            can = ", ".join(
+                f"--{key} {max(ceil(1000 * share) / 1000, asked[key]):g}"
+                for key, share in least.items()
+            )
+            raise BudgetError(
+                f"{wanted}: cannot be kept with these layers and methods, the nearest that can is "
+                f"{can}. Ask for that, or offer more layers with --include."
+            ) from error
+
     def dense(self, cost: str) -> float:
         """What all layers that may be replaced cost as they are."""
-        return sum(
-            (1 + len(layer.tied))
-            * (layer.dense if cost == "time" else float(getattr(layer.spec, cost)))
-            for layer in self.layers.values()
-        )
+        key = "dense" if cost == "time" else cost
+        return float(sum(getattr(layer, key) for layer in self.layers.values()))
 
     def speedup(self, chosen: Mapping[str, Candidate]) -> float:
         """Of the whole net, as the times of its layers predict it."""
@@ -112,8 +140,10 @@ class Tables:
             reason = self.reasons.get(name) or self._stays(self.layers[leaders.get(name, name)])
             return LayerPlan(spec, macs=spec.macs, params=spec.params, skip_reason=reason)
         error = sqrt(self.error_of(leaders.get(name, name), option))
+        stages = methods.get(option.method).stages(spec, option.rank, option.variant)
+        macs, params = (sum(getattr(stage, key) for stage in stages) for key in ("macs", "params"))
         return LayerPlan(
-            spec, option.method, option.rank, option.variant, option.macs, option.params, error,
+            spec, option.method, option.rank, option.variant, macs, params, error,
             notes=site.notes,
         )  # fmt: skip
 
@@ -123,7 +153,7 @@ class Tables:
         if layer.slower is None or layer.slower.time is None:
             return "no chain costs less"
         ranks = ",".join(map(str, layer.slower.rank))
-        chain, dense = layer.slower.time.chain * self.unit_ms, layer.dense * self.unit_ms
+        chain, dense = layer.slower.time * self.unit_ms, layer.dense * self.unit_ms
         return (
             f"no chain is faster on {self.target}: the fastest, {layer.slower.method} {ranks}, "
             f"takes {chain:.3g} ms, the layer {dense:.3g} ms"
