@@ -29,7 +29,8 @@ from factorize.types import Data, Metric, Plan, Progress
 OUTPUTS = (
     "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
 )  # fmt: skip
-CHECKPOINT, PLAN = "finetune.ckpt", "plan.json"
+CHECKPOINT, SEARCHED = "finetune.ckpt", "finetune.plan.json"
+RESUMED = CHECKPOINT, SEARCHED
 UNSTEADY = 1.5  # a spread of speedups above this is told
 
 
@@ -136,7 +137,7 @@ def compress(
 
     with (
         timer.cache,
-        export.output_folder(out, (*OUTPUTS, CHECKPOINT), bool(overwrite)) as (folder, publish),
+        export.output_folder(out, (*OUTPUTS, *RESUMED), bool(overwrite)) as (folder, publish),
     ):
         fit.check_free(bool(overwrite))
 
@@ -149,9 +150,9 @@ def compress(
         searching = budget is not None or search is not None
         if searching and plan is not None:
             raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
-        if searching and config.resume and out is not None and Path(out, PLAN).exists():
+        if searching and config.resume and out is not None and Path(out, SEARCHED).exists():
             # Times differ from run to run, and what was tuned so far belongs to this plan.
-            plan, choice, searching = planning.load_plan(Path(out, PLAN)), {}, False
+            plan, choice, searching = planning.load_plan(Path(out, SEARCHED)), {}, False
             remarks.append("resumed with the plan that was searched before")
         if searching:
             with _timed(seconds, "search"):
@@ -200,8 +201,8 @@ def compress(
             if recalibration.applied:
                 rate("recalibrated", compressed)
         if data is not None and config.epochs:
-            if outcome and out is not None:
-                planning.save_plan(plan, Path(out, PLAN))
+            if outcome and config.checkpoint:
+                planning.save_plan(plan, config.checkpoint.with_name(SEARCHED))
             with _timed(seconds, "finetune"):
                 tuning = tune.finetune(
                     compressed, model, data, config, device=device, progress=progress
@@ -264,10 +265,10 @@ def compress(
             curve=outcome.curve if outcome else (),
         )
         if out is not None:
-            planning.save_plan(plan, folder / PLAN)
+            planning.save_plan(plan, folder / "plan.json")
             report.save(folder / "report.json")
             write_html(report, folder / "report.html", command)
-            publish(keep=[CHECKPOINT] if tuning and tuning.interrupted else [])
+            publish(keep=RESUMED if tuning and tuning.interrupted else ())
     return Result(compressed, plan, report)
 
 

@@ -187,7 +187,7 @@ def run(
         )
     sample = example(loaded, shape, images, seed)
     size = "x".join(map(str, sample.shape[1:]))
-    _out.print(Text.assemble((loaded.arch, "bold"), f", input {size}"))
+    _err.print(Text.assemble((loaded.arch, "bold"), f", input {size}"))
 
     fitting = FitConfig(
         fit, images=calibration_images, memory=calibration_memory * 1e9,  # type: ignore[arg-type]

@@ -356,14 +356,14 @@ class Judged:
     def __init__(self, metric: str = "top1", least: float = 0.0) -> None:
         self.metric, self.least = metric, least
 
-    def quality_of(self, model: object) -> dict[str, float]:
+    def quality_of(self, model: object, images: int = 1000) -> dict[str, float]:
         return {self.metric: 90.0, "kl": 0.0}
 
     def drop(self, plan: Plan) -> float:
         share = sum(p.macs for p in plan.layers) / sum(p.spec.macs for p in plan.layers)
         return self.least + 40 * (1 - share) ** 2
 
-    def quality(self, plan: Plan) -> dict[str, float]:
+    def quality(self, plan: Plan, images: int = 1000) -> dict[str, float]:
         return {self.metric: 90.0 - self.drop(plan), "kl": 1.0}
 
     def of(self, plan: Plan) -> Any:

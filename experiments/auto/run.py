@@ -67,8 +67,7 @@ def _run(chosen: Task, options: argparse.Namespace, shares: list[float], seed: i
         return
     images = chosen.calibration(IMAGES, seed)
     batches = [(batch,) for batch in images.split(chosen.batch)]
-    judged = [(batch,) for batch in images[4::5].split(chosen.batch)]
-    data = Data(batches, judged, None, False, None, f"{options.net}, training images")
+    data = Data(batches, batches, None, False, None, f"{options.net}, training images")
     start = time.perf_counter()
     search = prepare(
         chosen.model, images[:1], data=data, config=FitConfig(images=IMAGES), seed=seed,

@@ -41,8 +41,11 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
-    """Write the plan as JSON."""
-    Path(path).write_text(json.dumps(plan_to_dict(plan), indent=1) + "\n", encoding="utf-8")
+    """Write the plan as JSON; the file appears when it is whole."""
+    path = Path(path)
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(json.dumps(plan_to_dict(plan), indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def load_plan(path: str | Path) -> Plan:

@@ -14,7 +14,7 @@ from factorize.measure import accuracy
 from factorize.types import Data, Factorization, LayerPlan, Plan, Progress
 
 HOLDOUT = 1000
-"""Images, about, that fitted nets are judged on."""
+"""Images that the losses of fitted nets are measured on."""
 
 
 class Fits:
@@ -60,21 +60,21 @@ class Fits:
         """A copy of the model with the plan's fit."""
         return apply_(copy.deepcopy(self.model), self.of(plan))
 
-    def quality(self, plan: Plan) -> dict[str, float]:
-        """Accuracy and distance to the original on held-out training images."""
-        key = tuple(_key(layer) for layer in plan.factorized)
+    def quality(self, plan: Plan, images: int = HOLDOUT) -> dict[str, float]:
+        """Accuracy and distance to the original on so many, about, held-out training images."""
+        key = images, *(_key(layer) for layer in plan.factorized)
         if key not in self._qualities:
-            self._qualities[key] = self.quality_of(self.applied(plan))
+            self._qualities[key] = self.quality_of(self.applied(plan), images)
         return self._qualities[key]
 
-    def quality_of(self, model: nn.Module) -> dict[str, float]:
+    def quality_of(self, model: nn.Module, images: int = HOLDOUT) -> dict[str, float]:
         """The same of any model."""
         assert self.data is not None
         count, batches = 0, []
         for batch in self.data.holdout:
             batches.append(batch)
             count += len(batch[0])
-            if count >= HOLDOUT:
+            if count >= images:
                 break
         return accuracy(
             model, batches, device=self.device, reference=self.model, labelled=self.data.labelled

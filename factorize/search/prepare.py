@@ -98,7 +98,7 @@ def prepare(
     specs = {name: layers[name].spec for name in offered}
     with tune.placed(device, model):
         images = calibration_images(model, data, config.images, seed) if data else []
-        replay = Replay(model, _first(images), memory=config.memory) if images else None
+        replay = Replay(model, _first(images), memory=config.memory / 2) if images else None
         moments: Iterable[tuple[str, LayerCalibration]] | None = None
         if config.calibration:
             moments = calibrate.load_calibration(config.calibration).layers.items()

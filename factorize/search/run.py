@@ -141,7 +141,12 @@ def run_search(
     else:
         assert budget is not None
         found = search.within(budget)
-    choice = found.choice
+    choice, notes = found.choice, list(curve.notes)
+    if kept := next((one for one in found.rounds if one["taken"] and "drop" in one), None):
+        notes.append(
+            f"{kept['drop']:.2f} points of {kept['drop_of']} lost on held-out training images, "
+            "before any fine-tuning"
+        )
     plan = replace(choice.plan, settings={"method": method, "include": list(include),
                                           "exclude": list(exclude), "seed": seed})  # fmt: skip
     speed = choice.measured
@@ -162,7 +167,9 @@ def run_search(
         for name, layer in search.tables.layers.items()
         if (option := layer.slower)
     }
-    return Outcome(plan, found.fitted, report, choice.predicted, curve.points, offered, curve.notes)
+    return Outcome(
+        plan, found.fitted, report, choice.predicted, curve.points, offered, tuple(notes)
+    )
 
 
 def completed(outcome: Outcome, measured: Speedup | None) -> SearchReport:
