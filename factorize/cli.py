@@ -186,8 +186,7 @@ def run(
             data, preprocessing=preprocessing, input_shape=shape, batch_size=batch_size, seed=seed
         )
     sample = example(loaded, shape, images, seed)
-    size = "x".join(map(str, sample.shape[1:]))
-    _err.print(Text.assemble((loaded.arch, "bold"), f", input {size}"))
+    described = f"{loaded.arch}, input {'x'.join(map(str, sample.shape[1:]))}"
 
     fitting = FitConfig(
         fit, images=calibration_images, memory=calibration_memory * 1e9,  # type: ignore[arg-type]
@@ -205,6 +204,7 @@ def run(
                 planned = make_plan(
                     loaded.model, sample, edited=given, seed=seed, progress=bars.update, **choice
                 )
+        _out.print(Text(described, style="bold"))
         _out.print(plan_table(planned))
         for note in loaded.notes:
             _out.print(Text(f"note: {note}", style="yellow"))
@@ -232,7 +232,7 @@ def run(
         but = f" but {save_calibration}" if saved else ""
         raise _InterruptedError(f"nothing was written{but}") from error
     by_time = sweep is not None or (budget is not None and budget.timed)
-    _finish(result, folder, timed=by_time)
+    _finish(result, folder, described, timed=by_time)
 
 
 @compare_app.command()
@@ -274,11 +274,11 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _finish(result: Result, folder: Path, *, timed: bool) -> None:
+def _finish(result: Result, folder: Path, described: str, *, timed: bool) -> None:
     report = result.report
     show(report, _out)
     written = [name for name in OUTPUTS if (folder / name).exists()]
-    line = f"\nwritten to {folder}{os.sep}: {', '.join(written)}"
+    line = f"\n{described}: written to {folder}{os.sep}: {', '.join(written)}"
     _out.print(line, markup=False, highlight=False, soft_wrap=True)
     if report.failures:
         raise typer.Exit(1)
