@@ -2,8 +2,9 @@
 
 from factorize.plan.allocate import Candidate, UnreachableBudget, allocate
 from factorize.plan.budget import Budget
-from factorize.plan.choose import bind, check_globs, choose, skip_reason
+from factorize.plan.choose import bind, choose
 from factorize.plan.file import load_plan, plan_to_dict, save_plan
+from factorize.plan.select import check_globs, skip_reason
 
 __all__ = [
     "Budget",

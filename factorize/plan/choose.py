@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from factorize.errors import NoConvolutionError, PlanError, RankError
+from factorize.errors import PlanError, RankError
 from factorize.methods.base import Method, chain_of, get
+from factorize.plan.select import check_globs, skip_reason
 from factorize.types import ConvSite, ConvSpec, LayerPlan, Plan, Progress, Rank
-
-FIRST_LAYER_CHANNELS = 4
-"""A convolution that reads at most this many channels reads an image: left alone by rule."""
 
 
 def choose(
@@ -155,55 +152,6 @@ def _rule(rank: int | float | str | None, energy: float | None) -> Rule:
     raise RankError(
         f"--rank must be an integer >= 1, a share in (0, 1] such as 0.25, or vbmf, got {rank}."
     )
-
-
-def check_globs(sites: Sequence[ConvSite], include: Sequence[str], exclude: Sequence[str]) -> None:
-    """Raise NoConvolutionError for a pattern that matches no convolution."""
-    names = [name for site in sites for name in (site.spec.name, *site.aliases)]
-    for option, patterns in (("--include", include), ("--exclude", exclude)):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise NoConvolutionError(
-                    f"{option} {pattern!r} must match the name of a convolution, and matches none "
-                    f"of {len(names)} (the first is {names[0]!r}). See --dry-run for the names."
-                )
-
-
-def skip_reason(
-    site: ConvSite,
-    method: Method,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    *,
-    first: bool = False,
-    pointwise: bool = False,
-) -> str | None:
-    """Why a layer stays dense whatever the rank; None where it may be factorized.
-
-    Parameters
-    ----------
-    first, pointwise
-        Whether layers that read the image, and 1x1 convolutions, may be factorized unasked.
-    """
-    spec = site.spec
-
-    def matches(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(n, p) for n in (spec.name, *site.aliases) for p in patterns)
-
-    if site.blocked:
-        return site.blocked
-    if matches(exclude):
-        return "matched by --exclude"
-    if include and not matches(include):
-        return "not matched by --include"
-    if reason := method.supports(spec):
-        return reason
-    if not include:
-        if spec.in_channels <= FIRST_LAYER_CHANNELS and not first:
-            return f"first layer ({spec.in_channels} input channels)"
-        if all(k == 1 for k in spec.kernel) and not pointwise:
-            return "1x1 convolution"
-    return None
 
 
 def _choose_layer(
