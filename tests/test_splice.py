@@ -96,7 +96,8 @@ class Exported:
             bias = numpy_helper.to_array(weights[node.input[2]]).copy()
             module[-1].bias = nn.Parameter(torch.from_numpy(bias))
             setattr(net, name, module)
-            if name == "normed":  # the exporter folded it: what the chain replaces has it inside
+            folded = all(n.op_type != "BatchNormalization" for n in self.onnx.graph.node)
+            if name == "normed" and folded:  # what the chain replaces has the norm inside
                 net.norm = nn.Identity()
         with torch.no_grad():
             return net(self.x)
