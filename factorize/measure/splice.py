@@ -75,11 +75,11 @@ def _padding(
     theirs = next((a.ints for a in node.attribute if a.name == "pads"), ())
     ours = np.sum([np.concatenate(pads_of(stage)) for stage in chain], axis=0)
     more = np.array(theirs or 0 * ours) - ours
-    padded = maker is not None and maker.op_type == "Pad"
-    if (any(theirs) or not any(ours)) and not (padded and (more < 0).any()):
+    pad = maker if maker is not None and maker.op_type == "Pad" else None
+    if (any(theirs) or not any(ours)) and not (pad and (more < 0).any()):
         return node.input[0], chain, more
-    if padded:  # all of the padding, or what is uneven of it
-        return maker.input[0], chain, 0 * ours
+    if pad:  # all of the padding, or what is uneven of it
+        return pad.input[0], chain, 0 * ours
     none = (0,) * len(chain[0].kernel)
     return node.input[0], [replace(s, padding=none) for s in chain], 0 * ours
 
