@@ -59,7 +59,11 @@ def _table(net: str, rows: list[Row]) -> str:
                 text += f" ({min(scores):.2f}..{max(scores):.2f})"
             cells.append(text)
         lines.append(cells)
-    gaps = [f"{_score(rows, 'auto', share) - best[share]:+.2f}" for share in shares]
+    known = {row["share"] for row in rows if row["method"] == "auto"}
+    gaps = [
+        f"{_score(rows, 'auto', share) - best[share]:+.2f}" if share in known else ""
+        for share in shares
+    ]
     lines.append(["auto less the best other", *gaps])
     seeds = sorted({row["seed"] for row in rows})
     dense, unit = rows[0]["dense"], rows[0]["unit"]
@@ -104,7 +108,7 @@ def _page(rows: list[Row]) -> str:
         axes.set_xlabel("share of the MACs that is left")
         axes.set_ylabel(own[0]["unit"])
         top = own[0]["dense"]
-        auto = [_score(own, "auto", share) for share in shares]
+        auto = [row["score"] for row in own if row["method"] == "auto"]
         axes.set_ylim(min(auto) - 2 * (top - min(auto)), top + 0.3 * (top - min(auto)))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
