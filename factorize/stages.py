@@ -192,7 +192,7 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     unfitted = {}
     for layer in planning.load_plan(Path(directory, "plan.json")).factorized:
         stages = methods.chain_of(layer)
-        zeros = tuple(torch.zeros(stage.weight_shape) for stage in stages)
+        zeros = tuple(torch.zeros(stage.kernel_shape) for stage in stages)
         unfitted[layer.spec.name] = Factorization(
             layer.spec, layer.method or "", layer.rank, layer.variant, stages, zeros, 0.0
         )

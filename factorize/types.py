@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
@@ -24,14 +24,16 @@ Batch = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """All attributes of one convolution, and the input sizes it is called with.
+    """All attributes of one convolution or linear layer, and the input sizes it is called with.
 
     Attributes
     ----------
     name
         Dotted module name; ``""`` for a model that is itself a convolution.
     kind
-        ``conv1d``, ``conv2d``, ``conv3d`` or ``conv_transpose1d`` and so on.
+        ``conv1d``, ``conv2d``, ``conv3d``, ``conv_transpose1d`` and so on; ``linear``, which has no
+        spatial axes: its kernel is ``()``, its input sizes those between batch and channels. In
+        chains also ``channel_shuffle``, which has no weight.
     padding
         Per axis and side, or ``"same"`` (which may pad one more at the end of an axis).
     input_sizes
@@ -63,11 +65,40 @@ class ConvSpec:
         return self.kind.startswith("conv_transpose")
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        """The spatial axes."""
+        return tuple(range(len(self.kernel)))
+
+    @property
+    def group_inputs(self) -> int:
+        """Channels that each group reads."""
+        return self.in_channels // self.groups
+
+    @property
+    def group_outputs(self) -> int:
+        """Channels that each group puts out."""
+        return self.out_channels // self.groups
+
+    @property
+    def one_group(self) -> ConvSpec:
+        """The convolution that each group is by itself."""
+        return replace(
+            self, in_channels=self.group_inputs, out_channels=self.group_outputs, groups=1
+        )
+
+    @property
+    def kernel_shape(self) -> Size:
+        """(O, I/groups, *kernel), transposed or not; (0,) where there is no weight."""
+        if self.kind == "channel_shuffle":
+            return (0,)
+        return (self.out_channels, self.group_inputs, *self.kernel)
+
+    @property
     def weight_shape(self) -> Size:
-        """Shape of the weight: (O, I/groups, *kernel), transposed (I, O/groups, *kernel)."""
+        """Shape of the module's weight: `kernel_shape`, transposed (I, O/groups, *kernel)."""
         if self.transposed:
-            return (self.in_channels, self.out_channels // self.groups, *self.kernel)
-        return (self.out_channels, self.in_channels // self.groups, *self.kernel)
+            return (self.in_channels, self.group_outputs, *self.kernel)
+        return self.kernel_shape
 
     @property
     def params(self) -> int:
@@ -76,7 +107,7 @@ class ConvSpec:
 
     def output_size(self, input_size: Size) -> Size:
         """Spatial output size for a spatial input size (torch's own formulas)."""
-        if self.padding == "same":
+        if self.padding == "same" or not self.kernel:
             return input_size
         if self.transposed:
             return tuple(
@@ -127,6 +158,9 @@ class ConvSite:
         Why it must be left alone, or None.
     notes
         What a user should know when it is replaced (hooks dropped, parametrisation folded).
+    parallel
+        Names of convolutions of the same shape whose outputs are concatenated with this one's: one
+        grouped convolution could do them all (`merge_parallel`).
     """
 
     spec: ConvSpec
@@ -134,6 +168,7 @@ class ConvSite:
     tied: tuple[str, ...] = ()
     blocked: str | None = None
     notes: tuple[str, ...] = ()
+    parallel: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +182,7 @@ class Factorization:
     stages
         Specs of the chain, first to last; only the last may have a bias.
     weights
-        float64, one per stage, each of its stage's ``weight_shape``.
+        float64, one per stage, each of its stage's ``kernel_shape``.
     error
         Of these very weights: relative output error on the images fitted to, or, fitted without
         images, ``||W - W'|| / ||W||``.

@@ -7,9 +7,10 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import convolutions
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -27,8 +28,10 @@ from factorize.calibrate import (
     save_calibration,
 )
 from factorize.calibrate import moments as moments_module
-from factorize.errors import DataError, OutputError, UnsupportedLayerError
-from factorize.graph.find import find, spec_of
+from factorize.errors import DataError, OutputError
+from factorize.graph import effective_weight
+from factorize.graph.find import find
+from factorize.graph.spec import spec_of
 from factorize.tensor.moments import Moments
 from factorize.types import ConvSpec
 
@@ -75,8 +78,9 @@ def test_all_patches_times_the_weight_are_the_layers_output(case: tuple[nn.Conv2
     y = conv(x)
     patches, index = sample(spec_of(conv, "a"), x, None, generator())
     assert len(index) == len(x) * y[0, 0].numel()
-    assert torch.equal(patches @ conv.weight.flatten(1).T, outputs_at(y, index))
-    assert torch.equal(outputs_at(y, index), y.permute(0, 2, 3, 1).reshape(-1, 2))
+    taken = outputs_at(spec_of(conv, "a"), y, index)
+    assert torch.equal(patches @ conv.weight.flatten(1).T, taken)
+    assert torch.equal(taken, y.permute(0, 2, 3, 1).reshape(-1, 2))
 
 
 @given(layers(), st.integers(1, 30), st.integers(0, 5))
@@ -85,7 +89,7 @@ def test_sampled_patches_are_at_their_index(case: tuple[nn.Conv2d, Tensor], coun
     y = conv(x)
     area = y[0, 0].numel()
     patches, index = sample(spec_of(conv, "a"), x, count, generator(seed))
-    assert torch.equal(patches @ conv.weight.flatten(1).T, outputs_at(y, index))
+    assert torch.equal(patches @ conv.weight.flatten(1).T, outputs_at(spec_of(conv, "a"), y, index))
     assert len(index.unique()) == len(index) == len(x) * min(count, area)
     assert torch.bincount(index // area).tolist() == [min(count, area)] * len(x)
 
@@ -111,10 +115,18 @@ def test_groups_have_the_patches_of_all_channels():
     assert sample(spec_of(conv, "a"), whole(1, 4, 5, 5), 2, generator())[0].shape == (2, 36)
 
 
-def test_only_conv2d():
-    spec = replace(spec_of(nn.Conv1d(1, 1, 3), "front"), input_sizes=((5,),))
-    with pytest.raises(UnsupportedLayerError, match=r"front: only conv2d is calibrated"):
-        sample(spec, torch.zeros(1, 1, 5), None, generator())
+@given(convolutions.layers("channel_svd"), st.integers(1, 30))
+def test_patches_of_every_kind_times_the_weight_are_the_output(
+    case: tuple[nn.Module, Tensor], count: int
+):
+    layer, x = case[0].double(), case[1]
+    spec = spec_of(layer, "a")
+    assume(spec.groups == 1)
+    weight, bias = effective_weight(layer).flatten(1), 0 if layer.bias is None else layer.bias
+    patches, index = sample(spec, x, count, generator())
+    expected = outputs_at(spec, layer(x), index)
+    assert torch.allclose(patches @ weight.T + bias, expected, atol=1e-12)
+    assert len(index.unique()) == len(index) > 0
 
 
 def brute_force(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -296,7 +308,8 @@ class Net(nn.Module):
 def net() -> tuple[Net, dict[str, ConvSpec]]:
     torch.manual_seed(0)
     model = Net()
-    specs = {site.spec.name: site.spec for site in find(model, torch.zeros(1, 1, 8, 8))}
+    found = (site.spec for site in find(model, torch.zeros(1, 1, 8, 8)))
+    specs = {spec.name: spec for spec in found if spec.kind == "conv2d"}
     model.heads = model.forwards = 0
     return model, specs
 
@@ -611,15 +624,15 @@ def test_metadata_that_is_wrong(saved: Path, changes: dict[str, str | None], rul
 @pytest.mark.parametrize(
     ("where", "value", "rule"),
     [
-        (("name",), "other", "is not a conv2d of that name"),
-        (("conv", "kind"), "conv1d", "is not a conv2d"),
-        (("conv", "kernel"), [3], "is not a conv2d"),
+        (("name",), "other", "is not an ungrouped layer of that name"),
+        (("conv", "kind"), "conv1d", "is not an ungrouped layer"),
+        (("conv", "kernel"), [3], "is not an ungrouped layer"),
         (("conv", "kernel"), 3, "TypeError"),
         (("conv", "kernel"), [3, 5], "first.fit.second.0 must be float32 of shape [15, 15]"),
         (("conv", "kernel"), ["3", 3], "has a weight of shape"),
         (("conv", "in_channels"), 10**12, "first.fit.second.0 must be float32 of shape"),
         (("conv", "in_channels"), -1, "has a weight of shape"),
-        (("conv", "groups"), 0, "ZeroDivisionError"),
+        (("conv", "groups"), 0, "is not an ungrouped layer"),
         (("conv", "surprise"), 0, "TypeError"),
         (("fit", "count"), 0, "numbers of patches and images"),
         (("fit", "images"), "7", "numbers of patches and images"),

@@ -4,6 +4,7 @@ import copy
 from itertools import pairwise
 from math import inf
 
+import convolutions
 import pytest
 import torch
 from torch import Tensor, nn
@@ -119,8 +120,8 @@ def test_curves_without_data_are_the_errors_of_factorize(channels):
     """Exactly for an SVD and for small layers; within 20 % where they are estimated."""
     model, specs = conv(*channels)
     (spec,), weight = specs.values(), model[0].weight  # type: ignore[index]
-    found = curves(model, specs, methods.names(), None)["0"]
-    assert {curve.method for curve in found} == set(methods.names())
+    found = curves(model, specs, convolutions.square(), None)["0"]
+    assert {curve.method for curve in found} == set(convolutions.square())
     for curve in found:
         method = methods.get(curve.method)
         exact = isinstance(method, SvdMethod) or max(channels) <= 64

@@ -5,13 +5,14 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import convolutions
 import pytest
 import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 import factorize
-from factorize import calibrate, methods
+from factorize import calibrate
 from factorize.errors import DataError, PlanError
 from factorize.fit import Fitted, apply_, fit_outputs, fit_sequential, fit_weights
 from factorize.fit import sequential as sequential_module
@@ -19,7 +20,7 @@ from factorize.fit.lockstep import Lockstep
 from factorize.tensor.moments import Calibration
 from factorize.types import Plan
 
-ALL = methods.names()
+ALL = convolutions.square()
 
 
 class Plain(nn.Module):

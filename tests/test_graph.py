@@ -156,7 +156,7 @@ def test_weight_used_by_another_kind_of_module_is_refused() -> None:
     holder.weight = model[0].weight
     model.add_module("holder", holder)
     model.forward = lambda x: model[1](model[0](x))  # type: ignore[method-assign]
-    (layer,) = full(model, include=["*"]).layers
+    layer = next(one for one in full(model, include=["*"]).layers if one.spec.name == "0")
     assert "holder" in (layer.skip_reason or "")
 
 
@@ -198,10 +198,7 @@ def test_subclass_with_its_own_forward_is_left_alone_and_a_plain_one_is_not() ->
 @pytest.mark.parametrize(
     ("layer", "x", "reason"),
     [
-        (nn.Conv1d(8, 8, 3), torch.randn(1, 8, 9), "conv1d"),
-        (nn.Conv3d(8, 8, 3), torch.randn(1, 8, 5, 5, 5), "conv3d"),
-        (nn.ConvTranspose2d(8, 8, 3), X, "conv_transpose2d"),
-        (nn.Conv2d(8, 8, 3, groups=2), X, "groups=2"),
+        (nn.Conv1d(8, 8, 3), torch.randn(1, 8, 9), "needs 2 spatial axes"),
         (nn.Conv2d(8, 8, 3, dtype=torch.complex64), X.to(torch.complex64), "complex64"),
     ],
 )

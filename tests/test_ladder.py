@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import convolutions
 import pytest
 
 from factorize import methods
@@ -31,8 +32,24 @@ SPECS = {
     "narrow": conv(32, 256, 3, 14),
     "7x7": conv(3, 64, 7, 224, stride=2),
     "8": conv(8, 8, 3, 16),
-}
-ALL = [(m, s, step) for m, s in itertools.product(methods.names(), SPECS) for step in (1, 8, 16)]
+    "groups": conv(128, 128, 3, 28, groups=2),
+    "1x1-512": conv(512, 512, 1, 14),
+    "3-D": ConvSpec(
+        "layer", "conv3d", 256, 256, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1),
+        input_sizes=((7, 7, 7),),
+    ),
+}  # fmt: skip
+ALL = [
+    (method, name, step)
+    for method, name in itertools.product(methods.names(), SPECS)
+    for step in (1, 8, 16)
+    if methods.get(method).supports(SPECS[name]) is None
+]
+
+
+def widest(method: str) -> ConvSpec:
+    wide = [SPECS[name] for name in ("512", "1x1-512", "3-D")]
+    return next(spec for spec in wide if methods.get(method).supports(spec) is None)
 
 
 def macs(method: str, spec: ConvSpec, rank: tuple[int, ...]) -> int:
@@ -62,16 +79,18 @@ def test_ranks_are_multiples_of_the_step_in_layers_that_are_wide_enough(method: 
     if method == "depthwise_pointwise":  # its channels are multiples of the layer's
         assert methods.get(method).ladder(SPECS["64"], step=16) == tuple((t,) for t in range(1, 8))
         return
-    for name, step in itertools.product(("64", "512", "strided"), (8, 16)):
-        for rank in methods.get(method).ladder(SPECS[name], step=step):
-            assert all(r % step == 0 for r in rank)
-    for rank in methods.get(method).ladder(SPECS["24-40"], step=8):
-        assert all(r % 8 == 0 for r in rank)
+    chosen = methods.get(method)
+    wide = {"64", "512", "strided"} if method in convolutions.square() else {"1x1-512", "3-D"}
+    cases = [*itertools.product(wide, (8, 16)), ("24-40", 8)]
+    for name, step in cases:
+        for rank in chosen.ladder(SPECS[name], step=step):
+            chain = chosen.stages(SPECS[name], rank, chosen.variants[0])
+            assert all(stage.out_channels % step == 0 for stage in chain[:-1])
 
 
 @pytest.mark.parametrize("method", methods.names())
 def test_a_ladder_spans_the_savings_evenly(method: str) -> None:
-    spec = SPECS["512"]
+    spec = widest(method)
     ladder = methods.get(method).ladder(spec, count=60)
     costs = sorted(macs(method, spec, rank) / spec.macs for rank in ladder)
     few = method == "depthwise_pointwise"
@@ -83,7 +102,7 @@ def test_a_ladder_spans_the_savings_evenly(method: str) -> None:
 
 
 def test_the_step_gives_way_where_it_leaves_too_few_ranks() -> None:
-    for method in methods.names():
+    for method in convolutions.square():
         assert len(methods.get(method).ladder(SPECS["16"], step=16)) >= 3
     assert methods.get("tucker2").ladder(SPECS["16"], step=16) == ((4, 4), (8, 8), (12, 12))
     assert methods.get("tucker2").ladder(SPECS["64"], step=16) == ((16, 16), (32, 32), (48, 48))
@@ -106,10 +125,11 @@ def test_block_term_offers_widths_of_two_groups_and_more() -> None:
 @pytest.mark.parametrize("method", methods.names())
 def test_nothing_is_offered_where_nothing_can_be_saved(method: str) -> None:
     chosen = methods.get(method)
-    assert chosen.ladder(conv(64, 64, 3, 56, groups=2)) == ()  # not supported
+    assert chosen.ladder(convolutions.spec("conv2d", 2, inputs=64)) == ()  # never called
     assert chosen.ladder(conv(1, 1, 1, 8)) == ()
-    never_called = ConvSpec("", "conv2d", 64, 64, (3, 3), (1, 1), (1, 1), (1, 1))
-    assert chosen.ladder(never_called) == ()
+    for spec in SPECS.values():
+        if chosen.supports(spec):
+            assert chosen.ladder(spec) == ()
 
 
 def test_pairs_of_one_depthwise_stage_save_nothing_on_a_1x1() -> None:

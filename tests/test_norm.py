@@ -10,6 +10,7 @@ from dataclasses import replace
 from math import ceil, prod
 from typing import Any
 
+import convolutions
 import pytest
 import torch
 from torch import Tensor
@@ -33,7 +34,9 @@ from factorize.types import ConvSpec, Factorization, LayerPlan
 
 SPEC = ConvSpec("c", "conv2d", 6, 7, (3, 2), (1, 1), (0, 0), (1, 1))
 D = 36
-CHAINS = [(name, variant) for name in methods.names() for variant in methods.get(name).variants]
+CHAINS = [
+    (name, variant) for name in convolutions.square() for variant in methods.get(name).variants
+]
 CLOSED = [chain for chain in CHAINS if isinstance(methods.get(chain[0]), SvdMethod)]
 every_chain = pytest.mark.parametrize("method, variant", CHAINS)
 
@@ -131,7 +134,7 @@ def test_fit_in_the_norm_is_never_worse_than_the_plain_fit(
     assert all(w.dtype == torch.float64 and torch.isfinite(w).all() for w in made.weights)
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", convolutions.square())
 @every_norm
 def test_full_rank_is_exact_in_any_norm(method: str, kind: str) -> None:
     weight, norm = random(*SPEC.weight_shape), NORMS[kind](0)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import convolutions
 import pytest
 import torch
 from torch import nn
@@ -77,7 +78,7 @@ def test_layer_that_would_cost_more_stays_dense_with_the_figures() -> None:
     assert costly.macs > costly.spec.macs
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", convolutions.square())
 def test_energy_keeps_its_share(method: str) -> None:
     for energy in (0.3, 0.7, 0.9):
         layer = planned(energy=energy, method=method, allow_costlier=True)["1"]
@@ -94,14 +95,14 @@ def test_energy_keeps_its_share(method: str) -> None:
             assert methods.factorize(less, net()[1].weight).error ** 2 > 1 - energy
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", convolutions.square())
 def test_vbmf_finds_the_planted_rank_in_noise(method: str) -> None:
     torch.manual_seed(0)
     spec = ConvSpec("", "conv2d", 32, 32, (3, 3), (1, 1), (1, 1), (1, 1), bias=False)
     chosen = methods.get(method)
-    rank = tuple(2 for _ in chosen.max_rank(spec))
+    rank = chosen.rank_of(4 if method == "grouped" else 2, spec)  # one per group
     stages = chosen.stages(spec, rank, chosen.variants[0])
-    kernel = chain_kernel(stages, tuple(torch.randn(s.weight_shape).double() for s in stages))
+    kernel = chain_kernel(stages, tuple(torch.randn(s.kernel_shape).double() for s in stages))
     kernel = kernel / kernel.std() + 0.05 * torch.randn_like(kernel)
     model = nn.Conv2d(32, 32, 3, padding=1, bias=False).double()
     with torch.no_grad():
@@ -119,7 +120,7 @@ def test_vbmf_that_finds_only_noise_takes_one_and_says_so() -> None:
     assert "rank 0" in layer.notes[0]
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", convolutions.square())
 def test_the_better_order_is_taken(method: str) -> None:
     made = factorize.plan(net(), X, rank=3, method=method, allow_costlier=True)
     for layer in made.factorized:

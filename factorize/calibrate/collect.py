@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -43,10 +43,10 @@ def collect(
     Parameters
     ----------
     specs
-        The layers, conv2d with groups=1, in the order of execution (so that the first passes are
+        The layers, with groups=1, in the order of execution (so that the first passes are
         short). Names of one module in several places each get the moments of all its calls.
     images
-        Batches (n, C, H, W) as the model takes them.
+        Batches (n, C, ...) as the model takes them.
     memory
         Bytes for the sums of one pass. A layer that needs more has a pass of its own.
     per_image
@@ -63,7 +63,7 @@ def collect(
         There are fewer than two images, the model does not take them or does not reach a layer,
         or a layer's input is not finite.
     UnsupportedLayerError
-        A layer is not a conv2d.
+        A layer is grouped.
     """
     layers = dict(
         collect_each(
@@ -146,7 +146,7 @@ def positions_per_image(spec: ConvSpec, images: int) -> int:
     For `PATCHES` patches, or `PATCHES_PER_ENTRY` times their length where that is more. A layer
     with fewer positions gives them all.
     """
-    length = spec.in_channels * spec.kernel[0] * spec.kernel[1]
+    length = spec.in_channels * prod(spec.kernel)
     patches = max(PATCHES, PATCHES_PER_ENTRY * length)
     return ceil(patches / (images * max(len(spec.input_sizes), 1)))
 
@@ -171,7 +171,7 @@ def _run(
     def hook(name: str) -> Any:
         def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs["input"]
-            sums[name].add(x if x.ndim == 4 else x[None])
+            sums[name].add(x if x.ndim > len(sums[name].spec.kernel) + 1 else x[None])
             calls[name] = calls.get(name, 0) + 1
             if stops and all(calls.get(key, 0) >= wanted for key, wanted in expected.items()):
                 raise _Stop

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from torch import Tensor
 from factorize.errors import DataError, OutputError
 from factorize.tensor.moments import Calibration, LayerCalibration, Moments
 from factorize.types import ConvSpec
+
+_AXES = {f"{kind}{n}d": n for kind in ("conv", "conv_transpose") for n in (1, 2, 3)}
+_AXES["linear"] = 0
 
 FORMAT = "factorize-calibration"
 VERSION = 1
@@ -170,8 +174,9 @@ def _entries(
 
 def _spec(entry: dict[str, Any]) -> ConvSpec:
     spec = ConvSpec(**{key: _tuples(value) for key, value in entry["conv"].items()})
-    if spec.kind != "conv2d" or len(spec.kernel) != 2 or spec.name != entry["name"]:
-        raise ValueError(f"{entry['name']!r} is not a conv2d of that name")
+    known = _AXES.get(spec.kind) == len(spec.kernel)
+    if not known or spec.groups != 1 or spec.name != entry["name"]:
+        raise ValueError(f"{entry['name']!r} is not an ungrouped layer of that name")
     if not all(type(n) is int and n > 0 for n in spec.weight_shape):
         raise ValueError(f"{entry['name']!r} has a weight of shape {spec.weight_shape}")
     return spec
@@ -184,7 +189,7 @@ def _moments(
     keys: set[str],
     read: Callable[[str, tuple[int, ...]], Tensor],
 ) -> Moments:
-    area = spec.kernel[0] * spec.kernel[1]
+    area = prod(spec.kernel)
     length, outputs = spec.in_channels * area, spec.out_channels
     sizes = (spec.in_channels, area) if f"{place}.second.1" in keys else (length,)
     shapes = {"cross": (outputs, length), "output_mean": (outputs,), "output_second": (outputs,)}

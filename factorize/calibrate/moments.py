@@ -8,7 +8,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from factorize.calibrate.patches import outputs_at, padded, positions, windows_at
+from factorize.calibrate.patches import area_of, outputs_at, padded, positions, windows_at
 from factorize.errors import DataError
 from factorize.tensor.moments import Moments
 from factorize.types import ConvSpec
@@ -37,7 +37,7 @@ class MomentSums:
     Parameters
     ----------
     spec
-        A conv2d with groups=1.
+        Of any kind, with groups=1.
     per_image
         Output positions drawn from each image at each call; None: all.
     seed
@@ -60,7 +60,7 @@ class MomentSums:
         return 8 * (values + (spec.out_channels * (length + 2) if outputs else 0))
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Add one call: x (N, C, H, W), and (N, O, H', W') if other outputs than its own count.
+        """Add one call: x (N, C, *spatial), and (N, O, ...) if other outputs than its own count.
 
         Outputs are given at every call or at none.
         """
@@ -71,10 +71,10 @@ class MomentSums:
             if not self.count:
                 self._start(pixels, with_outputs=y is not None)
             assert self.with_outputs == (y is not None), "outputs at every call or at none"
-            area = prod(self.spec.output_size(tuple(x.shape[-2:])))
+            area = area_of(self.spec, pixels)
             weight = len(x) * area / max(len(index), 1)
             for rows in index.split(min(_BLOCK_ROWS, max(_BLOCK_VALUES // _length(self.spec), 1))):
-                outputs = None if y is None else outputs_at(y.detach(), rows)
+                outputs = None if y is None else outputs_at(self.spec, y.detach(), rows)
                 self._add_block(windows_at(self.spec, pixels, rows), outputs, weight)
         self.images += len(x)
         self.count += len(index)

@@ -1,9 +1,10 @@
 """Files of a model: ONNX, exported program (.pt2) and weights, each checked before it appears."""
 
 from factorize.export.bundle import export_all
+from factorize.export.chains import convolution_nodes
 from factorize.export.folder import output_folder
 from factorize.export.program import export_program
-from factorize.export.to_onnx import OnnxCheck, convolution_nodes, export_onnx
+from factorize.export.to_onnx import OnnxCheck, export_onnx
 from factorize.export.weights import save_weights
 
 __all__ = [

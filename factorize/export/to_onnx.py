@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from factorize.errors import ExportError
+from factorize.export.chains import check_chain
 from factorize.export.program import compare, first_line, quiet, trace
 from factorize.export.publish import publishing
 from factorize.tensor.call import model_dtype, onnx_feeds, onnx_session
@@ -68,9 +68,10 @@ def export_onnx(
     model, example_input
         Exported in eval mode from the CPU; the model itself stays as it is.
     chains
-        Number of convolutions of each replaced layer by name. Each must be just that many
-        ``Conv`` nodes in a row, with a ``Pad`` before one only where ONNX's ``Conv`` cannot pad
-        like it (`padding_mode` other than zeros, `'same'`).
+        Number of stages of each replaced layer by name. Each must be just that many ``Conv`` nodes
+        in a row (``ConvTranspose``; ``Gemm`` or ``MatMul`` and ``Add`` of a linear layer;
+        ``Reshape`` and ``Transpose`` of a channel shuffle), with a ``Pad`` before one only where
+        ONNX's ``Conv`` cannot pad like it (`padding_mode` other than zeros, `'same'`).
     force
         Whether an existing file is overwritten.
 
@@ -114,7 +115,7 @@ def export_onnx(
                 f"{_mismatch()}Not written."
             ) from error
         for name, stages in chains.items():
-            _check_chain(proto.graph, model, name, stages)
+            check_chain(proto.graph, model, name, stages)
         max_abs, max_rel, tolerance = compare(
             model,
             lambda inputs: session.run(None, onnx_feeds(session, inputs)),
@@ -131,18 +132,6 @@ def export_onnx(
             opset=next(entry.version for entry in proto.opset_import if not entry.domain),
             dynamic_batch=dynamic,
         )
-
-
-def convolution_nodes(graph: Any, model: nn.Module) -> dict[str, list[str]]:
-    """Names of the Conv nodes of an exported graph, by each name of the convolution they are of."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    nodes: dict[str, list[str]] = {}
-    for node in graph.node:
-        if node.op_type == "Conv" and (owner := _owner(node, modules)) is not None:
-            for name, module in modules.items():
-                if module is owner:
-                    nodes.setdefault(name, []).append(node.name)
-    return nodes
 
 
 def _mismatch() -> str:
@@ -174,82 +163,3 @@ def _name_batch(graph: Any) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == symbol:
                 dim.dim_param = "batch"
-
-
-def _check_chain(graph: Any, model: nn.Module, layer: str, stages: int) -> None:
-    """Check that a replaced layer is `stages` Conv nodes in a row wherever it is called."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    chain = modules[layer]
-    convolutions = list(chain.children())
-    where = (
-        f"{layer or '(the model itself)'}: must be {stages} Conv nodes in a row in the ONNX graph"
-    )
-    fix = "Replace it by nn.Sequential of plain convolutions. Not written."
-    if len(convolutions) != stages:
-        raise ExportError(f"{where}, got {len(convolutions)} modules. {fix}")
-
-    consumers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            consumers.setdefault(name, []).append(node)
-    outputs = {value.name for value in graph.output}
-    calls = 0
-    for node in graph.node:
-        owner = _owner(node, modules)
-        stage = next((i for i, module in enumerate(convolutions) if module is owner), None)
-        inside = any(modules.get(scope) is chain for scope in _scopes(node))
-        if node.op_type == "Conv" and stage is not None:
-            calls += stage == 0
-            after = _after(node, consumers, modules)
-            if stage < stages - 1 and (
-                node.output[0] in outputs
-                or [_owner(next_, modules) for next_ in after] != [convolutions[stage + 1]]
-            ):
-                got = ", ".join(next_.op_type for next_ in after) or "the model's output"
-                raise ExportError(f"{where}, got {got} after its Conv {stage}. {fix}")
-        elif inside and node.op_type != "Constant" and not _pads(node, owner):
-            raise ExportError(f"{where}, got {node.op_type} among them. {fix}")
-    if not calls:
-        raise ExportError(f"{where}, got none: the model never calls it. Leave it out of `chains`.")
-
-
-def _owner(node: Any, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """Return the convolution a node comes from: by its scope, or by the name of its weight.
-
-    The latter is for a convolution that a batch norm was folded into: its scope is that of the
-    batch norm. The exporter folds into no weight that several modules share.
-    """
-    names = _scopes(node)
-    if node.op_type == "Conv":
-        names.insert(0, node.input[1].removesuffix(".weight"))
-    for name in reversed(names):
-        module = modules.get(name)
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            return module
-    return None
-
-
-def _scopes(node: Any) -> list[str]:
-    """Return the names of the modules a node was called in, outermost first."""
-    properties = {entry.key: entry.value for entry in node.metadata_props}
-    return ast.literal_eval(properties.get("pkg.torch.onnx.name_scopes", "[]"))
-
-
-def _after(
-    node: Any, consumers: Mapping[str, list[Any]], modules: Mapping[str, nn.Module]
-) -> list[Any]:
-    """Return the nodes that use a node's output, looking through the Pad of a convolution."""
-    after = []
-    for next_ in consumers.get(node.output[0], ()):
-        padded = _pads(next_, _owner(next_, modules))
-        after += _after(next_, consumers, modules) if padded else [next_]
-    return after
-
-
-def _pads(node: Any, owner: Any) -> bool:
-    """Whether a node is the Pad of a convolution that ONNX's Conv cannot pad like."""
-    return (
-        node.op_type == "Pad"
-        and owner is not None
-        and (owner.padding_mode != "zeros" or owner.padding == "same")
-    )

@@ -140,7 +140,7 @@ def fit(
         images: list[Tensor] = []
         if data is not None and (not config.calibration or config.reconstruct):
             images = calibration_images(model, data, config.images, seed)
-        specs = {layer.spec.name: layer.spec for layer in plan.factorized}
+        specs = {one.spec.name: one.spec for one in plan.factorized if one.spec.groups == 1}
         options: dict[str, Any] = {"memory": config.memory, "seed": seed, "progress": progress}
         if config.calibration:
             moments = calibrate.load_calibration(config.calibration)

@@ -17,7 +17,7 @@ from factorize.tensor.moments import (
     shrinkage,
     target_and_norm,
 )
-from factorize.types import Factorization, LayerPlan
+from factorize.types import Factorization, LayerPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,11 @@ def _bias(moments: Moments, weight: Tensor, kernel: Tensor, bias: Tensor) -> Ten
     if wanted is None:
         wanted = weight.flatten(1) @ moments.mean
     return bias.detach().to("cpu", torch.float64) + wanted - kernel.flatten(1) @ moments.mean
+
+
+def grouped(plan: Plan) -> Plan:
+    """The planned layers that have groups, which are fitted to their weights."""
+    return replace(plan, layers=tuple(one for one in plan.factorized if one.spec.groups > 1))
 
 
 def shared_layers(model: nn.Module, layers: Mapping[str, LayerPlan]) -> dict[str, list[str]]:

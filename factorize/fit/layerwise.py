@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from factorize import calibrate, methods
-from factorize.fit.layer import Fitted, fit_layer, shared_layers, summed
+from factorize.fit.layer import Fitted, fit_layer, grouped, shared_layers, summed
 from factorize.graph import check_layer, effective_weight
 from factorize.tensor.moments import Calibration, LayerCalibration
 from factorize.types import Plan, Progress
@@ -45,7 +45,7 @@ def fit_outputs(
 ) -> Fitted:
     """Fit every planned layer's output, given the moments of its inputs in the original.
 
-    Layers that share a weight are fitted to the sum of their uses.
+    Layers that share a weight are fitted to the sum of their uses; grouped ones to their weights.
 
     Parameters
     ----------
@@ -63,11 +63,12 @@ def fit_outputs(
     layers = {layer.spec.name: layer for layer in plan.factorized}
     for name, layer in layers.items():
         check_layer(modules.get(name), layer.spec)
+    fitted, waiting = fit_weights(model, grouped(plan), seed=seed), dict[str, LayerCalibration]()
+    rest = {name: layer for name, layer in layers.items() if name not in fitted.layers}
     if isinstance(calibration, Calibration):
-        calibrate.check(calibration, {name: layer.spec for name, layer in layers.items()})
-        calibration = [(name, calibration.layers[name]) for name in layers]
-    sharing = shared_layers(model, layers)
-    fitted, waiting = Fitted({}), dict[str, LayerCalibration]()
+        calibrate.check(calibration, {name: layer.spec for name, layer in rest.items()})
+        calibration = [(name, calibration.layers[name]) for name in rest]
+    sharing = shared_layers(model, rest)
     for arrived, of_layer in calibration:
         waiting[arrived] = of_layer
         if not all(name in waiting for name in sharing[arrived]):

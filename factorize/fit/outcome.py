@@ -35,6 +35,8 @@ def fit_remarks(how: str, fitted: Fitted, *, reconstructed: bool = False) -> lis
             "default with --data (a few hundred images, no labels), fits the layers' outputs, "
             "which keeps far more of the accuracy before any training"
         )
+    elif grouped := [made for made in fitted.layers.values() if made.spec.groups > 1]:
+        remarks.append(f"{len(grouped)} grouped layer(s) fitted to the weights alone")
     if reconstructed:
         remarks.append("errors of layers are those before --reconstruct, which looks at blocks")
     over = {

@@ -186,7 +186,10 @@ def _distance(block: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> flo
 
 def _with_weights(made: Factorization, chain: nn.Sequential) -> Factorization:
     stages = list(chain)
-    weights = tuple(s.weight.detach().to("cpu", torch.float64) for s in stages)  # type: ignore[union-attr, operator]
+    weights = tuple(
+        graph.effective_weight(stage).to("cpu", torch.float64) if old.numel() else old
+        for stage, old in zip(stages, made.weights, strict=True)
+    )
     bias = stages[-1].bias
     if isinstance(bias, Tensor):
         return replace(made, weights=weights, bias=bias.detach().to("cpu", torch.float64))

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from factorize import calibrate, graph
 from factorize.calibrate import MomentSums
 from factorize.errors import DataError
-from factorize.fit.layer import Fitted, fit_layer, shared_layers
-from factorize.fit.layerwise import fit_outputs
+from factorize.fit.layer import Fitted, fit_layer, grouped, shared_layers
+from factorize.fit.layerwise import fit_outputs, fit_weights
 from factorize.fit.lockstep import Decision, Lockstep
 from factorize.fit.trace import Shortcut, trace
 from factorize.tensor.call import evaluating
@@ -65,13 +65,18 @@ def fit_sequential(
     for name, layer in layers.items():
         graph.check_layer(modules.get(name), layer.spec)
     sharing = shared_layers(model, layers)
-    shared = [n for n in layers if len(sharing[n]) > 1 or len(layers[n].spec.input_sizes) > 1]
-    fitted = Fitted({})
+    fitted = fit_weights(model, grouped(plan), seed=seed)
+    shared = [
+        n
+        for n in layers
+        if n not in fitted.layers and (len(sharing[n]) > 1 or len(layers[n].spec.input_sizes) > 1)
+    ]
     if shared:
         of_shared = replace(plan, layers=tuple(layers[name] for name in shared))
         specs = {name: layers[name].spec for name in shared}
         moments = calibrate.collect_each(model, specs, images, memory=memory, seed=seed)
-        fitted = fit_outputs(model, of_shared, moments, any_order=any_order, seed=seed)
+        found = fit_outputs(model, of_shared, moments, any_order=any_order, seed=seed)
+        fitted.layers.update(found.layers)
 
     parts = calibrate.split(images)
     norms = {
@@ -79,7 +84,11 @@ def fit_sequential(
         for name, module in modules.items()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     }
-    convs = {name: module for name, module in modules.items() if isinstance(module, _ConvNd)}
+    convs = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, _ConvNd) or name in layers
+    }
     corrected: dict[str, Decision] = {}
     with evaluating(model):
         order, added = trace(model, convs | norms, parts[0][0][:1])
@@ -138,7 +147,8 @@ def _moments(
     for arrival in lockstep.arrivals():
         wanted = arrival.output
         if isinstance(module.bias, Tensor):
-            wanted = wanted - module.bias[:, None, None]
+            axes = layer.spec.kernel
+            wanted = wanted - module.bias.reshape(-1, *(1 for _ in axes))
         if shortcut is not None:
             wanted = shortcut.wanted(wanted, *arrival.kept[shortcut.source])
         held_out = arrival.batch >= len(parts[0])

@@ -35,7 +35,7 @@ class Shortcut:
     norm: _BatchNorm | None
 
     def wanted(self, output: Tensor, original: Tensor, compressed: Tensor) -> Tensor:
-        """The output (N, O, H, W) that brings the sum to the original's.
+        """The output (N, O, *spatial) that brings the sum to the original's.
 
         Parameters
         ----------
@@ -54,7 +54,7 @@ class Shortcut:
         # A channel that the norm all but closes has no say in the sum.
         heard = gain.abs() > 0.05 * gain.square().mean().sqrt()
         inverse = torch.where(heard, 1 / gain, 0.0)
-        return output + lost * inverse[:, None, None]
+        return output + lost * inverse.reshape(-1, *(1,) * (output.ndim - 2))
 
 
 def trace(

@@ -3,52 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from factorize.errors import NoConvolutionError, UnsupportedLayerError
-from factorize.tensor.call import call, evaluating
-from factorize.types import ConvSite, ConvSpec, Size
-
-_KINDS: dict[type[nn.Module], str] = {
-    nn.Conv1d: "conv1d",
-    nn.Conv2d: "conv2d",
-    nn.Conv3d: "conv3d",
-    nn.ConvTranspose1d: "conv_transpose1d",
-    nn.ConvTranspose2d: "conv_transpose2d",
-    nn.ConvTranspose3d: "conv_transpose3d",
-}
-
-# What a chain that stands in for a convolution no longer has.
-_OWN_ATTRIBUTES = frozenset(
-    [
-        "weight",
-        "bias",
-        "in_channels",
-        "out_channels",
-        "kernel_size",
-        "stride",
-        "padding",
-        "dilation",
-        "transposed",
-        "output_padding",
-        "groups",
-        "padding_mode",
-        "_conv_forward",
-    ]
-)
+from factorize.errors import DataError, NoConvolutionError, UnsupportedLayerError
+from factorize.graph.spec import KINDS, is_convolution, is_quantized, spec_of
+from factorize.graph.watch import Run, Seen, watched
+from factorize.tensor.call import batch_size, call, evaluating
+from factorize.types import ConvSite, ConvSpec
 
 
 def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:
-    """Every convolution in the module tree, in the order of execution, uncalled ones last.
+    """Every convolution and linear layer, in the order of execution, uncalled ones last.
 
     The model is run once on the example, in eval mode and without gradients; its own mode, its
     buffers and the random state are as before.
@@ -69,18 +41,18 @@ def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:
         The model does not run on the example.
     """
     names: dict[int, list[str]] = defaultdict(list)
-    modules: dict[int, _ConvNd] = {}
+    modules: dict[int, Any] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, _ConvNd):
+        if is_convolution(module) or isinstance(module, nn.Linear):
             names[id(module)].append(name)
             modules[id(module)] = module
-    if not modules:
+    if not any(map(is_convolution, modules.values())):
         raise NoConvolutionError(
             f"{type(model).__name__}: the model must have at least one convolution, found none "
             f"among {sum(1 for _ in model.modules())} modules."
         )
 
-    with _watched(list(modules.values())) as seen:
+    with watched(list(modules.values()), _samples(example_input)) as run:
         try:
             with evaluating(model), torch.random.fork_rng(devices=_cuda_devices(model)):
                 call(model, example_input)
@@ -91,75 +63,44 @@ def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:
             ) from error
 
     owners = _parameter_owners(model)
-    order = sorted(modules, key=lambda key: seen[key].order)
+    order = sorted(modules, key=lambda key: run.seen[key].order)
     with evaluating(model):  # reading a spectral norm's weight in train mode changes it
-        return tuple(
-            _site(names[key], modules[key], seen[key], owners, names, modules) for key in order
+        sites = tuple(
+            _site(names[key], modules[key], run.seen[key], owners, names, modules) for key in order
         )
+    return _with_parallel(sites, run, names)
 
 
-@dataclass
-class _Seen:
-    """What one run told about one module."""
+def _with_parallel(
+    sites: Sequence[ConvSite], run: Run, names: dict[int, list[str]]
+) -> tuple[ConvSite, ...]:
+    """Tell of equal convolutions whose outputs are concatenated: one could do them all."""
+    by_name = {site.spec.name: site for site in sites}
+    for joined in run.joined:
+        members = [names[key][0] for key in joined]
+        specs = [replace(by_name[name].spec, name="") for name in members]
+        called_once = all(len(spec.input_sizes) == 1 for spec in specs)
+        if called_once and specs[0].kernel and all(spec == specs[0] for spec in specs):
+            for name in members:
+                others = tuple(other for other in members if other != name)
+                by_name[name] = replace(by_name[name], parallel=others)
+    return tuple(by_name[site.spec.name] for site in sites)
 
-    order: float = float("inf")
-    sizes: list[Size] = field(default_factory=list)
-    inside: int = 0
-    read_outside: set[str] = field(default_factory=set)
 
-
-@contextmanager
-def _watched(modules: list[_ConvNd]) -> Iterator[dict[int, _Seen]]:
-    """Record each module's calls, and reads of its attributes from outside of its own call.
-
-    A model that computes with ``self.conv.weight`` breaks when the convolution is replaced. Hooks
-    cannot see that, so each instance gets, for the time of one run, a subclass that looks.
-    """
-    seen = {id(module): _Seen() for module in modules}
-    classes = {id(module): module.__class__ for module in modules}
-    calls = 0
-
-    def spy(original: Any) -> type:
-        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-            nonlocal calls
-            calls += 1
-            record = seen[id(self)]
-            record.order = min(record.order, calls)
-            given = args[0] if args else kwargs.get("input")
-            axes = len(object.__getattribute__(self, "kernel_size"))
-            if isinstance(given, torch.Tensor):
-                record.sizes.append(tuple(given.shape[-axes:]))
-            record.inside += 1
-            try:
-                return original.__call__(self, *args, **kwargs)
-            finally:
-                record.inside -= 1
-
-        def __getattribute__(self: Any, name: str) -> Any:  # noqa: N807
-            if name in _OWN_ATTRIBUTES and not seen[id(self)].inside:
-                seen[id(self)].read_outside.add(name)
-            return original.__getattribute__(self, name)
-
-        namespace = {"__call__": __call__, "__getattribute__": __getattribute__}
-        return type(original.__name__, (original,), namespace)
-
-    spies = {cls: spy(cls) for cls in set(classes.values())}
+def _samples(example_input: Any) -> int:
     try:
-        for module in modules:
-            module.__class__ = spies[module.__class__]
-        yield seen
-    finally:
-        for module in modules:
-            module.__class__ = classes[id(module)]
+        return max(batch_size(example_input), 1)
+    except DataError:  # nothing that has a batch axis
+        return 1
 
 
 def _site(
     names: list[str],
-    module: _ConvNd,
-    seen: _Seen,
+    module: Any,
+    seen: Seen,
     owners: dict[int, list[tuple[str, nn.Module]]],
     all_names: dict[int, list[str]],
-    modules: dict[int, _ConvNd],
+    modules: dict[int, Any],
 ) -> ConvSite:
     spec = spec_of(module, names[0], tuple(seen.sizes))
     tied, foreign = [], []
@@ -179,33 +120,12 @@ def _site(
     )
 
 
-def spec_of(module: _ConvNd, name: str, input_sizes: tuple[Size, ...] = ()) -> ConvSpec:
-    """All attributes of a convolution module."""
-    kind = next((k for cls, k in _KINDS.items() if isinstance(module, cls)), type(module).__name__)
-    padding = module.padding
-    if padding == "valid":
-        padding = (0,) * len(module.kernel_size)
-    return ConvSpec(
-        name=name,
-        kind=kind,
-        in_channels=module.in_channels,
-        out_channels=module.out_channels,
-        kernel=tuple(module.kernel_size),
-        stride=tuple(module.stride),
-        padding="same" if padding == "same" else tuple(int(p) for p in padding),
-        dilation=tuple(module.dilation),
-        groups=module.groups,
-        padding_mode=module.padding_mode,
-        bias=module.bias is not None,
-        output_padding=tuple(module.output_padding) if module.transposed else (),
-        input_sizes=input_sizes,
-    )
-
-
-def _blocked(module: _ConvNd, spec: ConvSpec, seen: _Seen, foreign: list[str]) -> str | None:
+def _blocked(module: Any, spec: ConvSpec, seen: Seen, foreign: list[str]) -> str | None:
     """Why the module must stay as it is, whatever the method."""
-    cls = type(module)
-    plain = next((base for base in _KINDS if isinstance(module, base)), None)
+    cls: Any = type(module)
+    if is_quantized(module):
+        return f"{cls.__name__} is quantized: factorize the float model, then quantize"
+    plain = next((base for base in KINDS if isinstance(module, base)), None)
     if parametrize.is_parametrized(module):
         cls = cls.__mro__[1]  # torch makes a subclass for each parametrised module
         if parametrize.is_parametrized(module, "bias"):
@@ -215,8 +135,9 @@ def _blocked(module: _ConvNd, spec: ConvSpec, seen: _Seen, foreign: list[str]) -
     if isinstance(module, LazyModuleMixin):
         return "lazy module whose shape is not known yet"
     for method in ("forward", "_conv_forward", "__call__"):
-        if getattr(cls, method) is not getattr(plain, method) or method in vars(module):
-            return f"{cls.__name__} has a {method} of its own: it computes more than a convolution"
+        own = getattr(cls, method, None) is not getattr(plain, method, None)
+        if own or method in vars(module):
+            return f"{cls.__name__} has a {method} of its own: it computes more than {spec.kind}"
     weight = module.weight
     if weight.is_meta:
         return "its weight is on the meta device and has no values"
@@ -225,7 +146,7 @@ def _blocked(module: _ConvNd, spec: ConvSpec, seen: _Seen, foreign: list[str]) -
     if weight.layout != torch.strided:
         return "its weight is sparse"
     if foreign:
-        return f"its weight is also used by {', '.join(foreign)}, which is not a convolution"
+        return f"its weight is also used by {', '.join(foreign)}, which is no such layer"
     if seen.read_outside:
         what = ", ".join(sorted(seen.read_outside))
         return f"the model reads its {what} outside of the layer's own call"
@@ -236,16 +157,16 @@ def _blocked(module: _ConvNd, spec: ConvSpec, seen: _Seen, foreign: list[str]) -
     return None
 
 
-def _notes(module: _ConvNd) -> Iterator[str]:
-    if parametrize.is_parametrized(module, "weight") or _weight_hooks(module):
+def _notes(module: Any) -> Iterator[str]:
+    if parametrize.is_parametrized(module, "weight") or weight_hooks(module):
         yield "weight parametrisation folded into the weights"
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    count = sum(len(getattr(module, kind)) for kind in kinds) - len(_weight_hooks(module))
+    count = sum(len(getattr(module, kind)) for kind in kinds) - len(weight_hooks(module))
     if count:
         yield f"{count} hook(s) on the layer dropped"
 
 
-def _weight_hooks(module: nn.Module) -> list[Any]:
+def weight_hooks(module: nn.Module) -> list[Any]:
     """Pre-forward hooks by which torch computes the weight (weight_norm, spectral_norm, prune)."""
     hooks = module._forward_pre_hooks.values()
     return [hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils")]

@@ -8,28 +8,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize, skip_init
 
 from factorize.errors import PlanError
-from factorize.graph.find import _weight_hooks, spec_of
+from factorize.graph.find import weight_hooks
+from factorize.graph.spec import KINDS, spec_of
 from factorize.types import ConvSpec, Factorization
 
-_CLASSES: dict[str, Any] = {"conv2d": nn.Conv2d}
+_CLASSES: dict[str, Any] = {kind: cls for cls, kind in KINDS.items()}
 
 
 def effective_weight(module: nn.Module) -> Tensor:
     """The weight that the module convolves with: parametrisations and weight hooks applied.
 
     Evaluated in eval mode, on a copy: spectral norm would otherwise take a power step.
+
+    Returns
+    -------
+    (O, I/groups, *kernel), of a transposed convolution too.
     """
-    if not parametrize.is_parametrized(module, "weight") and not _weight_hooks(module):
-        return module.weight.detach()  # type: ignore[union-attr]
-    with torch.no_grad():
-        twin = copy.deepcopy(module).eval()
-        for hook in _weight_hooks(twin):
-            hook(twin, ())
-        return twin.weight.detach()  # type: ignore[union-attr]
+    if parametrize.is_parametrized(module, "weight") or weight_hooks(module):
+        with torch.no_grad():
+            module = copy.deepcopy(module).eval()
+            for hook in weight_hooks(module):
+                hook(module, ())
+    weight = module.weight.detach()  # type: ignore[union-attr]
+    return swapped(weight, spec_of(module, "")) if getattr(module, "transposed", False) else weight
+
+
+def swapped(weight: Tensor, spec: ConvSpec) -> Tensor:
+    """(I, O/groups, *kernel) from (O, I/groups, *kernel), and back: each group's channels."""
+    return weight.unflatten(0, (spec.groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> nn.Module:
@@ -60,9 +69,10 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
         module = modules[name]
         chain = build_chain(made, module)
         key = (id(module._parameters.get("weight", module)), made.method, made.rank, made.variant)
-        mates = shared.setdefault(key, [stage.weight for stage in chain])  # type: ignore[misc]
-        pairs = list(zip(chain, mates, strict=True))
-        if all(torch.equal(stage.weight, mate) for stage, mate in pairs):  # type: ignore[arg-type]
+        stages: list[Any] = [stage for stage in chain if hasattr(stage, "weight")]
+        mates = shared.setdefault(key, [stage.weight for stage in stages])
+        pairs = list(zip(stages, mates, strict=True))
+        if all(torch.equal(stage.weight, mate) for stage, mate in pairs):
             for stage, mate in pairs:
                 stage.weight = mate
         chains[id(module)] = chain
@@ -79,25 +89,37 @@ def build_chain(made: Factorization, module: Any) -> nn.Sequential:
     trainable = any(p.requires_grad for n, p in module.named_parameters() if n != "bias")
     layers = []
     for stage, values in zip(made.stages, made.weights, strict=True):
-        layer: Any = skip_init(  # random numbers are the user's
-            _CLASSES[stage.kind], stage.in_channels, stage.out_channels, stage.kernel,
-            stage.stride, stage.padding, stage.dilation, stage.groups, stage.bias,
-            stage.padding_mode,
-            device=weight.device, dtype=weight.dtype,
-        )  # fmt: skip
+        layer = _module(stage, device=weight.device, dtype=weight.dtype)
+        layers.append(layer)
+        if not values.numel():
+            continue
         with torch.no_grad():
-            layer.weight.copy_(values)
+            layer.weight.copy_(swapped(values, stage) if stage.transposed else values)
             if stage.bias:
                 layer.bias.copy_(module.bias if made.bias is None else made.bias)
                 layer.bias.requires_grad_(module.bias.requires_grad)
         layer.weight.requires_grad_(trainable)
-        layers.append(layer)
     return nn.Sequential(*layers).train(module.training)
+
+
+def _module(stage: ConvSpec, **factory: Any) -> Any:
+    """A module whose weights are not initialised: random numbers are the user's."""
+    if stage.kind == "channel_shuffle":
+        return nn.ChannelShuffle(stage.groups)
+    made = {"bias": stage.bias, **factory}
+    if stage.kernel:
+        made |= {
+            "kernel_size": stage.kernel, "stride": stage.stride, "padding": stage.padding,
+            "dilation": stage.dilation, "groups": stage.groups, "padding_mode": stage.padding_mode,
+        }  # fmt: skip
+    if stage.transposed:
+        made["output_padding"] = stage.output_padding
+    return skip_init(_CLASSES[stage.kind], stage.in_channels, stage.out_channels, **made)
 
 
 def check_layer(module: nn.Module | None, spec: ConvSpec) -> None:
     """Raise PlanError unless the module is the convolution that was planned for."""
-    if not isinstance(module, _ConvNd):
+    if not isinstance(module, tuple(KINDS)):
         found = "no such module" if module is None else type(module).__name__
         raise PlanError(
             f"{spec.label}: the plan must name convolutions of this model, got {found}. "

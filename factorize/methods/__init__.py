@@ -7,8 +7,9 @@ planner and the conformance tests know it without being told.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from factorize.methods.base import Method, chain_of, factorize, get, names, register
+from factorize.methods.base import Method, get, names, register
 from factorize.methods.chain import chain_kernel
+from factorize.methods.layer import chain_of, factorize
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -9,14 +9,13 @@ from functools import cache
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from factorize.errors import RankError, UnsupportedLayerError
-from factorize.methods.chain import chain_kernel
+from factorize.errors import UnsupportedLayerError
+from factorize.methods.chain import shaped
 from factorize.methods.refine import refine
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, Factorization, LayerPlan, Rank
+from factorize.types import ConvSpec, Rank
 
 _registry: dict[str, Method] = {}
 
@@ -30,8 +29,10 @@ FEWEST_RUNGS = 3
 class Method(ABC):
     """A way to replace one kernel by a chain of smaller ones.
 
-    Weights are (O, I, k_h, k_w), float64. A subclass declares its chain by `stages`; the kernel
-    that the chain composes to follows from it (`chain_kernel`), so the two cannot disagree.
+    Weights are (O, I, *kernel), float64: one group's, and of a transposed convolution with its
+    channels swapped, so that a method need not know of either. A subclass declares its chain by
+    `stages`; the kernel that the chain composes to follows from it (`chain_kernel`), so the two
+    cannot disagree.
 
     Attributes
     ----------
@@ -41,18 +42,23 @@ class Method(ABC):
         One line for ``--help``.
     variants
         Orders of the chain; the planner takes the one with the lower error.
+    min_axes
+        Spatial axes that a kernel must have; a linear layer has none.
+    searched
+        Whether searches offer it: their timings and predictions know chains of convolutions.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     variants: ClassVar[tuple[str, ...]] = ("",)
+    min_axes: ClassVar[int] = 1
+    searched: ClassVar[bool] = True
 
     def supports(self, spec: ConvSpec) -> str | None:
         """None, or the reason why this layer cannot be factorized by this method."""
-        if spec.kind != "conv2d":
-            return f"{spec.kind}: only conv2d is factorized"
-        if spec.groups != 1:
-            return f"grouped convolution (groups={spec.groups}): only groups=1 is factorized"
+        if len(spec.kernel) < self.min_axes:
+            axes = "a spatial axis" if self.min_axes == 1 else f"{self.min_axes} spatial axes"
+            return f"{spec.kind}: {self.name} needs {axes}"
         return None
 
     @abstractmethod
@@ -113,7 +119,10 @@ class Method(ABC):
 
     @abstractmethod
     def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:
-        """The chain's specs, first to last. Shapes only: costs nothing. Built with `link`."""
+        """The chain's specs, first to last. Shapes only: costs nothing.
+
+        Built with `link` and `stage`, which see to groups and to transposed convolutions.
+        """
 
     @abstractmethod
     def decompose(
@@ -197,75 +206,3 @@ def get(name: str) -> Method:
             f"method must be one of {', '.join(names())}, got {name!r}. Correct --method."
         )
     return _registry[name]
-
-
-def chain_of(layer: LayerPlan) -> tuple[ConvSpec, ...]:
-    """The stages of a planned layer, its method, rank and variant checked.
-
-    Raises
-    ------
-    UnsupportedLayerError, RankError
-        The method does not exist or does not take this layer, variant or rank.
-    """
-    method, spec = get(layer.method or ""), layer.spec
-    if reason := method.supports(spec):
-        raise UnsupportedLayerError(
-            f"{spec.label}: cannot be factorized by {method.name}: {reason}. "
-            "Set its method to null in the plan, or choose another."
-        )
-    if layer.variant not in method.variants:
-        raise UnsupportedLayerError(
-            f"{spec.label}: variant must be one of {list(method.variants)} for {method.name}, "
-            f"got {layer.variant!r}. factorize.plan(model, x, edited=plan) takes the better one."
-        )
-    check_rank(method, spec, layer.rank)
-    return method.stages(spec, layer.rank, layer.variant)
-
-
-def check_rank(method: Method, spec: ConvSpec, rank: Rank) -> None:
-    """Raise RankError unless the rank has the right length and lies within 1..max."""
-    limit = method.max_rank(spec)
-    if len(rank) != len(limit):
-        raise RankError(
-            f"{spec.label}: {method.name} takes {len(limit)} rank(s), got {list(rank)}. "
-            f"Give one per entry of the maximum, {list(limit)}."
-        )
-    for value, top in zip(rank, limit, strict=True):
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= top:
-            raise RankError(
-                f"{spec.label}: rank must be an integer in 1..{top} for {method.name}, "
-                f"got {value!r}. Lower the rank or use --energy."
-            )
-
-
-def factorize(
-    layer: LayerPlan, weight: Tensor, *, norm: Norm | None = None, seed: int = 0
-) -> Factorization:
-    """Factorize one kernel as planned; the error is measured on the weights that are returned.
-
-    Parameters
-    ----------
-    weight
-        (O, I, k_h, k_w), any floating dtype and device; computed in float64 on the CPU.
-    norm
-        The norm to fit in; the identity unless given.
-
-    Raises
-    ------
-    UnsupportedLayerError, RankError
-        The method does not take this layer, variant or rank.
-    """
-    stages = chain_of(layer)
-    method, norm = get(layer.method or ""), norm or Norm()
-    exact = weight.detach().to("cpu", torch.float64)
-    weights = method.fit(exact, layer.rank, layer.variant, stages=stages, norm=norm, seed=seed)
-    weights = shaped(stages, weights)
-    error = norm.relative_error(exact, chain_kernel(stages, weights))
-    return Factorization(layer.spec, method.name, layer.rank, layer.variant, stages, weights, error)
-
-
-def shaped(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Weights as their stages hold them."""
-    return tuple(
-        w.reshape(stage.weight_shape).contiguous() for w, stage in zip(weights, stages, strict=True)
-    )

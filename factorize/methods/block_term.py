@@ -17,14 +17,14 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
-from factorize.methods.base import Method, factorize, register, shaped
-from factorize.methods.chain import link, stage
+from factorize.methods.base import Method, register
+from factorize.methods.chain import chain_kernel, link, shaped, stage
 from factorize.methods.refine import refine
 from factorize.tensor.cp import exact_rank
 from factorize.tensor.norm import Norm
 from factorize.tensor.ranks import unfolding_vbmf_rank
 from factorize.tensor.tucker import tucker2
-from factorize.types import ConvSpec, LayerPlan, Rank
+from factorize.types import ConvSpec, Rank
 
 WIDTH = 16
 """Of the groups where only R is given: the shape that vector units like."""
@@ -40,7 +40,7 @@ class BlockTerm(Method):
     summary = "1x1, k x k in groups of width w, 1x1 (ranks: R, w; between cp and tucker2)"
 
     def max_rank(self, spec: ConvSpec) -> Rank:  # noqa: D102
-        outputs, inputs = spec.out_channels, spec.in_channels
+        outputs, inputs = spec.group_outputs, spec.group_inputs
         return exact_rank((outputs, inputs, prod(spec.kernel))), max(outputs, inputs)
 
     def rank_of(self, value: int, spec: ConvSpec) -> Rank:
@@ -58,9 +58,9 @@ class BlockTerm(Method):
         wide = groups * rank[1]
         return link(
             spec,
-            stage(spec, (), spec.in_channels, wide),
-            stage(spec, (0, 1), wide, wide, groups=groups),
-            stage(spec, (), wide, spec.out_channels),
+            stage(spec, (), spec.group_inputs, wide),
+            stage(spec, spec.axes, wide, wide, groups=groups),
+            stage(spec, (), wide, spec.group_outputs),
         )
 
     def decompose(
@@ -100,7 +100,8 @@ class BlockTerm(Method):
     ) -> Rank:
         """By bisection over fits at the usual width."""
         outputs, inputs, *kernel = weight.shape
-        spec = ConvSpec("", "conv2d", inputs, outputs, tuple(kernel), (1, 1), (0, 0), (1, 1))
+        ones = (1,) * len(kernel)
+        spec = ConvSpec("", f"conv{len(kernel)}d", inputs, outputs, tuple(kernel), ones, ones, ones)
         limit = self.max_rank(spec)
         width = min(WIDTH, limit[1])
         allowed = (1 - energy) ** 0.5
@@ -108,8 +109,10 @@ class BlockTerm(Method):
         while low < high:
             middle = (low + high) // 2
             rank = (min(middle * width, limit[0]), width)
-            made = factorize(LayerPlan(spec, self.name, rank), weight, seed=seed)
-            if made.error <= allowed:
+            stages = self.stages(spec, rank, variant)
+            made = self.fit(weight, rank, variant, stages=stages, norm=Norm(), seed=seed)
+            error = Norm().relative_error(weight, chain_kernel(stages, shaped(stages, made)))
+            if error <= allowed:
                 high = middle
             else:
                 low = middle + 1

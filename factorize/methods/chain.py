@@ -16,7 +16,13 @@ def stage(
 ) -> ConvSpec:
     """One stage that takes over the kernel, stride, padding and dilation of some axes.
 
-    The other axes get extent 1. A stage that pads keeps the padding mode; none has a bias yet.
+    The other axes get extent 1. A stage that pads keeps the padding mode; none has a bias yet. Of a
+    transposed convolution, a stage without axes is an ordinary 1x1.
+
+    Parameters
+    ----------
+    in_channels, out_channels, groups
+        Of the chain of one group of the layer: the stage has as many of it as the layer has groups.
     """
 
     def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
@@ -29,16 +35,23 @@ def stage(
         padding = pick(padding, 0)
     return replace(
         spec,
-        in_channels=in_channels,
-        out_channels=out_channels,
+        kind=spec.kind if axes else spec.kind.replace("conv_transpose", "conv"),
+        in_channels=in_channels * spec.groups,
+        out_channels=out_channels * spec.groups,
         kernel=pick(spec.kernel, 1),
         stride=pick(spec.stride, 1),
         dilation=pick(spec.dilation, 1),
         padding=padding,
         padding_mode=spec.padding_mode if padding == "same" or any(padding) else "zeros",
-        groups=groups,
+        groups=groups * spec.groups,
+        output_padding=pick(spec.output_padding, 0) if axes else (),
         bias=False,
     )
+
+
+def shuffle(spec: ConvSpec, channels: int, groups: int) -> ConvSpec:
+    """A stage that moves channel (g, c) of (groups, channels / groups) to (c, g)."""
+    return replace(stage(spec, (), channels, channels, groups), kind="channel_shuffle", kernel=())
 
 
 def link(spec: ConvSpec, *stages: ConvSpec) -> tuple[ConvSpec, ...]:
@@ -56,12 +69,24 @@ def link(spec: ConvSpec, *stages: ConvSpec) -> tuple[ConvSpec, ...]:
     return tuple(linked)
 
 
+def shaped(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Weights as their stages hold them."""
+    return tuple(
+        w.reshape(stage.kernel_shape).contiguous() for w, stage in zip(weights, stages, strict=True)
+    )
+
+
 def chain_kernel(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> Tensor:
     """The one kernel that a chain of convolutions is equal to.
 
     On each axis at most one stage has an extent above 1, so the extents multiply. The chain is
     folded from an end that is not grouped, where there is one: a grouped weight in between then
     costs its own size, not that of the dense weight it stands for.
+
+    Parameters
+    ----------
+    weights
+        Each of its stage's ``kernel_shape``.
 
     Returns
     -------
@@ -71,6 +96,9 @@ def chain_kernel(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> T
         kernel = weights[-1]  # (O, C, *k)
         for spec, weight in zip(stages[-2::-1], weights[-2::-1], strict=True):
             groups = spec.groups
+            if spec.kind == "channel_shuffle":
+                kernel = kernel.unflatten(1, (-1, groups)).transpose(1, 2).flatten(1, 2)
+                continue
             outer = kernel.reshape(len(kernel), groups, kernel.shape[1] // groups, -1)
             inner = weight.reshape(groups, -1, weight.shape[1], prod(spec.kernel))
             product = torch.einsum("ogck,gcim->ogikm", outer, inner)
@@ -83,6 +111,9 @@ def chain_kernel(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> T
         kernel, stages, weights = weights[0], stages[1:], weights[1:]
     for spec, weight in zip(stages, weights, strict=True):
         groups = spec.groups
+        if spec.kind == "channel_shuffle":
+            kernel = kernel.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1)
+            continue
         inner = kernel.reshape(groups, len(kernel) // groups, kernel.shape[1], -1)
         outer = weight.reshape(groups, -1, weight.shape[1], prod(spec.kernel))
         product = torch.einsum("gcik,gocm->goikm", inner, outer)

@@ -26,18 +26,20 @@ class ChannelSvd(SvdMethod):
     """``spatial_first`` or ``pointwise_first``: where the k_h x k_w convolution stands."""
 
     name = "channel_svd"
+    min_axes = 0
     summary = "k x k to R channels then 1x1 (or the other order), by SVD"
     variants = ("spatial_first", "pointwise_first")
 
     def max_rank(self, spec: ConvSpec) -> Rank:  # noqa: D102
-        return (min(spec.in_channels, spec.out_channels),)
+        return (min(spec.group_inputs, spec.group_outputs),)
 
     def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:  # noqa: D102
-        first, second = ((0, 1), ()) if variant == "spatial_first" else ((), (0, 1))
+        axes = spec.axes
+        first, second = (axes, ()) if variant == "spatial_first" else ((), axes)
         return link(
             spec,
-            stage(spec, first, spec.in_channels, rank[0]),
-            stage(spec, second, rank[0], spec.out_channels),
+            stage(spec, first, spec.group_inputs, rank[0]),
+            stage(spec, second, rank[0], spec.group_outputs),
         )
 
     def fit(  # noqa: D102
@@ -60,7 +62,7 @@ class ChannelSvd(SvdMethod):
     def matrix(self, weight: Tensor, variant: str) -> Tensor:  # noqa: D102
         if variant == "spatial_first":
             return weight.flatten(1)  # (O, I k_h k_w)
-        return weight.permute(0, 2, 3, 1).flatten(0, 2)  # (O k_h k_w, I)
+        return weight.movedim(1, -1).flatten(0, -2)  # (O k_h k_w, I)
 
     def fold(  # noqa: D102
         self, left: Tensor, right: Tensor, weight: Tensor, variant: str

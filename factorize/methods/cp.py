@@ -33,14 +33,14 @@ class Cp(Method):
         return weight.flatten(2)
 
     def max_rank(self, spec: ConvSpec) -> Rank:  # noqa: D102
-        return (exact_rank((spec.out_channels, spec.in_channels, prod(spec.kernel))),)
+        return (exact_rank((spec.group_outputs, spec.group_inputs, prod(spec.kernel))),)
 
     def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:  # noqa: D102
         return link(
             spec,
-            stage(spec, (), spec.in_channels, rank[0]),
-            stage(spec, (0, 1), rank[0], rank[0], groups=rank[0]),
-            stage(spec, (), rank[0], spec.out_channels),
+            stage(spec, (), spec.group_inputs, rank[0]),
+            stage(spec, spec.axes, rank[0], rank[0], groups=rank[0]),
+            stage(spec, (), rank[0], spec.group_outputs),
         )
 
     def decompose(  # noqa: D102

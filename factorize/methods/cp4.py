@@ -24,22 +24,22 @@ class Cp4(Cp):
     """Four modes: the spatial kernel of each component is separable too."""
 
     name = "cp4"
+    min_axes = 2
     summary = "1x1, depthwise k x 1, depthwise 1 x k, 1x1 (four-way CP by ALS)"
 
     def modes(self, weight: Tensor) -> Tensor:
-        """The kernel as it is: (O, I, k_h, k_w)."""
+        """The kernel as it is: (O, I, *kernel)."""
         return weight
 
     def max_rank(self, spec: ConvSpec) -> Rank:  # noqa: D102
-        return (exact_rank((spec.out_channels, spec.in_channels, *spec.kernel)),)
+        return (exact_rank((spec.group_outputs, spec.group_inputs, *spec.kernel)),)
 
     def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:  # noqa: D102
         return link(
             spec,
-            stage(spec, (), spec.in_channels, rank[0]),
-            stage(spec, (0,), rank[0], rank[0], groups=rank[0]),
-            stage(spec, (1,), rank[0], rank[0], groups=rank[0]),
-            stage(spec, (), rank[0], spec.out_channels),
+            stage(spec, (), spec.group_inputs, rank[0]),
+            *(stage(spec, (axis,), rank[0], rank[0], groups=rank[0]) for axis in spec.axes),
+            stage(spec, (), rank[0], spec.group_outputs),
         )
 
 

@@ -13,6 +13,8 @@ Source       Guo, Li, Lin, Chen, Li, "Network decoupling", BMVC 2018
 
 from __future__ import annotations
 
+from math import prod
+
 from torch import Tensor
 
 from factorize.methods.base import register
@@ -29,27 +31,26 @@ class DepthwisePointwise(SvdMethod):
     variants = ("depthwise_first", "pointwise_first")
 
     def max_rank(self, spec: ConvSpec) -> Rank:  # noqa: D102
-        area = spec.kernel[0] * spec.kernel[1]
-        return (min(spec.in_channels, spec.out_channels, area),)
+        return (min(spec.group_inputs, spec.group_outputs, prod(spec.kernel)),)
 
     def rank_lines(self, spec: ConvSpec, step: int) -> list[list[Rank]]:
         """All T: the hardware sees I T or O T channels, whose steps are the layer's own."""
         return super().rank_lines(spec, 1)
 
     def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:  # noqa: D102
-        inputs, outputs = spec.in_channels, spec.out_channels
+        inputs, outputs = spec.group_inputs, spec.group_outputs
         if variant == "depthwise_first":
             wide = inputs * rank[0]
             return link(
                 spec,
-                stage(spec, (0, 1), inputs, wide, groups=inputs),
+                stage(spec, spec.axes, inputs, wide, groups=inputs),
                 stage(spec, (), wide, outputs),
             )
         wide = outputs * rank[0]
         return link(
             spec,
             stage(spec, (), inputs, wide),
-            stage(spec, (0, 1), wide, outputs, groups=outputs),
+            stage(spec, spec.axes, wide, outputs, groups=outputs),
         )
 
     def matrix(self, weight: Tensor, variant: str) -> Tensor:  # noqa: D102

@@ -18,7 +18,7 @@ class SvdMethod(Method):
 
     @abstractmethod
     def matrix(self, weight: Tensor, variant: str) -> Tensor:
-        """The kernel (O, I, k_h, k_w) as a matrix (m, n), or a batch of them (b, m, n)."""
+        """The kernel (O, I, *kernel) as a matrix (m, n), or a batch of them (b, m, n)."""
 
     @abstractmethod
     def fold(

@@ -30,15 +30,15 @@ class Tucker2(Method):
     summary = "1x1, small k x k core, 1x1 (two ranks: in, out)"
 
     def max_rank(self, spec: ConvSpec) -> Rank:  # noqa: D102
-        inputs, outputs, area = spec.in_channels, spec.out_channels, prod(spec.kernel)
+        inputs, outputs, area = spec.group_inputs, spec.group_outputs, prod(spec.kernel)
         return min(inputs, outputs * area), min(outputs, inputs * area)
 
     def stages(self, spec: ConvSpec, rank: Rank, variant: str) -> tuple[ConvSpec, ...]:  # noqa: D102
         return link(
             spec,
-            stage(spec, (), spec.in_channels, rank[0]),
-            stage(spec, (0, 1), rank[0], rank[1]),
-            stage(spec, (), rank[1], spec.out_channels),
+            stage(spec, (), spec.group_inputs, rank[0]),
+            stage(spec, spec.axes, rank[0], rank[1]),
+            stage(spec, (), rank[1], spec.group_outputs),
         )
 
     def decompose(  # noqa: D102

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from factorize.errors import PlanError, RankError
-from factorize.methods.base import Method, chain_of, get
+from factorize.methods.base import Method, get
+from factorize.methods.layer import chain_of, predicted_error
 from factorize.plan.select import check_globs, skip_reason
 from factorize.types import ConvSite, ConvSpec, LayerPlan, Plan, Progress, Rank
 
@@ -127,7 +128,7 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
         weight = weight_of(site.spec.name).to("cpu", torch.float64)
         if not known:
             variant, _ = _better(method, site.spec, weight, layer.rank, allow_costlier=True)
-        error = method.predicted_error(weight, layer.rank, variant)
+        error = predicted_error(method, site.spec, weight, layer.rank, variant)
         bound[site.spec.name] = _layer(site, method, layer.rank, variant, error, site.notes)
     return Plan(tuple(_note_untied(site, bound) for site in sites), plan.settings)
 
@@ -173,9 +174,13 @@ def _choose_layer(
         for name in method.variants:
             if kind == "energy":
                 most = limit if allow_costlier else _most_that_saves(method, spec, name)
-                found = method.rank_for_energy(weight, value, name, most=most, seed=seed)
+                each = [
+                    method.rank_for_energy(part, value, name, most=most, seed=seed)
+                    for part in weight.chunk(spec.groups)
+                ]
             else:
-                found = method.rank_by_vbmf(weight, name)
+                each = [method.rank_by_vbmf(part, name) for part in weight.chunk(spec.groups)]
+            found = tuple(map(max, zip(*each, strict=True)))
             if any(r > top for r, top in zip(found, limit, strict=True)):
                 continue  # another order reproduces the kernel at the limit
             rank = tuple(max(r, 1) for r in found)
@@ -184,7 +189,7 @@ def _choose_layer(
         _, rank, variant, was_zero = min(options, key=lambda option: option[0])
         if was_zero:
             notes.append("VBMF found nothing but noise (rank 0); 1 was taken")
-        error = method.predicted_error(weight, rank, variant)
+        error = predicted_error(method, spec, weight, rank, variant)
     macs, _ = _cost(method, spec, rank, variant)
     if macs >= spec.macs and not allow_costlier:
         ranks = ",".join(map(str, rank))
@@ -202,7 +207,7 @@ def _better(
     for variant in method.variants:
         macs, _ = _cost(method, spec, rank, variant)
         costlier = macs >= spec.macs and not allow_costlier
-        error = method.predicted_error(weight, rank, variant)
+        error = predicted_error(method, spec, weight, rank, variant)
         # Rounding must not decide between two orders that are both exact.
         options.append((costlier, round(error or 0.0, 12), macs, variant, error))
     best = min(options, key=lambda option: option[:3])

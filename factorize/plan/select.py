@@ -58,5 +58,5 @@ def skip_reason(
         if spec.in_channels <= FIRST_LAYER_CHANNELS and not first:
             return f"first layer ({spec.in_channels} input channels)"
         if all(k == 1 for k in spec.kernel) and not pointwise:
-            return "1x1 convolution"
+            return "1x1 convolution" if spec.kernel else "linear layer"
     return None

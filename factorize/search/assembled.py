@@ -82,7 +82,7 @@ def _made_up(layer: LayerPlan) -> Factorization:
     stages = methods.chain_of(layer)
     generator = torch.Generator().manual_seed(0)
     weights = tuple(
-        0.01 * torch.randn(stage.weight_shape, generator=generator, dtype=torch.float64)
+        0.01 * torch.randn(stage.kernel_shape, generator=generator, dtype=torch.float64)
         for stage in stages
     )
     return Factorization(

@@ -151,6 +151,10 @@ class _Layer:
             return {rank: discarded_share(values, rank[0]) ** 2 for rank in ranks}
         shares = SHARES if moments and not self.stand_in else ROUGH
         ranks = {self._within(key, line, share) for share in shares}
+        if self.stand_in and moments is None:
+            known = {rank: method.predicted_error(self.weight, rank, variant) for rank in ranks}
+            if None not in known.values():
+                return {rank: (error or 0.0) ** 2 for rank, error in known.items()}
         if self.stand_in is None:
             return {rank: self._fitted(key, rank, tell) for rank in ranks}
         small = self.stand_in(method.stages(self.spec, line[0], variant))

@@ -109,6 +109,7 @@ def layers_of(
             name: skip_reason(
                 site, methods.get(name), include, exclude, first=first, pointwise=True
             )
+            or _unsearched(spec, name)
             for name in names
         }
         allowed[spec.name] = [name for name, reason in refused.items() if reason is None]
@@ -124,6 +125,16 @@ def layers_of(
         if progress:
             progress("time layers", done + 1, len(groups), {})
     return layers, reasons
+
+
+def _unsearched(spec: ConvSpec, name: str) -> str | None:
+    """Why a layer is not searched, or not by a method."""
+    if spec.kind != "conv2d" or spec.groups > 1:
+        groups = f"groups={spec.groups}" if spec.groups > 1 else "no groups"
+        return f"{spec.kind}, {groups}: a budget is for ungrouped conv2d. Use --rank or --energy"
+    if not methods.get(name).searched:
+        return f"{name} is not searched with a budget. Use --rank or --energy"
+    return None
 
 
 def _layer(

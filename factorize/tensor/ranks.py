@@ -96,5 +96,9 @@ def vbmf_rank(singular_values: Tensor, rows: int, columns: int) -> int:
 
 def unfolding_vbmf_rank(tensor: Tensor, mode: int) -> int:
     """VBMF rank of a tensor unfolded along one mode."""
-    matrix = tensor.movedim(mode, 0).flatten(1)
-    return vbmf_rank(singular_values(matrix), matrix.shape[0], matrix.shape[1])
+    return matrix_vbmf_rank(tensor.movedim(mode, 0).flatten(1))
+
+
+def matrix_vbmf_rank(matrix: Tensor) -> int:
+    """VBMF rank of a matrix (m, n)."""
+    return vbmf_rank(singular_values(matrix), *matrix.shape)

@@ -1,0 +1,155 @@
+"""One run of a model, watched: which layers are called, with what, what else is done to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from factorize.types import Size
+
+# What a chain that stands in for a layer no longer has.
+_OWN_ATTRIBUTES = frozenset(
+    [
+        "weight",
+        "bias",
+        "in_channels",
+        "out_channels",
+        "in_features",
+        "out_features",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "transposed",
+        "output_padding",
+        "groups",
+        "padding_mode",
+        "_conv_forward",
+    ]
+)
+
+
+@dataclass
+class Seen:
+    """What one run told about one module.
+
+    Attributes
+    ----------
+    order
+        Of its first call; infinite where there was none.
+    read_outside
+        Attributes that were read while the module itself was not running.
+    """
+
+    order: float = float("inf")
+    sizes: list[Size] = field(default_factory=list)
+    inside: int = 0
+    read_outside: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run told: of each module, by its identity, and whose outputs were concatenated.
+
+    Attributes
+    ----------
+    joined
+        Identities of modules whose outputs, one call each, were all that was concatenated along
+        the channels.
+    """
+
+    seen: dict[int, Seen]
+    joined: list[tuple[int, ...]]
+
+
+@contextmanager
+def watched(modules: Sequence[nn.Module], batch: int) -> Iterator[Run]:
+    """Record each module's calls, and reads of its attributes from outside of its own call.
+
+    A model that computes with ``self.conv.weight`` breaks when the convolution is replaced. Hooks
+    cannot see that, so each instance gets, for the time of one run, a subclass that looks.
+
+    Parameters
+    ----------
+    batch
+        Samples that the model is run on: a linear layer may see them folded with other axes.
+    """
+    run = Run({id(module): Seen() for module in modules}, [])
+    classes = {id(module): module.__class__ for module in modules}
+    outputs = _Concatenations(run)
+    calls = 0
+
+    def spy(original: Any) -> type:
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+            nonlocal calls
+            calls += 1
+            record = run.seen[id(self)]
+            record.order = min(record.order, calls)
+            given = args[0] if args else kwargs.get("input")
+            if isinstance(given, Tensor):
+                record.sizes.append(_size(self, given, batch))
+            record.inside += 1
+            try:
+                made = original.__call__(self, *args, **kwargs)
+            finally:
+                record.inside -= 1
+            outputs.made(self, made)
+            return made
+
+        def __getattribute__(self: Any, name: str) -> Any:  # noqa: N807
+            if name in _OWN_ATTRIBUTES and not run.seen[id(self)].inside:
+                run.seen[id(self)].read_outside.add(name)
+            return original.__getattribute__(self, name)
+
+        namespace = {"__call__": __call__, "__getattribute__": __getattribute__}
+        return type(original.__name__, (original,), namespace)
+
+    spies = {cls: spy(cls) for cls in set(classes.values())}
+    try:
+        for module in modules:
+            module.__class__ = spies[module.__class__]
+        with outputs:
+            yield run
+    finally:
+        for module in modules:
+            module.__class__ = classes[id(module)]
+
+
+def _size(module: Any, x: Tensor, batch: int) -> Size:
+    """The spatial size of an input; of a linear layer's, what lies between sample and channels."""
+    if isinstance(module, nn.Linear):
+        between = tuple(x.shape[1:-1])
+        folded = x.shape[0] // batch if x.ndim > 1 and x.shape[0] % batch == 0 else 1
+        return between if folded == 1 else (folded, *between)
+    axes = len(object.__getattribute__(module, "kernel_size"))
+    return tuple(x.shape[-axes:])
+
+
+class _Concatenations(TorchFunctionMode):
+    """Sees which outputs of layers are concatenated along the channels, and nothing else is."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+        self.makers: dict[int, tuple[int, Tensor]] = {}  # the tensor lives: its identity is its own
+
+    def made(self, module: nn.Module, output: Any) -> None:
+        if isinstance(output, Tensor):
+            self.makers[id(output)] = (id(module), output)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.cat, torch.concat, torch.concatenate) and args:
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+            makers = [self.makers.get(id(part)) for part in args[0]]
+            found = [maker[0] for maker in makers if maker]
+            channels = 1 if dim == 1 else 1 - getattr(args[0][0], "ndim", 0)
+            if dim in (1, channels) and len(found) == len(makers) == len(set(found)) > 1:
+                self.run.joined.append(tuple(found))
+        return func(*args, **kwargs)
