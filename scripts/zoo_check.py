@@ -3,8 +3,7 @@
     python scripts/zoo_check.py SUITE NAME ROW.json
 
 The row is written before every stage, so that a process that is ended from outside leaves what it
-knows. Methods are those with a closed form. Each layer takes the next in turn of those that are
-cheap for it, so that all are met; where none is cheap, the cheapest.
+knows.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +28,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from zoo_models import Entry, entries, resize, smallest
 from zoo_outputs import comparable, difference, feed_batch_norms, outputs, train_loss
+from zoo_plan import plan_for
 
 import factorize
 from factorize import methods
 from factorize.export import save_weights
 from factorize.io.models import load_model
 from factorize.measure import environment
-from factorize.methods import Method
 from factorize.plan import save_plan
 from factorize.tensor.call import call
-from factorize.types import ConvSite, LayerPlan, Plan
+from factorize.types import Plan
 
 Row = dict[str, Any]
 
 TOLERANCE = 1e-3
-CHEAP = 5e7  # weights times rank: an SVD of some 20 ms
-WORK = 5e10  # of a model's layers together: SVDs of about half a minute
 ONNX_SECONDS = 180
 QUARTER = 0.25
 
@@ -189,56 +185,6 @@ def _loaded(
     if entry.suite == "torchvision" and row.get("arch") != f"torchvision:{entry.name}":
         raise ValueError(f"recognised as {row['arch']}")
     return loaded.model
-
-
-def plan_for(model: nn.Module, x: Any, sites: tuple[ConvSite, ...], share: float) -> Plan:
-    """Every layer at a share of its maximal rank, by a method of closed form that is cheap for it.
-
-    Below full rank, methods that save MACs come first. Layers beyond `WORK` stay dense, the most
-    costly ones first.
-    """
-    layers, works = [], {}
-    for index, site in enumerate(sites):
-        layer = LayerPlan(site.spec, skip_reason=site.blocked)
-        if not site.blocked:
-            layer, works[index] = _choice(site, index, share)
-        layers.append(layer)
-    spent = 0.0
-    for index in sorted(works, key=lambda one: works[one]):
-        spent += works[index]
-        if spent > WORK:
-            reason = f"{layers[index].method} would take too long here"
-            layers[index] = LayerPlan(layers[index].spec, skip_reason=reason)
-    # Without a variant, the planner takes the one with the lower error.
-    return factorize.plan(model, x, edited=Plan(tuple(layers), {"zoo": share}))
-
-
-def _choice(site: ConvSite, index: int, share: float) -> tuple[LayerPlan, float]:
-    """A layer's method and rank, or the reasons why there is none; and its work."""
-    spec, options, reasons = site.spec, [], []
-    for name in methods.names():
-        method = methods.get(name)
-        if not _closed_form(method):
-            continue
-        if reason := method.supports(spec):
-            reasons.append(reason)
-            continue
-        limit = method.max_rank(spec)
-        rank = tuple(max(round(share * top), 1) for top in limit)
-        macs = min(sum(s.macs for s in method.stages(spec, rank, v)) for v in method.variants)
-        work = float(prod(spec.weight_shape) * max(limit))
-        saves = share == 1 or macs < spec.macs
-        options.append((not saves or work > WORK, work, name, rank))
-    if not options:
-        return LayerPlan(spec, skip_reason="; ".join(dict.fromkeys(reasons))), 0.0
-    options = sorted(one for one in options if one[0] == min(options)[0])
-    cheap = [one for one in options if one[1] <= CHEAP] or options[:1]
-    _, work, name, rank = cheap[index % len(cheap)]
-    return LayerPlan(spec, name, rank), work
-
-
-def _closed_form(method: Method) -> bool:
-    return type(method).predicted_error is not Method.predicted_error
 
 
 def _methods(plan: Plan) -> dict[str, int]:

@@ -67,12 +67,9 @@ def difference(expected: list[Tensor], actual: list[Tensor]) -> float:
     worst = 0.0
     for a, b in zip(expected, actual, strict=True):
         gap, size = float((a.double() - b.double()).norm()), float(a.double().norm())
-        worst = max(worst, gap / size if size else gap and math.inf, key=_nan_last)
+        share = gap / size if size else gap and math.inf
+        worst = max(worst, math.inf if math.isnan(share) else share)
     return worst
-
-
-def _nan_last(value: float) -> float:
-    return math.inf if math.isnan(value) else value
 
 
 def train_loss(model: nn.Module, x: Any) -> Tensor:
