@@ -71,6 +71,10 @@ def _exceptions(rows: list[Row]) -> str:
             found.append(f"- refused: {row['refused']}")
         if "not_recognised" in row:
             found.append(f"- {name}, not recognised: {row['not_recognised']}")
+        if "found" in row and not row.get("full", {}).get("methods"):
+            found.append(f"- {name}: no layer was rewritten")
+        elif "quarter" in row and float(row["quarter"].get("difference", 0)) < 0.01:
+            found.append(f"- {name}: its output hardly shows the layers")
         if "dense" in row.get("onnx", {}):
             found.append(f"- {name}, the original does not export: {row['onnx']['dense']}")
     return "## Exceptions\n\n" + "\n".join(found or ["None."]) + "\n"
