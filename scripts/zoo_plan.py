@@ -1,6 +1,6 @@
 """The plans of the zoo: every layer at a share of its maximal rank, as cheaply as can be.
 
-Methods are all but those that alternate, whose exact rank is huge. Each layer takes the next in
+Methods are all but those that alternate, which take long. Each layer takes the next in
 turn of those that are cheap for it, so that all are met; where none is cheap, the cheapest.
 """
 
@@ -15,7 +15,7 @@ import factorize
 from factorize import methods
 from factorize.types import ConvSite, LayerPlan, Plan
 
-ALTERNATING = {"cp", "cp4", "block_term"}
+ALTERNATING = {"cp", "cp4", "block_term", "tucker2"}
 CHEAP = 5e7  # weights times rank: an SVD of some 20 ms
 WORK = 5e10  # of a model's layers together: SVDs of about half a minute
 
