@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,6 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
         A file is missing or does not fit the model.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_model
 
     unfitted = {}
     for layer in planning.load_plan(Path(directory, "plan.json")).factorized:
@@ -198,13 +198,27 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
         )
     path = Path(directory, "model.safetensors")
     try:
-        load_model(graph.rewrite_(copied(model), unfitted), path)  # before the model is touched
+        _fill(graph.rewrite_(copied(model), unfitted), path)  # before the model is touched
         model = graph.rewrite_(model, unfitted)
-        load_model(model, path)
+        _fill(model, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:300]
         raise ModelLoadError(f"{path}: the weights must fit the planned model: {detail}") from error
     return model
+
+
+def _fill(model: nn.Module, path: Path) -> None:
+    """As safetensors' load_model, with the versions that some modules ask for (MNASNet)."""
+    from safetensors.torch import load_file
+
+    saved, own = load_file(path), model.state_dict()
+    state: Any = OrderedDict(saved)
+    by_place = {own[key].data_ptr(): tensor for key, tensor in saved.items() if key in own}
+    for key in own.keys() - saved.keys():  # of a shared tensor one name is saved
+        if own[key].data_ptr() in by_place:
+            state[key] = by_place[own[key].data_ptr()]
+    state._metadata = own._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state)
 
 
 def measure(
