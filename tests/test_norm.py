@@ -34,9 +34,7 @@ from factorize.types import ConvSpec, Factorization, LayerPlan
 
 SPEC = ConvSpec("c", "conv2d", 6, 7, (3, 2), (1, 1), (0, 0), (1, 1))
 D = 36
-CHAINS = [
-    (name, variant) for name in convolutions.square() for variant in methods.get(name).variants
-]
+CHAINS = [(n, variant) for n in convolutions.square() for variant in methods.get(n).variants]
 CLOSED = [chain for chain in CHAINS if isinstance(methods.get(chain[0]), SvdMethod)]
 every_chain = pytest.mark.parametrize("method, variant", CHAINS)
 

@@ -138,7 +138,7 @@ def _blocked(module: Any, spec: ConvSpec, seen: Seen, foreign: list[str]) -> str
         own = getattr(cls, method, None) is not getattr(plain, method, None)
         if own or method in vars(module):
             return f"{cls.__name__} has a {method} of its own: it computes more than {spec.kind}"
-    weight = module.weight
+    weight: Any = module.weight
     if weight.is_meta:
         return "its weight is on the meta device and has no values"
     if weight.is_complex() or not weight.is_floating_point():
