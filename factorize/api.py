@@ -137,7 +137,7 @@ def compress(
 
     with (
         timer.cache,
-        export.output_folder(out, (*OUTPUTS, *RESUMED), bool(overwrite)) as (folder, publish),
+        export.output_folder(out, OUTPUTS, bool(overwrite), RESUMED) as (folder, publish),
     ):
         fit.check_free(bool(overwrite))
 
@@ -268,7 +268,7 @@ def compress(
             planning.save_plan(plan, folder / "plan.json")
             report.save(folder / "report.json")
             write_html(report, folder / "report.html", command)
-            publish(keep=RESUMED if tuning and tuning.interrupted else ())
+            publish(keep_work=bool(tuning and tuning.interrupted))
     return Result(compressed, plan, report)
 
 

@@ -79,7 +79,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     OutputError
         If it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".partial-{path.name}")
     try:
         try:
             torch.save(content, temporary)
