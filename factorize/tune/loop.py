@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ class Training:
         accelerator: Any,
         progress: Progress | None,
         score: Callable[[nn.Module], float] | None,
+        origin: Mapping[str, Any],
     ) -> None:
         self.model, self.original, self.data, self.config = model, original, data, config
         self.accelerator, self.progress, self.score = accelerator, progress, score
@@ -61,7 +62,7 @@ class Training:
         for key in ("checkpoint", "resume", "checkpoint_minutes"):
             del settings[key]
         self.fingerprint = checkpoint.fingerprint(
-            model, original, **settings, data=data.source, batches=self.per_epoch
+            model, original, **settings, **origin, data=data.source, batches=self.per_epoch
         )
         self.state = checkpoint.RunState(best=checkpoint.snapshot(model))
         self.stopped: str | None = None
@@ -97,6 +98,7 @@ class Training:
             self._resume()
         if not self.state.history:
             self._rate({"epoch": 0.0})
+            self._save()  # in place of an earlier run's, which is not to be resumed from now on
         while self.state.epoch < self.config.epochs:
             self._train()
             if self.stopped:
