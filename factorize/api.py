@@ -128,6 +128,8 @@ def compress(
         raise DataError("resume: goes on with a fine-tuning, got 0 epochs. Give --finetune EPOCHS.")
     if out is not None and config.epochs and config.checkpoint is None:
         config = replace(config, checkpoint=Path(out, CHECKPOINT))
+    if config.resume and config.checkpoint and not config.checkpoint.exists():
+        raise tune.missing_checkpoint(config.checkpoint)  # before any work is done
     overwrite = force or (config.resume and config.checkpoint and config.checkpoint.exists())
     example_input = beside(model, example_input)
     targets = _targets(target, device, threads, batch_size(example_input))
@@ -137,7 +139,7 @@ def compress(
 
     with (
         timer.cache,
-        export.output_folder(out, (*OUTPUTS, *RESUMED), bool(overwrite)) as (folder, publish),
+        export.output_folder(out, OUTPUTS, bool(overwrite), RESUMED) as (folder, publish),
     ):
         fit.check_free(bool(overwrite))
 
@@ -205,8 +207,10 @@ def compress(
                 planning.save_plan(plan, config.checkpoint.with_name(SEARCHED))
             with _timed(seconds, "finetune"):
                 tuning = tune.finetune(
-                    compressed, model, data, config, device=device, progress=progress
-                )
+                    compressed, model, data, config, device=device, progress=progress,
+                    origin={"fit": how, "images": fit.images, "reconstruct": fit.reconstruct,
+                            "calibration": str(fit.calibration)},
+                )  # fmt: skip
             rate("finetuned", compressed)
             if tuning.interrupted:
                 done = f"{tuning.epochs_done:.2f} of {config.epochs}"
@@ -268,7 +272,7 @@ def compress(
             planning.save_plan(plan, folder / "plan.json")
             report.save(folder / "report.json")
             write_html(report, folder / "report.html", command)
-            publish(keep=RESUMED if tuning and tuning.interrupted else ())
+            publish(keep_work=bool(tuning and tuning.interrupted))
     return Result(compressed, plan, report)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from factorize import methods, options
-from factorize.api import CHECKPOINT, OUTPUTS, Result, compress
+from factorize.api import OUTPUTS, Result, compress
 from factorize.arguments import (
     budget_of,
     default_out,
@@ -31,6 +32,7 @@ from factorize.arguments import (
 from factorize.checks import check_not_empty, resolve_device
 from factorize.errors import BudgetError, DataError, FactorizeError, PlanError, RankError
 from factorize.fit import FitConfig
+from factorize.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
 from factorize.io.data import load_data
 from factorize.io.imports import import_function
 from factorize.io.models import load_model
@@ -86,6 +88,7 @@ _out, _err = Console(), Console(stderr=True)
 
 
 @app.command(help=_HELP, no_args_is_help=True)
+@interruptible
 def run(
     model: options.Model,
     rank: options.Rank = None,
@@ -215,6 +218,7 @@ def run(
     tuning = FinetuneConfig(finetune or 0, seed=seed, resume=resume)
     if lr is not None:
         tuning = replace(tuning, lr=lr)
+    before = written(folder)
     try:
         with Bars(_err) as bars:
             result = compress(
@@ -225,26 +229,20 @@ def run(
                 device=device, threads=threads, seed=seed, name=loaded.arch, notes=loaded.notes,
                 progress=bars.update, **choice,
             )  # fmt: skip
+        by_time = sweep is not None or (budget is not None and budget.timed)
+        _finish(result, folder, described, timed=by_time)
     except KeyboardInterrupt as error:
-        if (folder / CHECKPOINT).exists():
-            raise _InterruptedError(f"{folder / CHECKPOINT} is kept, --resume goes on") from error
-        saved = save_calibration is not None and save_calibration.exists()
-        but = f" but {save_calibration}" if saved else ""
-        raise _InterruptedError(f"nothing was written{but}") from error
-    by_time = sweep is not None or (budget is not None and budget.timed)
-    _finish(result, folder, described, timed=by_time)
+        left = what_is_left(folder, before, resume, save_calibration)
+        raise RunInterrupted(left, error) from error
 
 
 @compare_app.command()
+@interruptible
 def compare(
     reports: Annotated[list[Path], typer.Argument(help="Files report.json, or folders with one.")],
 ) -> None:
     """Show runs side by side: factorize compare a/report.json b/report.json."""
     _out.print(compare_reports(reports))
-
-
-class _InterruptedError(Exception):
-    """Ctrl-C, and what is left of the work."""
 
 
 def main() -> None:
@@ -258,9 +256,10 @@ def main() -> None:
         code = UNREACHED
     except FactorizeError as error:
         code = _fail(str(error))
-    except (_InterruptedError, typer.Abort) as error:
-        _err.print(Text(f"interrupted: {error or 'nothing was written'}", style="bold red"))
-        code = 130
+    except (RunInterrupted, typer.Abort) as error:
+        left = str(error) or "nothing was written"
+        _err.print(Text(f"interrupted: {left}", style="bold red"), soft_wrap=True)
+        code = getattr(error, "code", 128 + signal.SIGINT)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not the parser's own complaint: a bug of ours
             raise
@@ -280,6 +279,8 @@ def _finish(result: Result, folder: Path, described: str, *, timed: bool) -> Non
     written = [name for name in OUTPUTS if (folder / name).exists()]
     line = f"\n{described}: written to {folder}{os.sep}: {', '.join(written)}"
     _out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if report.finetuning and report.finetuning["interrupted"]:
+        raise RunInterrupted(f"{goes_on(folder)}; the files are of the best epoch so far")
     if report.failures:
         raise typer.Exit(1)
     judged = verdict(report)

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from factorize.errors import DataError, ModelLoadError, OutputError, UnsupportedLayerError
 from factorize.io.images import Shuffled
+from factorize.signals import Terminated, terminable, uninterrupted
 from factorize.tune import FinetuneConfig, finetune, recalibrate
 from factorize.tune.distance import distance
-from factorize.tune.guard import accelerator_on, uninterrupted
+from factorize.tune.guard import accelerator_on
 from factorize.tune.optimizer import schedule
 from factorize.types import Data
 
@@ -416,6 +417,59 @@ def test_a_real_signal_in_the_middle_of_a_step(tmp_path):
     assert equal(resumed, quiet)
 
 
+def test_sigterm_saves_and_ends_at_once(tmp_path):
+    def terminate(stage, done, total, values):
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    data, original, path = dataset(), net(0), tmp_path / "run.pt"
+    finetune(whole := net(1), original, data, FinetuneConfig(2))
+    config = FinetuneConfig(2, checkpoint=path)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), terminable():
+        finetune(net(1), original, data, config, progress=terminate)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert torch.load(path, weights_only=True)["state"]["steps"] == 3
+    resumed = net(1)
+    finetune(resumed, original, data, FinetuneConfig(2, checkpoint=path, resume=True))
+    assert equal(resumed, whole)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_while_a_checkpoint_is_loaded_leaves_it_as_it_is(tmp_path):
+    class Pressing(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.armed = inner, False
+
+        def forward(self, x):
+            return self.inner(x)
+
+        def load_state_dict(self, *args, **kwargs):
+            if self.armed:
+                self.armed = False
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().load_state_dict(*args, **kwargs)
+
+    data, original, path = dataset(), net(0), tmp_path / "run.pt"
+    config = FinetuneConfig(2, checkpoint=path)
+    finetune(Pressing(net(1)), original, data, config, progress=pressed_at(3))
+    saved = torch.load(path, weights_only=True)["model"]
+    pressing = Pressing(net(1))
+    pressing.armed = True
+    finetune(pressing, original, data, replace(config, resume=True))
+    kept = torch.load(path, weights_only=True)["model"]
+    assert all(torch.equal(kept[key], saved[key]) for key in saved)
+
+
+def test_ctrl_c_before_anything_is_known_is_not_a_result():
+    def score(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(net(1), net(0), dataset(), FinetuneConfig(1), score=score)
+
+
 def test_finetuning_outside_of_the_main_thread():
     results = []
     thread = threading.Thread(
@@ -437,7 +491,7 @@ def test_checkpoints_are_written_while_an_epoch_runs(tmp_path):
 
     config = FinetuneConfig(1, checkpoint=path, checkpoint_minutes=0)
     finetune(net(1), net(0), dataset(), config, progress=progress)
-    assert seen == [False, *[True] * 5]
+    assert all(seen)
 
 
 class Evil:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from factorize.errors import OutputError
+from factorize.signals import uninterrupted
+
+PARTIAL = ".partial-"
+"""What the names of files in work begin with."""
 
 
 @contextmanager
 def output_folder(
-    out: str | Path | None, names: Sequence[str], overwrite: bool
+    out: str | Path | None, names: Sequence[str], overwrite: bool, work: Sequence[str] = ()
 ) -> Iterator[tuple[Path, Callable[..., None]]]:
     """A staging folder, and a function that moves its files into ``out``.
 
-    That function also removes what an earlier run left under these names, but for ``keep``.
+    That function also removes what an earlier run left under these names, and the files of `work`
+    unless ``keep_work`` is set. What a killed run left half done is removed at the start.
 
     Parameters
     ----------
@@ -26,45 +33,93 @@ def output_folder(
     names
         Of the files that may be published.
     overwrite
-        Whether files of these names may be there already.
+        Whether files of these names, or of `work`, may be there already.
+    work
+        Names of the files from which an interrupted run goes on.
 
     Raises
     ------
     OutputError
-        ``out`` is not a folder that can be written to, or has such files already.
+        ``out`` is not a folder that can be written to, has such files already, or another run
+        is writing to it.
     """
     if out is None:
         with tempfile.TemporaryDirectory(prefix="factorize-") as scratch:
-            yield Path(scratch), lambda keep=(): None
+            yield Path(scratch), lambda keep_work=False: None
         return
     out = Path(out)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.TemporaryDirectory(prefix=".partial-", dir=out)
+        staging = tempfile.TemporaryDirectory(prefix=PARTIAL, dir=out)
     except OSError as error:
         raise OutputError(
             f"{out}: the output must be a folder that can be written to, got: {error.strerror}. "
             "Choose another with --out."
         ) from error
 
-    def publish(keep: Sequence[str] = ()) -> None:
-        for name in names:
-            if Path(staging.name, name).exists():
-                Path(staging.name, name).replace(out / name)
-            elif name not in keep:  # of an earlier run: it does not belong to these files
+    def publish(keep_work: bool = False) -> None:
+        with uninterrupted():
+            # Should the process be killed here, no file of an earlier run is beside a new one,
+            # and what the run goes on from is still there.
+            for name in names:
+                (out / name).unlink(missing_ok=True)
+            for name in names:
+                if Path(staging.name, name).exists():
+                    Path(staging.name, name).replace(out / name)
+            for name in () if keep_work else work:
                 (out / name).unlink(missing_ok=True)
 
+    lock = None
     try:
-        with staging:
-            there = [name for name in names if (out / name).exists()]
-            if there and not overwrite:
-                raise OutputError(
-                    f"{out}: has {', '.join(there)} already, and nothing is overwritten unasked. "
-                    "Pass --force, --resume to go on with a fine-tuning, or another --out."
-                )
-            yield Path(staging.name), publish
+        lock = _lock(out)
+        if lock is not None:
+            _remove_leavings(out, but=Path(staging.name))
+        there = [name for name in (*names, *work) if (out / name).exists()]
+        if there and not overwrite:
+            raise OutputError(
+                f"{out}: has {', '.join(there)} already, and nothing is overwritten unasked. "
+                "Pass --force, --resume to go on with a fine-tuning, or another --out."
+            )
+        yield Path(staging.name), publish
     finally:
-        for folder in made:
-            if folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
+        with uninterrupted():
+            staging.cleanup()
+            if lock is not None:
+                os.close(lock)
+            for folder in made:
+                if folder.exists() and not any(folder.iterdir()):
+                    folder.rmdir()
+
+
+def _lock(out: Path) -> int | None:
+    """Have a folder to ourselves; None where there are no such locks.
+
+    The system takes the lock back when the process ends, however it ends.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    lock = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise OutputError(
+            f"{out}: one run at a time writes to a folder, and another one is at it. Wait for it, "
+            "or choose another with --out."
+        ) from None
+    except OSError:  # the file system has none
+        os.close(lock)
+        return None
+    return lock
+
+
+def _remove_leavings(out: Path, but: Path) -> None:
+    """Remove what killed runs had in work."""
+    for path in out.glob(f"{PARTIAL}*"):
+        if path.is_dir() and path != but:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path != but:
+            path.unlink(missing_ok=True)

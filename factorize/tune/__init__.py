@@ -1,5 +1,6 @@
 """What data makes up for: batch-norm recalibration and fine-tuning by distillation."""
 
+from factorize.tune.checkpoint import missing_checkpoint
 from factorize.tune.distance import placed, to_model
 from factorize.tune.finetune import FinetuneConfig, FinetuneResult, finetune
 from factorize.tune.order import ordered
@@ -10,6 +11,7 @@ __all__ = [
     "FinetuneResult",
     "Recalibration",
     "finetune",
+    "missing_checkpoint",
     "ordered",
     "placed",
     "recalibrate",

@@ -79,7 +79,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     OutputError
         If it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".partial-{path.name}")
     try:
         try:
             torch.save(content, temporary)
@@ -91,6 +91,14 @@ def write(path: Path, content: dict[str, Any]) -> None:
         raise OutputError(
             f"{path}: the checkpoint cannot be written ({reason}). Give a path that can be."
         ) from error
+
+
+def missing_checkpoint(path: Path) -> ModelLoadError:
+    """Tell that there is nothing to resume from."""
+    return ModelLoadError(
+        f"{path}: there is no checkpoint to resume from: the run had not begun to tune, or was "
+        "done. Start without resuming."
+    )
 
 
 def read(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
@@ -105,9 +113,7 @@ def read(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found = dict(content["fingerprint"])
     except FileNotFoundError:
-        raise ModelLoadError(
-            f"{path}: there is no checkpoint to resume from. Start without resuming."
-        ) from None
+        raise missing_checkpoint(path) from None
     except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.PickleError):
         raise ModelLoadError(
             f"{path}: not a readable fine-tuning checkpoint. Start without resuming."

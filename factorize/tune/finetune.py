@@ -9,9 +9,10 @@ held-out images, and it ends with the best weights so far, those it came with in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -35,7 +36,7 @@ class FinetuneConfig:
     temperature, label_weight
         Of the loss, see the head of this file.
     checkpoint
-        Written after each epoch, every ``checkpoint_minutes`` and on Ctrl-C.
+        Written before the first epoch, after each, every ``checkpoint_minutes`` and on Ctrl-C.
     resume
         Go on from ``checkpoint``.
     """
@@ -102,6 +103,7 @@ def finetune(
     device: str = "cpu",
     progress: Progress | None = None,
     score: Callable[[nn.Module], float] | None = None,
+    origin: Mapping[str, Any] = {},
 ) -> FinetuneResult:
     """Tune ``model`` in place to answer as ``original``; it ends with its best held-out score.
 
@@ -120,6 +122,9 @@ def finetune(
     score
         model -> float, higher is better. By default top-1 where the labels can be used, else
         minus the distance to the original's outputs.
+    origin
+        How `model` was made: a run whose model was made otherwise does not resume from this one's
+        checkpoint. Strings and numbers by name.
 
     Raises
     ------
@@ -132,7 +137,7 @@ def finetune(
         data or models, of which each value counts.
     """
     with placed(device, model, original), accelerator_on(device) as accelerator:
-        training = Training(model, original, data, config, accelerator, progress, score)
+        training = Training(model, original, data, config, accelerator, progress, score, origin)
         interrupted = training.run()
         state = training.state
         return FinetuneResult(

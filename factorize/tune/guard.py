@@ -1,31 +1,12 @@
-"""What a training loop needs around it: whole steps under Ctrl-C, and an Accelerator of its own."""
+"""What a training loop needs around it: an Accelerator of its own."""
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done, so that a step is taken whole or not at all."""
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield  # Python delivers signals to the main thread only
-        return
-    held: list[Any] = []
-    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if held:
-        previous(*held[0])
 
 
 @contextmanager

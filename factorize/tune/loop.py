@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from factorize.errors import ModelLoadError
+from factorize.signals import Terminated, uninterrupted
 from factorize.tensor.call import evaluating
 from factorize.tune import checkpoint
 from factorize.tune.distance import (
@@ -28,7 +29,6 @@ from factorize.tune.distance import (
     to_model,
     uses_labels,
 )
-from factorize.tune.guard import uninterrupted
 from factorize.tune.optimizer import decayed, schedule, trainable
 from factorize.tune.order import from_batch, length, ordered
 from factorize.types import Batch, Data, Progress
@@ -49,6 +49,7 @@ class Training:
         accelerator: Any,
         progress: Progress | None,
         score: Callable[[nn.Module], float] | None,
+        origin: Mapping[str, Any],
     ) -> None:
         self.model, self.original, self.data, self.config = model, original, data, config
         self.accelerator, self.progress, self.score = accelerator, progress, score
@@ -61,7 +62,7 @@ class Training:
         for key in ("checkpoint", "resume", "checkpoint_minutes"):
             del settings[key]
         self.fingerprint = checkpoint.fingerprint(
-            model, original, **settings, data=data.source, batches=self.per_epoch
+            model, original, **settings, **origin, data=data.source, batches=self.per_epoch
         )
         self.state = checkpoint.RunState(best=checkpoint.snapshot(model))
         self.stopped: str | None = None
@@ -74,8 +75,11 @@ class Training:
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 self._epochs()
-        except KeyboardInterrupt:
-            self._cut_short()
+        except KeyboardInterrupt as pressed:
+            self._save()
+            if not self.state.history or isinstance(pressed, Terminated):
+                raise
+            self._compete()
             return True
         finally:
             self.model.load_state_dict(self.state.best)
@@ -94,6 +98,7 @@ class Training:
             self._resume()
         if not self.state.history:
             self._rate({"epoch": 0.0})
+            self._save()  # in place of an earlier run's, which is not to be resumed from now on
         while self.state.epoch < self.config.epochs:
             self._train()
             if self.stopped:
@@ -172,9 +177,8 @@ class Training:
             if ends_epoch:
                 state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
 
-    def _cut_short(self) -> None:
-        """After Ctrl-C: save for a resume, then let the weights as they are compete too."""
-        self._save()
+    def _compete(self) -> None:
+        """After Ctrl-C: let the weights as they are compete too."""
         state = self.state
         if state.batch:
             with suppress(KeyboardInterrupt):  # pressed again: no time for that
@@ -199,8 +203,9 @@ class Training:
         if self.config.checkpoint is None:
             raise ModelLoadError("resume: a checkpoint must be given, got None. Set checkpoint.")
         content = checkpoint.read(self.config.checkpoint, self.fingerprint)
-        self.state = checkpoint.RunState(**content["state"])
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.accelerator.scaler is not None and content["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(content["scaler"])
+        with uninterrupted():  # half of it would be saved as the state of the run
+            self.state = checkpoint.RunState(**content["state"])
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            if self.accelerator.scaler is not None and content["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(content["scaler"])
