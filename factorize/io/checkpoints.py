@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from factorize.errors import ModelLoadError
+from factorize.io.archives import check_unpacked_size
 from factorize.io.imports import brief
 from factorize.io.pickles import load_pickled
 
@@ -157,6 +158,9 @@ def _zip_kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            check_unpacked_size(archive, path, ModelLoadError)
+    except ModelLoadError:
+        raise
     except (zipfile.BadZipFile, OSError, ValueError) as failure:
         raise ModelLoadError(
             f"{path}: the file is truncated or damaged. Copy or download it again."

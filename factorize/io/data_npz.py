@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from factorize.errors import DataError
+from factorize.io.archives import check_unpacked_size
 from factorize.io.images import ImageSet, Transform, split
 
 
@@ -83,6 +84,9 @@ def _read(path: Path, channels: int | None) -> tuple[np.ndarray, Tensor | None]:
     """Images (N, C, H, W), as a view where they are stored channels last, and labels (N,)."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile) or archive.zip is None:
+                raise TypeError("a single array")
+            check_unpacked_size(archive.zip, path, DataError)
             if "images" not in archive:
                 raise DataError(
                     f"{path}: needs the key 'images', got {sorted(archive) or 'nothing'}. "
@@ -92,7 +96,8 @@ def _read(path: Path, channels: int | None) -> tuple[np.ndarray, Tensor | None]:
             labels = archive.get("labels")
     except DataError:
         raise
-    except (ValueError, OSError, EOFError, AttributeError, TypeError) as error:
+    # zipfile's RuntimeErrors: encrypted, or compressed in a way it does not know.
+    except (ValueError, OSError, EOFError, TypeError, RuntimeError, MemoryError) as error:
         raise _unreadable(path, error) from error
     except (zipfile.BadZipFile, zlib.error) as error:
         raise _unreadable(path, error) from error
