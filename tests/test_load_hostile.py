@@ -12,6 +12,7 @@ from crafted import PROTO, STOP, call, legacy, name, text, zipped
 from loading import refusal
 from torch import nn
 
+from factorize.io.pickle_size import check_pickles
 from factorize.io.pickles import load_pickled
 
 
@@ -111,3 +112,26 @@ class TestPickles:
         monkeypatch.setattr(nn.Sequential, "__init__", called)
         model = load_pickled(tmp_path / "model.pt", trust=False)
         assert type(model[0]) is nn.Conv2d
+
+    @pytest.mark.parametrize("write", [zipped, legacy])
+    def test_a_tuple_that_unfolds_without_end(self, write: Any, tmp_path: Path) -> None:
+        doubled = b"K\x01" + b"q\x01h\x01\x86" * 60
+        for what, body in {
+            "key": b"}" + doubled + b"K\x01s",
+            "set": b"}" + text("a") + call(name("builtins", "set"), b"]" + doubled + b"a") + b"s",
+            "by mark": b"}K\x01" + b"q\x010(h\x01h\x01h\x01t" * 40 + b"K\x01s",
+        }.items():
+            path = write(PROTO + body + STOP, tmp_path / f"{what}.pt")
+            assert "unfolds to over" in refusal(path), what
+
+
+def test_honest_files_do_not_unfold(tmp_path: Path) -> None:
+    shared = (3, 3)
+    for _ in range(12):
+        shared = (shared, shared)
+    layer = nn.Conv2d(1, 1, 1)
+    for options in ({}, {"_use_new_zipfile_serialization": False}):
+        torch.save({"model": layer, "shared": shared}, tmp_path / "honest.pt", **options)
+        if not options:
+            assert "model" in load_pickled(tmp_path / "honest.pt", trust=False)
+        check_pickles(tmp_path / "honest.pt")
