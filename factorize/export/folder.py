@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from factorize.errors import OutputError
+from factorize.errors import FactorizeError, OutputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
@@ -38,8 +41,9 @@ def output_folder(
             yield Path(scratch), lambda keep=(): None
         return
     out = Path(out)
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    made: list[Path] = []
     try:
+        made += [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
         staging = tempfile.TemporaryDirectory(prefix=".partial-", dir=out)
     except OSError as error:
@@ -58,12 +62,24 @@ def output_folder(
     try:
         with staging:
             there = [name for name in names if (out / name).exists()]
+            if folders := [name for name in there if (out / name).is_dir()]:
+                raise OutputError(
+                    f"{out / folders[0]}: must be a file or not there, got a folder. Move it "
+                    "away, or choose another --out."
+                )
             if there and not overwrite:
                 raise OutputError(
                     f"{out}: has {', '.join(there)} already, and nothing is overwritten unasked. "
                     "Pass --force, --resume to go on with a fine-tuning, or another --out."
                 )
             yield Path(staging.name), publish
+    except OSError as error:
+        if isinstance(error, FactorizeError) or error.errno not in _FULL:
+            raise
+        raise OutputError(
+            f"{out}: the output cannot be written: {error.strerror}. Make room, or choose another "
+            "folder with --out."
+        ) from error
     finally:
         for folder in made:
             if folder.exists() and not any(folder.iterdir()):
