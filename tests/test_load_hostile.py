@@ -124,6 +124,11 @@ class TestPickles:
             path = write(PROTO + body + STOP, tmp_path / f"{what}.pt")
             assert "unfolds to over" in refusal(path), what
 
+    def test_a_name_without_end(self, tmp_path: Path) -> None:
+        body = name("x" * 100_000, "y" * 100_000) + b")\x81"
+        path = zipped(PROTO + body + STOP, tmp_path / "long.pt")
+        assert "names a class in 200,001 characters" in refusal(path)
+
 
 def test_honest_files_do_not_unfold(tmp_path: Path) -> None:
     shared = (3, 3)

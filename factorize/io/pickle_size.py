@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _MOST = 10**6  # leaves of a tuple; those of honest files have a dozen
+_LONGEST = 1000  # characters of a class's name
 _LEGACY = 5  # pickles in a row before the storages, in files of PyTorch before 1.6
 _TUPLES = frozenset(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"))
 _PUT, _GET = (
@@ -23,7 +24,7 @@ _PUT, _GET = (
 
 
 def check_pickles(path: Path) -> None:
-    """Refuse a torch file with such a tuple.
+    """Refuse a torch file with such a tuple, or a name that long.
 
     Raises
     ------
@@ -56,6 +57,9 @@ def _check(file: IO[bytes]) -> bool:
                 memo[len(memo)] = _size(stack[-1])
             elif name in _GET:
                 stack.append(memo[argument])
+            elif name == "GLOBAL" and len(argument) > _LONGEST:
+                # torch looks for advice in its own message, in time that is quadratic in the name.
+                raise pickle.UnpicklingError(f"it names a class in {len(argument):,} characters")
             elif name == "MARK":
                 stack.append(None)
             else:
