@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import pickletools
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,8 +49,9 @@ def _check(file: IO[bytes]) -> bool:
     """Follow one pickle; False where it is malformed, which ends torch's run at the same place."""
     stack: list[int | None] = []  # sizes; None is a mark
     memo: dict[int, int] = {}
+    steps: Iterator[tuple[Any, Any, Any]] = pickletools.genops(file)
     try:
-        for opcode, argument, _ in pickletools.genops(file):
+        for opcode, argument, _ in steps:
             name = opcode.name
             if name in _PUT:
                 memo[argument] = _size(stack[-1])
