@@ -191,7 +191,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["torchvision", "onnx", "onnxruntime", "onnxscript", "sklearn.datasets", "factorize.options"]
+    ["torchvision", "onnx", "onnxruntime", "onnxscript", "PIL.Image", "factorize.arguments"]
 )
 
 
