@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from factorize.io.preprocessing import Preprocessing
 from factorize.plan import Budget
 from factorize.tensor.call import model_dtype
 from factorize.types import Data
+
+_MOST_VALUES = 10**8  # of one input
 
 
 def rank_of(text: str | None) -> int | float | str | None:
@@ -35,7 +38,7 @@ def json_object(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"--arch-args must be JSON, got {text!r}: {error}.") from error
     if not isinstance(value, dict):
         raise ModelLoadError(f'--arch-args must be an object such as {{"n": 10}}, got {text!r}.')
@@ -52,6 +55,8 @@ def shape_of(text: str | None) -> tuple[int, int, int] | None:
         channels = height = width = 0
     if min(channels, height, width) < 1:
         raise DataError(f"--input-shape must be C,H,W such as 3,224,224, got {text!r}.")
+    if channels * height * width > _MOST_VALUES:
+        raise DataError(f"--input-shape must have up to {_MOST_VALUES:,} values, got {text!r}.")
     return channels, height, width
 
 
@@ -75,10 +80,11 @@ def preprocessing_of(
         return base
     if mean is not None and std is not None:
         means, stds = numbers("--mean", mean), numbers("--std", std)
-        if len(means) != len(stds) or min(stds) <= 0:
+        finite = all(map(math.isfinite, (*means, *stds)))
+        if len(means) != len(stds) or min(stds) <= 0 or not finite:
             raise DataError(
-                f"--mean and --std must have one number per channel, std above 0, got {mean} and "
-                f"{std}."
+                "--mean and --std must have one finite number per channel, std above 0, got "
+                f"{mean} and {std}."
             )
     else:
         means, stds = (base.mean, base.std) if base else ((0.0,), (1.0,))

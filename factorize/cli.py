@@ -12,7 +12,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from factorize import methods, options
@@ -38,7 +37,7 @@ from factorize.io.imports import import_function
 from factorize.io.models import load_model
 from factorize.measure import Target
 from factorize.plan import load_plan
-from factorize.report import Bars, compare_reports, plan_table, show, verdict
+from factorize.report import Bars, Console, compare_reports, plan_table, show, verdict
 from factorize.search import SearchConfig
 from factorize.stages import make_plan, search_plan
 from factorize.tune import FinetuneConfig
@@ -83,6 +82,7 @@ table.
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 compare_app = typer.Typer(add_completion=False)
+LONGEST = 900  # characters of a message: a value in it may be of any length
 UNREACHED = 3  # exit code: what was asked for cannot be had, or is not faster
 _out, _err = Console(), Console(stderr=True)
 
@@ -268,7 +268,10 @@ def main() -> None:
 
 
 def _fail(message: str) -> int:
-    _err.print(f"error: {' '.join(message.split())}", style="bold red", markup=False,
+    line = " ".join(message.split())
+    if len(line) > LONGEST:  # the place is at its start, the fix at its end
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    _err.print(f"error: {line}", style="bold red", markup=False,
                highlight=False, soft_wrap=True)  # fmt: skip
     return 2
 

@@ -148,9 +148,9 @@ Force = Annotated[bool, typer.Option(
 Device = Annotated[str, typer.Option(
     help="auto, cpu or cuda.", rich_help_panel=_RUN)]
 Threads = Annotated[int | None, typer.Option(
-    min=1, help="CPU threads; default: all cores.", rich_help_panel=_TARGET)]
+    min=1, max=4096, help="CPU threads; default: all cores.", rich_help_panel=_TARGET)]
 Batch = Annotated[int, typer.Option(
-    min=1, help="Samples per call.", rich_help_panel=_TARGET)]
+    min=1, max=65536, help="Samples per call.", rich_help_panel=_TARGET)]
 Dtype = Annotated[str, typer.Option(
     help=f"{' | '.join(DTYPES)}; others than float32 with --target cuda.",
     rich_help_panel=_TARGET)]
@@ -161,7 +161,7 @@ Refresh = Annotated[bool, typer.Option(
     "--refresh", help="Measure the time of layers again; it is kept in the user's cache folder.",
     rich_help_panel=_TARGET)]
 Seed = Annotated[int, typer.Option(
-    min=0, rich_help_panel=_RUN)]
+    min=0, max=2**63 - 1, rich_help_panel=_RUN)]
 
 
 def _version(wanted: bool) -> None:

@@ -18,7 +18,8 @@ RNG = np.random.default_rng(0)
 def numbered(count, channels=3, size=8):
     """Images that are told apart by their first pixel."""
     images = RNG.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
-    images[:, 0, 0, 0] = np.arange(count) % 256
+    if size:
+        images[:, 0, 0, 0] = np.arange(count) % 256
     return images
 
 
@@ -246,6 +247,19 @@ def once():
 def nothing():
     return 3
 
+def leaving():
+    raise SystemExit(0)
+
+class Failing:
+    def __iter__(self):
+        raise OSError("disk gone")
+
+def failing():
+    return Failing(), None
+
+def halting():
+    return [(torch.rand(2, 1, 8, 8),), None], None
+
 def broken():
     raise RuntimeError("no such disk")
 """
@@ -301,6 +315,9 @@ def test_labels_that_only_one_split_has_are_not_dropped_silently(functions):
         ("once", "more than once"),
         ("nothing", "must return"),
         ("broken", "no such disk"),
+        ("leaving", "the function failed: SystemExit"),
+        ("failing", "a loader failed: OSError: disk gone"),
+        ("halting", "a loader failed: TypeError"),
         ("missing", "missing"),
     ],
 )
@@ -372,6 +389,8 @@ def test_truncated_image_names_the_file(tmp_path):
         ({"images": numbered(5), "labels": np.zeros(5)}, "must be integers"),
         ({"images": numbered(5), "labels": -np.ones(5, int)}, "0 or more"),
         ({"images": numbered(5, channels=2)}, "channels"),
+        ({"images": numbered(5), "labels": np.full(5, 2**64 - 1, np.uint64)}, "must be below"),
+        ({"images": numbered(5, size=0)}, r"H > 0, W > 0 .* got \(5, 0, 0, 3\)"),
         ({"images": numbered(5)[0, 0]}, "must be"),
         ({"images": numbered(5).astype(np.int64)}, "uint8 or float"),
         ({"images": numbered(0)}, "N > 0"),
@@ -437,7 +456,7 @@ def test_preprocessing_that_does_not_fit(tmp_path):
 def test_numbers_that_cannot_be(npz):
     for name, value in (("resize", 0), ("resize", -8), ("crop", 0)):
         steps = Preprocessing((0.0,), (1.0,), **{name: value})
-        fails(f"{name}: must be 1 pixel or more, got {value}", npz, preprocessing=steps)
+        fails(f"{name}: must be in 1..10,000 pixels, got {value}", npz, preprocessing=steps)
     for seed in (-1, 2**63):
         fails(f"seed: must be .* got {seed}", npz, seed=seed)
     read_all(load_data(npz, seed=2**63 - 1))

@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import pickle
-import struct
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from crafted import PROTO, STOP, call, legacy, name, text, zipped
 from loading import refusal
 from torch import nn
 
+from factorize.io.pickle_size import check_pickles
 from factorize.io.pickles import load_pickled
-
-PROTO, STOP = b"\x80\x02", b"."
-
-
-def text(value: str) -> bytes:
-    encoded = value.encode()
-    return b"X" + struct.pack("<I", len(encoded)) + encoded
-
-
-def name(module: str, attribute: str) -> bytes:
-    return f"c{module}\n{attribute}\n".encode()
-
-
-def call(function: bytes, *args: bytes) -> bytes:
-    return function + b"(" + b"".join(args) + b"tR"
-
-
-def zipped(program: bytes, path: Path) -> Path:
-    """Write a torch.save archive with this pickle in it."""
-    torch.save({}, path)
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry: archive.read(entry) for entry in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for entry, content in entries.items():
-            archive.writestr(entry, program if entry.endswith("data.pkl") else content)
-    return path
-
-
-def legacy(program: bytes, path: Path) -> Path:
-    """Write the format before PyTorch 1.6: pickles in a row, the fourth is the object."""
-    buffer = io.BytesIO()
-    torch.save({}, buffer, _use_new_zipfile_serialization=False)
-    empty = pickle.dumps({}, protocol=2)
-    head, found, tail = buffer.getvalue().partition(empty + pickle.dumps([], protocol=2))
-    assert found
-    path.write_bytes(head + program + pickle.dumps([], protocol=2) + tail)
-    return path
 
 
 @pytest.fixture
@@ -150,3 +112,31 @@ class TestPickles:
         monkeypatch.setattr(nn.Sequential, "__init__", called)
         model = load_pickled(tmp_path / "model.pt", trust=False)
         assert type(model[0]) is nn.Conv2d
+
+    @pytest.mark.parametrize("write", [zipped, legacy])
+    def test_a_tuple_that_unfolds_without_end(self, write: Any, tmp_path: Path) -> None:
+        doubled = b"K\x01" + b"q\x01h\x01\x86" * 60
+        for what, body in {
+            "key": b"}" + doubled + b"K\x01s",
+            "set": b"}" + text("a") + call(name("builtins", "set"), b"]" + doubled + b"a") + b"s",
+            "by mark": b"}K\x01" + b"q\x010(h\x01h\x01h\x01t" * 40 + b"K\x01s",
+        }.items():
+            path = write(PROTO + body + STOP, tmp_path / f"{what}.pt")
+            assert "unfolds to over" in refusal(path), what
+
+    def test_a_name_without_end(self, tmp_path: Path) -> None:
+        body = name("x" * 100_000, "y" * 100_000) + b")\x81"
+        path = zipped(PROTO + body + STOP, tmp_path / "long.pt")
+        assert "names a class in 200,001 characters" in refusal(path)
+
+
+def test_honest_files_do_not_unfold(tmp_path: Path) -> None:
+    shared = (3, 3)
+    for _ in range(12):
+        shared = (shared, shared)
+    layer = nn.Conv2d(1, 1, 1)
+    for options in ({}, {"_use_new_zipfile_serialization": False}):
+        torch.save({"model": layer, "shared": shared}, tmp_path / "honest.pt", **options)
+        if not options:
+            assert "model" in load_pickled(tmp_path / "honest.pt", trust=False)
+        check_pickles(tmp_path / "honest.pt")

@@ -141,3 +141,39 @@ class TestRefused:
         model[0].weight.data[0] = float("nan")
         torch.save(model, tmp_path / "nan.pt")
         assert "0.weight has 1 of 2 values that are not finite" in refusal(tmp_path / "nan.pt")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("in_channels", 10**9),
+        ("out_channels", 10**12),
+        ("kernel_size", "ab"),
+        ("kernel_size", (10**6, 10**6)),
+        ("kernel_size", (3,)),
+        ("groups", 0),
+        ("groups", "1"),
+        ("transposed", True),
+    ],
+)
+def test_a_convolution_unlike_its_weight(attribute: str, value: object, tmp_path: Path) -> None:
+    model = tiny()
+    setattr(model[0], attribute, value)
+    message = refusal(saved(model, tmp_path))
+    assert "groups must be 1 or more" in message or "0: its weight must be" in message
+
+
+def test_convolutions_of_every_kind_are_like_their_weights(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Conv1d(4, 6, 3, groups=2), nn.ConvTranspose2d(6, 4, (3, 5), groups=2),
+        nn.ConvTranspose3d(4, 2, 3), nn.Conv3d(2, 2, 1),
+    )  # fmt: skip
+    assert_same(load_model(saved(model.eval(), tmp_path)).model, model)
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "two\nlines", "n" * 300])
+def test_a_name_that_cannot_be_shown(name: str, tmp_path: Path) -> None:
+    model = nn.Sequential()
+    model.add_module(name, nn.Conv2d(1, 1, 1))
+    for content in (model, model.state_dict()):
+        assert "a name must be printable" in refusal(saved(content, tmp_path))

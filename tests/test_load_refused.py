@@ -196,3 +196,19 @@ class TestContents:
         path = tmp_path / "optimizer.pt"
         torch.save(optimizer.state_dict(), path)
         assert "optimizer's state without a model" in refusal(path)
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    import zipfile
+
+    torch.save({"a": torch.zeros(3)}, tmp_path / "small.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "small.pt") as small,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in small.namelist():
+            bomb.writestr(entry, small.read(entry))
+        with bomb.open("small/data/1", "w") as file:
+            for _ in range(1 << 7):
+                file.write(bytes(1 << 20))
+    assert "may unpack to 50 times its size, got 134," in refusal(tmp_path / "bomb.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -9,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from factorize.errors import OutputError
+from factorize.errors import FactorizeError, OutputError
 from factorize.signals import uninterrupted
 
 PARTIAL = ".partial-"
 """What the names of files in work begin with."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
@@ -48,8 +51,9 @@ def output_folder(
             yield Path(scratch), lambda keep_work=False: None
         return
     out = Path(out)
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    made: list[Path] = []
     try:
+        made += [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
         staging = tempfile.TemporaryDirectory(prefix=PARTIAL, dir=out)
     except OSError as error:
@@ -76,12 +80,24 @@ def output_folder(
         if lock is not None:
             _remove_leavings(out, but=Path(staging.name))
         there = [name for name in (*names, *work) if (out / name).exists()]
+        if folders := [name for name in there if (out / name).is_dir()]:
+            raise OutputError(
+                f"{out / folders[0]}: must be a file or not there, got a folder. Move it away, or "
+                "choose another --out."
+            )
         if there and not overwrite:
             raise OutputError(
                 f"{out}: has {', '.join(there)} already, and nothing is overwritten unasked. "
                 "Pass --force, --resume to go on with a fine-tuning, or another --out."
             )
         yield Path(staging.name), publish
+    except OSError as error:
+        if isinstance(error, FactorizeError) or error.errno not in _FULL:
+            raise
+        raise OutputError(
+            f"{out}: the output cannot be written: {error.strerror}. Make room, or choose another "
+            "folder with --out."
+        ) from error
     finally:
         with uninterrupted():
             staging.cleanup()

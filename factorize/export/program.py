@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,19 @@ def export_program(
     """
     with publishing(path, force) as temporary:
         program, dynamic = trace(model, example_input)
-        with quiet():
-            torch.export.save(program, temporary)
-            loaded = torch.export.load(temporary).module()
+        try:
+            with quiet():
+                whole = BytesIO()  # where the disk is full, torch's own writer ends the process
+                torch.export.save(program, whole)
+                temporary.write_bytes(whole.getbuffer())
+                loaded = torch.export.load(temporary).module()
+        except OSError:
+            raise
+        except Exception as error:  # torch.export has no error of its own for it
+            raise ExportError(
+                f"{path}: must be one that torch.export can load again, got {first_line(error)}. "
+                "Not written."
+            ) from error
 
         def run(inputs: Any) -> list[Tensor]:
             with torch.no_grad(), quiet():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 
-from factorize.errors import ExportError
+from factorize.errors import ExportError, OutputError
 from factorize.export.publish import publishing
 
 
@@ -31,6 +32,10 @@ def save_weights(model: nn.Module, path: str | Path, *, force: bool = False) -> 
     with publishing(path, force) as temporary:
         try:
             save_model(model, str(temporary))
+        except SafetensorError as error:
+            raise OutputError(
+                f"{path}: cannot be written: {error}. Choose another path."
+            ) from error
         except (RuntimeError, AttributeError, TypeError) as error:
             message = str(error).strip().splitlines()[0]
             raise ExportError(

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from factorize.errors import ModelLoadError
+from factorize.io.archives import check_unpacked_size
 from factorize.io.imports import brief
 from factorize.io.pickles import load_pickled
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "ema", "net")
+_LONGEST_NAME = 200
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NOT_MODELS = {
     b"\x89PNG": "a PNG image",
@@ -75,10 +77,15 @@ def check_tensors(state: Mapping[str, Tensor], path: Path | str) -> None:
     Raises
     ------
     ModelLoadError
-        A tensor is quantized, sparse, without data, of a type that nothing here computes in, or
-        has values that are not finite.
+        A name cannot be shown, or a tensor is quantized, sparse, without data, of a type that
+        nothing here computes in, or has values that are not finite.
     """
     for name, tensor in state.items():
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise ModelLoadError(
+                f"{path}: a name must be printable and have up to {_LONGEST_NAME} characters, got "
+                f"{name[:_LONGEST_NAME]!r}. Rename it."
+            )
         if tensor.is_quantized:
             raise ModelLoadError(f"{path}: {name} is quantized ({tensor.dtype}). {_FLOAT_MODEL}")
         if tensor.layout != torch.strided:
@@ -157,6 +164,9 @@ def _zip_kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            check_unpacked_size(archive, path, ModelLoadError)
+    except ModelLoadError:
+        raise
     except (zipfile.BadZipFile, OSError, ValueError) as failure:
         raise ModelLoadError(
             f"{path}: the file is truncated or damaged. Copy or download it again."

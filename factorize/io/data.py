@@ -21,6 +21,8 @@ from factorize.io.imports import brief, import_function
 from factorize.io.preprocessing import Preprocessing
 from factorize.types import Batch, Data
 
+_MOST_PIXELS = 10_000  # of a side
+
 
 def load_data(
     source: str | Path,
@@ -98,15 +100,17 @@ def _check_numbers(preprocessing: Preprocessing | None, seed: int) -> None:
         raise DataError(f"seed: must be in 0..2**63 - 1, got {seed}. Correct --seed.")
     for name in ("resize", "crop"):
         value = getattr(preprocessing, name, None)
-        if value is not None and value < 1:
-            raise DataError(f"{name}: must be 1 pixel or more, got {value}. Correct --{name}.")
+        if value is not None and not 1 <= value <= _MOST_PIXELS:
+            raise DataError(
+                f"{name}: must be in 1..{_MOST_PIXELS:,} pixels, got {value}. Correct --{name}."
+            )
 
 
 def _from_function(reference: str, loading: Loading) -> Data:
     function = import_function(reference, error=DataError)
     try:
         loaders = function()
-    except Exception as failure:
+    except (Exception, SystemExit) as failure:
         raise DataError(f"{reference}: the function failed: {brief(failure)}") from failure
     if isinstance(loaders, (tuple, list)) and len(loaders) == 2:
         loaders = {"train": loaders[0], "test": loaders[1]}
@@ -121,6 +125,15 @@ def _from_function(reference: str, loading: Loading) -> Data:
             f"{reference}: loaders are 'train', 'holdout' and 'test', got {unknown} too. "
             "Rename or drop them."
         )
+    try:
+        return _checked(loaders, loading, reference)
+    except DataError:
+        raise
+    except Exception as failure:  # a user's code, which may raise anything
+        raise DataError(f"{reference}: a loader failed: {brief(failure)}") from failure
+
+
+def _checked(loaders: Mapping[str, Any], loading: Loading, reference: str) -> Data:
     labelled = {
         split: _labelled(loader, f"{reference}: {split}")
         for split, loader in loaders.items()

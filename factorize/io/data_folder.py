@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -128,16 +129,26 @@ def _decode(path: Path, grey: bool) -> Tensor:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16") or image.mode == "I":
-                deep = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)
-                return deep.expand(1 if grey else 3, *deep.shape)
-            if image.mode == "F":
-                raise ValueError("no known scale")
-            if "transparency" in image.info:
-                image = image.convert("RGBA")
-            array = np.array(image.convert("L" if grey else "RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.mode.startswith("I;16") or image.mode == "I":
+                    deep = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)
+                    return deep.expand(1 if grey else 3, *deep.shape)
+                if image.mode == "F":
+                    raise ValueError("no known scale")
+                if "transparency" in image.info:
+                    image = image.convert("RGBA")
+                array = np.array(image.convert("L" if grey else "RGB"))
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        MemoryError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
         raise DataError(
             f"{path}: not a readable image ({type(error).__name__}). Replace or remove the file."
         ) from error

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from factorize.errors import DataError
+from factorize.io.archives import check_unpacked_size
 from factorize.io.images import ImageSet, Transform, split
+
+_MOST_CLASSES = 10**7
 
 
 def npz_file(
@@ -83,6 +86,9 @@ def _read(path: Path, channels: int | None) -> tuple[np.ndarray, Tensor | None]:
     """Images (N, C, H, W), as a view where they are stored channels last, and labels (N,)."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile) or archive.zip is None:
+                raise TypeError("a single array")
+            check_unpacked_size(archive.zip, path, DataError)
             if "images" not in archive:
                 raise DataError(
                     f"{path}: needs the key 'images', got {sorted(archive) or 'nothing'}. "
@@ -92,7 +98,8 @@ def _read(path: Path, channels: int | None) -> tuple[np.ndarray, Tensor | None]:
             labels = archive.get("labels")
     except DataError:
         raise
-    except (ValueError, OSError, EOFError, AttributeError, TypeError) as error:
+    # zipfile's RuntimeErrors: encrypted, or compressed in a way it does not know.
+    except (ValueError, OSError, EOFError, TypeError, RuntimeError, MemoryError) as error:
         raise _unreadable(path, error) from error
     except (zipfile.BadZipFile, zlib.error) as error:
         raise _unreadable(path, error) from error
@@ -114,9 +121,9 @@ def _channels_first(images: np.ndarray, channels: int | None, path: Path) -> np.
         images = images.astype(np.float32)
     if images.dtype not in (np.uint8, np.float32):
         raise DataError(f"{path}: images must be uint8 or float, got {images.dtype}. Convert them.")
-    if images.ndim == 3 and len(images):
+    if images.ndim == 3 and images.size:
         return images[:, None]
-    if images.ndim == 4 and len(images):
+    if images.ndim == 4 and images.size:
         known = (1, 3) if channels is None else (channels, 1, 3)
         for count in known:
             if images.shape[3] == count:
@@ -125,8 +132,8 @@ def _channels_first(images: np.ndarray, channels: int | None, path: Path) -> np.
                 return images
     want = "1 or 3" if channels is None else f"{channels}, 1 or 3"
     raise DataError(
-        f"{path}: images must be (N, H, W), (N, H, W, C) or (N, C, H, W) with N > 0 and C = {want} "
-        f"channels, got {images.shape}. Reshape them, or correct --input-shape."
+        f"{path}: images must be (N, H, W), (N, H, W, C) or (N, C, H, W) with N > 0, H > 0, W > 0 "
+        f"and C = {want} channels, got {images.shape}. Reshape them, or correct --input-shape."
     )
 
 
@@ -139,6 +146,11 @@ def _labels(labels: np.ndarray, count: int, path: Path) -> Tensor:
     if labels.min() < 0:
         raise DataError(
             f"{path}: labels must be 0 or more, got {labels.min()}. Number the classes from 0."
+        )
+    if labels.max() >= _MOST_CLASSES:
+        raise DataError(
+            f"{path}: labels must be below {_MOST_CLASSES:,}, got {labels.max()}. Number the "
+            "classes from 0."
         )
     return torch.from_numpy(labels.astype(np.int64))
 

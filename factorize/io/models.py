@@ -17,6 +17,7 @@ from factorize.errors import ModelLoadError
 from factorize.io import architectures, recognition
 from factorize.io.checkpoints import check_tensors, read_checkpoint
 from factorize.io.imports import brief, import_function
+from factorize.io.modules import check_modules, unwrap
 from factorize.io.preprocessing import Preprocessing
 
 _REGISTRY = "torchvision:"
@@ -146,16 +147,8 @@ def _from_module(path: Path, module: nn.Module) -> LoadedModel:
     """Check a pickled module, and take it out of its wrappers."""
     # A crafted or very old pickle may lack any attribute, so any call may fail in any way.
     try:
-        module = _unwrap(module)
-        kind = type(module).__name__
-        for name, part in module.named_modules():
-            if isinstance(part, torch.jit.ScriptModule):
-                raise ModelLoadError(f"{path}: {name or kind} is TorchScript: save the nn.Module.")
-            if ".quantized." in type(part).__module__:
-                raise ModelLoadError(
-                    f"{path}: {name or kind} is a quantized {type(part).__name__}. "
-                    "Start from the model before quantization."
-                )
+        module = unwrap(module)
+        check_modules(module, path)
         module.cpu().eval()
         tensors = dict(module.named_parameters()) | module.state_dict()
         check_tensors({key: t for key, t in tensors.items() if isinstance(t, Tensor)}, path)
@@ -166,7 +159,7 @@ def _from_module(path: Path, module: nn.Module) -> LoadedModel:
             f"{path}: its pickled module does not work with this version of torch "
             f"({brief(failure)}). Save model.state_dict() instead."
         ) from failure
-    loaded = LoadedModel(module, f"pickled module {kind}")
+    loaded = LoadedModel(module, f"pickled module {type(module).__name__}")
     if not type(module).__module__.startswith("torchvision.models."):
         return loaded
     fitting = recognition.find_fitting(architectures.shapes_of(tensors))
@@ -176,16 +169,6 @@ def _from_module(path: Path, module: nn.Module) -> LoadedModel:
     shape, preprocessing = architectures.input_of(entry, None, arguments.get("image_size"))
     note = f"its weights are shaped as those of {_described(entry, arguments)}"
     return LoadedModel(module, loaded.arch, shape, preprocessing, (note,))
-
-
-def _unwrap(module: nn.Module) -> nn.Module:
-    """Take a module out of DataParallel, DistributedDataParallel and torch.compile."""
-    for _ in range(4):  # a crafted file may hold a wrapper of itself
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif type(module).__name__ == "OptimizedModule":
-            module = module.get_submodule("_orig_mod")
-    return module
 
 
 def _recognise(path: Path, state: dict[str, Tensor]) -> LoadedModel:
@@ -247,7 +230,7 @@ def _fill_function(
         ) from failure
     if not isinstance(model, nn.Module):
         raise ModelLoadError(f"{arch}: returned a {type(model).__name__}, not an nn.Module.")
-    model = _unwrap(model).cpu()
+    model = unwrap(model).cpu()
     return LoadedModel(model, arch, notes=tuple(_fill(model, state, path, arch)))
 
 

@@ -29,6 +29,8 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from factorize.io.pickle_size import check_pickles
+
 # What detectors and optical-flow nets keep as attributes besides modules; found by pickling every
 # model of torchvision's registry, which a test repeats.
 _PLAIN_NAMES = {
@@ -62,6 +64,7 @@ def load_pickled(path: Path, *, trust: bool) -> Any:
         warnings.simplefilter("ignore")  # on pickle protocols and old storages: the file is no news
         if trust:
             return torch.load(path, map_location="cpu", weights_only=False)
+        check_pickles(path)
         created: list[Any] = []
         names = [_stand_in(real, created) for real in _allowed()]
         with torch.serialization.safe_globals(names):  # pyright: ignore[reportArgumentType]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def load_plan(path: str | Path) -> Plan:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(f"{path}: the plan must be a readable file: {error.strerror}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also of numbers too long
         raise PlanError(f"{path}: the plan must be JSON: {error}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise PlanError(f'{path}: a plan must say "format": "{FORMAT}". A run writes one.')
@@ -73,8 +74,8 @@ def load_plan(path: str | Path) -> Plan:
     if not isinstance(content.get("layers"), list):
         raise PlanError(f'{path}: "layers" must be a list.')
     layers = tuple(_layer(path, index, entry) for index, entry in enumerate(content["layers"]))
-    names = [layer.spec.name for layer in layers]
-    if twice := [name for name in names if names.count(name) > 1]:
+    times = Counter(layer.spec.name for layer in layers)
+    if twice := [name for name, count in times.items() if count > 1]:
         raise PlanError(f"{path}: each layer must be named once, {twice[0]!r} is named twice.")
     settings = content.get("settings")
     return Plan(layers, settings if isinstance(settings, dict) else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ def read(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
         If it is missing, damaged or of another run.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
         found = dict(content["fingerprint"])
     except FileNotFoundError:
         raise missing_checkpoint(path) from None

@@ -1,0 +1,58 @@
+"""Pickled modules: out of their wrappers, and checked for what the rest relies on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from factorize.errors import ModelLoadError
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Take a module out of DataParallel, DistributedDataParallel and torch.compile."""
+    for _ in range(4):  # a crafted file may hold a wrapper of itself
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif type(module).__name__ == "OptimizedModule":
+            module = module.get_submodule("_orig_mod")
+    return module
+
+
+def check_modules(module: nn.Module, path: Path) -> None:
+    """Refuse modules that cannot be replaced, and convolutions unlike their own weights.
+
+    Raises
+    ------
+    ModelLoadError
+        A module is TorchScript or quantized, or a convolution's attributes, which a crafted file
+        may set to anything, do not describe its weight.
+    """
+    for name, part in module.named_modules():
+        label = name or type(part).__name__
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ModelLoadError(f"{path}: {label} is TorchScript: save the nn.Module.")
+        if ".quantized." in type(part).__module__:
+            raise ModelLoadError(
+                f"{path}: {label} is a quantized {type(part).__name__}. "
+                "Start from the model before quantization."
+            )
+        if isinstance(part, _ConvNd) and not is_lazy(part.weight):
+            _check_convolution(part, f"{path}: {label}")
+
+
+def _check_convolution(conv: _ConvNd, place: str) -> None:
+    if not (isinstance(conv.groups, int) and conv.groups > 0):
+        raise ModelLoadError(f"{place}: groups must be 1 or more, got {conv.groups!r}.")
+    outer, inner = conv.out_channels, conv.in_channels
+    if conv.transposed:
+        outer, inner = inner, outer
+    described = (outer, inner // conv.groups, *conv.kernel_size)
+    if tuple(conv.weight.shape) != described:
+        raise ModelLoadError(
+            f"{place}: its weight must be {described}, as its attributes say, got "
+            f"{tuple(conv.weight.shape)}. Save model.state_dict() and pass --arch."
+        )
