@@ -8,10 +8,11 @@ from factorize.measure import Target
 from factorize.methods import register
 from factorize.plan import Budget, load_plan
 from factorize.search import SearchConfig
+from factorize.spec import ConvSpec
 from factorize.stages import find, load, measure, rewrite, rewrite_
 from factorize.stages import make_plan as plan
 from factorize.tune import FinetuneConfig, finetune
-from factorize.types import ConvSpec, Data, Metric, Plan
+from factorize.types import Data, Metric, Plan
 
 __all__ = [
     "Budget",

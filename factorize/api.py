@@ -14,8 +14,8 @@ from torch import nn
 from factorize import export, tune
 from factorize import measure as measuring
 from factorize import plan as planning
-from factorize.checks import check_not_empty, check_runs, class_remark, resolve_device
-from factorize.errors import DataError, PlanError
+from factorize.checks import check_not_empty, check_runs, class_remark, exists, resolve_device
+from factorize.errors import DataError, PlanError, RankError
 from factorize.fit import FitConfig, apply_, as_fitted, fit_remarks
 from factorize.fit import fit as fit_layers
 from factorize.measure import Target
@@ -121,6 +121,10 @@ def compress(
     metric = measuring.as_metric(evaluate)
     config = tune.FinetuneConfig(finetune, seed=seed) if isinstance(finetune, int) else finetune
     fit = fit or FitConfig()
+    if lossless := choice.get("rank") == "lossless":
+        if config.epochs or fit.how not in (None, "weights") or fit.reconstruct:
+            raise RankError("--lossless changes nothing. Drop --finetune, --fit, --reconstruct.")
+        fit = replace(fit, how="weights")
     how = fit.resolved(data)
     if config.epochs and data is None:
         raise DataError("finetune: must have images to tune on, got none. Give --data.")
@@ -128,9 +132,9 @@ def compress(
         raise DataError("resume: goes on with a fine-tuning, got 0 epochs. Give --finetune EPOCHS.")
     if out is not None and config.epochs and config.checkpoint is None:
         config = replace(config, checkpoint=Path(out, CHECKPOINT))
-    if config.resume and config.checkpoint and not config.checkpoint.exists():
+    if config.resume and config.checkpoint and not exists(config.checkpoint):
         raise tune.missing_checkpoint(config.checkpoint)  # before any work is done
-    overwrite = force or (config.resume and config.checkpoint and config.checkpoint.exists())
+    overwrite = force or bool(config.resume and config.checkpoint)
     example_input = beside(model, example_input)
     targets = _targets(target, device, threads, batch_size(example_input))
     timer = latency_model(targets[0], refresh=refresh)
@@ -139,9 +143,9 @@ def compress(
 
     with (
         timer.cache,
-        export.output_folder(out, OUTPUTS, bool(overwrite), RESUMED) as (folder, publish),
+        export.output_folder(out, OUTPUTS, overwrite, RESUMED) as (folder, publish),
     ):
-        fit.check_free(bool(overwrite))
+        fit.check_free(overwrite)
 
         def rated(one: nn.Module) -> dict[str, float]:
             return measure(
@@ -178,7 +182,8 @@ def compress(
                 )  # fmt: skip
         plan = as_fitted(plan, fitted)
         check_not_empty(plan)
-        remarks += fit_remarks(how, fitted, reconstructed=fit.reconstruct)
+        if not lossless:
+            remarks += fit_remarks(how, fitted, reconstructed=fit.reconstruct)
         compressed = apply_(copied(model), fitted)
         remarks += class_remark(check_runs(compressed, plan, example_input), data)
 
@@ -194,7 +199,7 @@ def compress(
         rate("rewritten", compressed)
 
         recalibration = tuning = None
-        if data is not None:
+        if data is not None and not lossless:
             with _timed(seconds, "recalibrate"):
                 recalibration = tune.recalibrate(
                     compressed, model, data, device=device, progress=progress

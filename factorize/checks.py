@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,3 +72,11 @@ def class_remark(output: Any, data: Data | None) -> list[str]:
         f"the model has {output.shape[1]} outputs, {data.source} {data.classes} classes: top-1 "
         "means something only if both number them alike, and labels are not used to tune"
     ]
+
+
+def exists(path: Path) -> bool:
+    """Whether a file is there; what can have no file, such as a name without end, has none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

@@ -93,6 +93,7 @@ def run(
     model: options.Model,
     rank: options.Rank = None,
     energy: options.Energy = None,
+    lossless: options.Lossless = False,
     method: options.Method = None,
     plan: options.Plan = None,
     include: options.Include = None,
@@ -156,17 +157,21 @@ def run(
         )
     if not searching and sensitivity != "error":
         raise typer.BadParameter("--sensitivity is for a search. Give a budget, or leave it out.")
+    if lossless and (rank is not None or given is not None or searching):
+        raise RankError("--lossless chooses all itself. Drop --rank, --plan and budgets.")
+    if lossless:
+        rank = "lossless"
     if given is None and rank is None and energy is None and not searching:
         raise RankError(
-            "one of --rank, --energy, --plan and a budget (--speedup, --macs, --params, "
-            "--max-drop, --sweep) is needed, for example --speedup 2."
+            "one of --rank, --energy, --lossless, --plan and a budget (--speedup, --macs, "
+            "--params, --max-drop, --sweep) is needed, for example --speedup 2."
         )
     timed = None
     if target or batch != 1 or dtype != "float32" or compile_ or searching:
         timed = Target(target or "onnxruntime", threads, batch, dtype, compile_)
     choice = {
-        "method": method or ("auto" if searching else "spatial_svd"), "rank": rank_of(rank),
-        "energy": energy, "include": include or (), "exclude": exclude or (),
+        "method": method or ("auto" if searching or lossless else "spatial_svd"),
+        "rank": rank_of(rank), "energy": energy, "include": include or (), "exclude": exclude or (),
         "allow_costlier": allow_costlier,
     }  # fmt: skip
 

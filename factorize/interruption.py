@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from factorize.api import CHECKPOINT, OUTPUTS
+from factorize.checks import exists
 from factorize.signals import Terminated, terminable
 
 
@@ -38,7 +39,7 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
 def written(folder: Path) -> dict[str, int]:
     """When the files of a run were written, 0 for those that are not there."""
     files = {name: folder / name for name in (CHECKPOINT, *OUTPUTS)}
-    return {name: file.stat().st_mtime_ns if file.exists() else 0 for name, file in files.items()}
+    return {name: file.stat().st_mtime_ns if exists(file) else 0 for name, file in files.items()}
 
 
 def what_is_left(
@@ -58,7 +59,7 @@ def what_is_left(
         return goes_on(folder)
     if now[OUTPUTS[0]] != before[OUTPUTS[0]]:
         return f"all files are in {folder}{os.sep}"
-    saved = calibration is not None and calibration.exists()
+    saved = calibration is not None and exists(calibration)
     return f"nothing was written{f' but {calibration}' if saved else ''}"
 
 

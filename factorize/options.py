@@ -25,6 +25,10 @@ Rank = Annotated[str | None, typer.Option(
 Energy = Annotated[float | None, typer.Option(
     help="Share of each kernel's squared norm to keep, such as 0.95; instead of --rank.",
     rich_help_panel=_CHOICE)]
+Lossless = Annotated[bool, typer.Option(
+    "--lossless", help="Replace only layers that a cheaper chain reproduces exactly (to 1e-6), "
+    "such as Sobel, Gaussian and box filters; by any method, or those of --method.",
+    rich_help_panel=_CHOICE)]
 Method = Annotated[str | None, typer.Option(
     metavar="NAME", help=f"{' | '.join(methods.names())}. With a budget also several with commas "
     "between them, and auto, the default then: the best one for each layer. Else: spatial_svd.",

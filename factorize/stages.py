@@ -15,7 +15,7 @@ from factorize import graph, methods
 from factorize import measure as measuring
 from factorize import plan as planning
 from factorize.checks import resolve_device
-from factorize.errors import ModelLoadError, PlanError, UnsupportedLayerError
+from factorize.errors import ModelLoadError, PlanError, RankError, UnsupportedLayerError
 from factorize.fit import FitConfig, apply_, fit
 from factorize.measure import Target
 from factorize.plan import Budget
@@ -60,8 +60,9 @@ def make_plan(
     Parameters
     ----------
     rank
-        An integer (clamped to each layer's maximum), a share of the maximum such as 0.25, or
-        ``"vbmf"``.
+        An integer (clamped to each layer's maximum), a share of the maximum such as 0.25,
+        ``"vbmf"``, or ``"lossless"``: only what an exact cheaper chain is known for, then also with
+        several methods or ``auto``.
     energy
         Share of each kernel's squared norm to keep; instead of `rank`.
     include, exclude
@@ -92,6 +93,13 @@ def make_plan(
                 "--energy, --include, --exclude and --allow-costlier, or edit the plan."
             )
         return planning.bind(edited, sites, weight_of)
+    if rank == "lossless":
+        if energy is not None or allow_costlier:
+            raise RankError("--lossless chooses ranks itself. Drop --energy and --allow-costlier.")
+        return planning.lossless(
+            sites, weight_of, method=method, include=include, exclude=exclude, seed=seed,
+            progress=progress,
+        )  # fmt: skip
     return planning.choose(
         sites, weight_of, method=method, rank=rank, energy=energy, include=include,
         exclude=exclude, allow_costlier=allow_costlier, seed=seed, progress=progress,

@@ -48,7 +48,8 @@ from factorize.measure import environment
 from factorize.methods.base import Method
 from factorize.methods.cp import Cp
 from factorize.plan import bind, choose
-from factorize.types import ConvSite, Factorization, LayerPlan, Plan, Rank
+from factorize.spec import Rank
+from factorize.types import ConvSite, Factorization, LayerPlan, Plan
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "methods" / "results.json"
 

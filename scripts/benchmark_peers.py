@@ -16,7 +16,7 @@ from torch import Tensor
 
 from factorize.methods.base import Method
 from factorize.methods.svd import SvdMethod
-from factorize.types import Rank
+from factorize.spec import Rank
 
 LAPACK, SPEEDUP = 1.5, 5.0  # the targets: at most LAPACK's time, at least as fast as tensorly
 PARTIAL_TUCKER = "tensorly partial_tucker"

@@ -39,8 +39,9 @@ from torch import Tensor
 from factorize import methods
 from factorize.measure import environment
 from factorize.methods.chain import chain_kernel, link, stage
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, Factorization, LayerPlan, Rank
+from factorize.types import Factorization, LayerPlan
 
 SHARE = 0.5
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from factorize import find
 from factorize.graph import effective_weight
 from factorize.io.models import load_model
-from factorize.types import ConvSpec
+from factorize.spec import ConvSpec
 
 ROOT = Path(__file__).parents[1]
 SAMPLES_PER_IMAGE = 10  # as AIMET's channel pruning takes them

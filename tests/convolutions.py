@@ -10,7 +10,7 @@ from torch import nn
 
 from factorize import methods
 from factorize.graph.spec import KINDS, spec_of
-from factorize.types import ConvSpec
+from factorize.spec import ConvSpec
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MODULES: dict[str, Any] = {kind: cls for cls, kind in KINDS.items()}

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from factorize import find, methods
 from factorize.measure import Chain, ChainTime, LatencyCache, LatencyModel, Target
-from factorize.types import ConvSpec, Data, Latency, LayerPlan, Size, Speedup
+from factorize.spec import ConvSpec, Size
+from factorize.types import Data, Latency, LayerPlan, Speedup
 
 UNIT_MS = 1e-4
 REST = 1e6

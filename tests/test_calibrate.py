@@ -32,8 +32,8 @@ from factorize.errors import DataError, OutputError
 from factorize.graph import effective_weight
 from factorize.graph.find import find
 from factorize.graph.spec import spec_of
+from factorize.spec import ConvSpec
 from factorize.tensor.moments import Moments
-from factorize.types import ConvSpec
 
 # torch tells that an even kernel with padding="same" needs a copy.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")

@@ -15,8 +15,8 @@ from factorize.measure import Target, onnx_chain
 from factorize.measure.onnx_chain import LARGEST_BLOCK, chain_model
 from factorize.measure.onnx_layers import copies_of, onnx_runners
 from factorize.measure.torch_layers import conv
+from factorize.spec import ConvSpec, Size
 from factorize.tensor.call import onnx_session
-from factorize.types import ConvSpec, Size
 
 # torch warns that it pads a copy of the input for 'same' with an even kernel
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

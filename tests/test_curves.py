@@ -21,8 +21,9 @@ from factorize.search.error_curve import Curve, Fit, curve_through, family_of
 from factorize.search.reduced import reduced
 from factorize.search.replay import Replay
 from factorize.search.sensitivity import Divergences, Loss, Reaches
+from factorize.spec import ConvSpec
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, LayerPlan
+from factorize.types import LayerPlan
 
 ITERATIVE = ("cp", "cp4", "tucker2", "block_term")
 

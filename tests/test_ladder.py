@@ -9,7 +9,7 @@ import convolutions
 import pytest
 
 from factorize import methods
-from factorize.types import ConvSpec
+from factorize.spec import ConvSpec
 
 
 def conv(

@@ -13,7 +13,8 @@ from factorize import methods
 from factorize.measure import ChainTime, LatencyCache, LatencyModel, Target, layers, target
 from factorize.measure.rounds import Chain
 from factorize.measure.torch_layers import torch_runners
-from factorize.types import ConvSpec, LayerPlan, Plan, Size
+from factorize.spec import ConvSpec, Size
+from factorize.types import LayerPlan, Plan
 
 SIZE = (12, 10)
 SPEC = ConvSpec("a", "conv2d", 32, 48, (3, 3), (1, 1), (1, 1), (1, 1), input_sizes=(SIZE,))

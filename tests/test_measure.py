@@ -29,8 +29,8 @@ from factorize.measure import (
     torch_speedup,
 )
 from factorize.measure.latency import _interleave
+from factorize.spec import ConvSpec
 from factorize.tensor.call import batch_size, call, evaluating, model_on
-from factorize.types import ConvSpec
 
 # torch warns that it pads a copy of the input for 'same' with an even kernel
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

@@ -25,7 +25,8 @@ from factorize.measure import count
 from factorize.methods.base import Method
 from factorize.methods.chain import chain_kernel
 from factorize.methods.svd import SvdMethod
-from factorize.types import ConvSpec, LayerPlan
+from factorize.spec import ConvSpec
+from factorize.types import LayerPlan
 
 # torch's own notice that 'same' costs it a copy for even kernels.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

@@ -21,6 +21,7 @@ from factorize.methods.base import shaped
 from factorize.methods.chain import chain_kernel
 from factorize.methods.refine import refine
 from factorize.methods.svd import SvdMethod
+from factorize.spec import ConvSpec
 from factorize.tensor.moments import (
     LayerCalibration,
     Moments,
@@ -30,7 +31,7 @@ from factorize.tensor.moments import (
     target_and_norm,
 )
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, Factorization, LayerPlan
+from factorize.types import Factorization, LayerPlan
 
 SPEC = ConvSpec("c", "conv2d", 6, 7, (3, 2), (1, 1), (0, 0), (1, 1))
 D = 36

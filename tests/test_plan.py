@@ -18,7 +18,8 @@ from factorize.errors import (
 )
 from factorize.methods.chain import chain_kernel
 from factorize.plan import load_plan, save_plan
-from factorize.types import ConvSpec, LayerPlan
+from factorize.spec import ConvSpec
+from factorize.types import LayerPlan
 
 X = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 

@@ -15,7 +15,7 @@ from factorize.errors import DataError, DeviceError
 from factorize.measure import Target, in_units, rounds
 from factorize.measure.latency import batched
 from factorize.measure.rounds import REFERENCE, REFERENCE_SIZE, Chain, ChainTime, time_chains
-from factorize.types import ConvSpec
+from factorize.spec import ConvSpec
 
 TARGET = Target("torch-cpu", threads=1, batch=3)  # has neither copies nor overhead to take off
 SIZE = (10, 10)

@@ -10,7 +10,8 @@ import pytest
 from factorize.measure import ChainTime
 from factorize.measure.rounds import Chain
 from factorize.search.options import PROBE, Layer, hardware_step, layers_of
-from factorize.types import ConvSite, ConvSpec
+from factorize.spec import ConvSpec
+from factorize.types import ConvSite
 
 SPEC = ConvSpec("a", "conv2d", 32, 48, (3, 3), (1, 1), (1, 1), (1, 1), input_sizes=((12, 10),))
 

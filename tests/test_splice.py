@@ -19,8 +19,9 @@ from factorize.graph import find
 from factorize.measure import Target, onnx_chain, splice
 from factorize.measure.torch_layers import conv
 from factorize.search import assembled
+from factorize.spec import ConvSpec
 from factorize.tensor.call import onnx_session
-from factorize.types import ConvSpec, LayerPlan, Speedup
+from factorize.types import LayerPlan, Speedup
 
 pytestmark = [
     # torch warns that it pads a copy of the input for 'same' with an even kernel

@@ -16,9 +16,10 @@ from factorize.fit.layer import fit_layer
 from factorize.graph import find
 from factorize.methods import chain_kernel
 from factorize.plan.allocate import Candidate, allocate
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.call import evaluating
 from factorize.tensor.moments import Calibration
-from factorize.types import ConvSpec, LayerPlan, Plan, Rank
+from factorize.types import LayerPlan, Plan
 
 SHARES = (0.15, 0.3, 0.5, 0.75)  # of a layer's MACs, at which a method's error is computed
 STEPS = 60  # ranks offered between the first and the last of these

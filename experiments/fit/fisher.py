@@ -31,8 +31,9 @@ from factorize import calibrate, methods
 from factorize.fit import apply_, fit_sequential
 from factorize.fit import layer as fitting
 from factorize.measure.environment import environment
+from factorize.spec import ConvSpec
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, Factorization, LayerPlan
+from factorize.types import Factorization, LayerPlan
 
 HERE = Path(__file__).parent
 SAMPLES = 4  # labels drawn per image

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from factorize.calibrate.moments import MomentSums
 from factorize.errors import DataError, FactorizeError
+from factorize.spec import ConvSpec
 from factorize.tensor.call import evaluating
 from factorize.tensor.moments import Calibration, LayerCalibration, Moments
-from factorize.types import ConvSpec, Progress
+from factorize.types import Progress
 
 HELD_OUT = 5
 """Every so many-th image is held out: the fit is measured on it."""

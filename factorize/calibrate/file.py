@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from factorize.errors import DataError, OutputError
+from factorize.spec import ConvSpec
 from factorize.tensor.moments import Calibration, LayerCalibration, Moments
-from factorize.types import ConvSpec
 
 _AXES = {f"{kind}{n}d": n for kind in ("conv", "conv_transpose") for n in (1, 2, 3)}
 _AXES["linear"] = 0

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from factorize.calibrate.patches import area_of, outputs_at, padded, positions, windows_at
 from factorize.errors import DataError
+from factorize.spec import ConvSpec
 from factorize.tensor.moments import Moments
-from factorize.types import ConvSpec
 
 LARGEST = 8000
 """Patch length up to which all pairs of entries are kept: (D, D) float64 is 0.5 GB there."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from factorize.types import ConvSpec, Size
+from factorize.spec import ConvSpec, Size
 
 
 def sample(

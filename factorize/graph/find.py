@@ -15,8 +15,9 @@ from torch.nn.utils import parametrize
 from factorize.errors import DataError, NoConvolutionError, UnsupportedLayerError
 from factorize.graph.spec import KINDS, is_convolution, is_quantized, spec_of
 from factorize.graph.watch import Run, Seen, watched
+from factorize.spec import ConvSpec
 from factorize.tensor.call import batch_size, call, evaluating
-from factorize.types import ConvSite, ConvSpec
+from factorize.types import ConvSite
 
 
 def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:

@@ -13,7 +13,8 @@ from torch.nn.utils import parametrize, skip_init
 from factorize.errors import PlanError
 from factorize.graph.find import weight_hooks
 from factorize.graph.spec import KINDS, spec_of
-from factorize.types import ConvSpec, Factorization
+from factorize.spec import ConvSpec
+from factorize.types import Factorization
 
 _CLASSES: dict[str, Any] = {kind: cls for cls, kind in KINDS.items()}
 

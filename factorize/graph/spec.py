@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from factorize.types import ConvSpec, Size
+from factorize.spec import ConvSpec, Size
 
 KINDS: dict[type[nn.Module], str] = {
     nn.Conv1d: "conv1d",

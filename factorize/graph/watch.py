@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from factorize.types import Size
+from factorize.spec import Size
 
 # What a chain that stands in for a layer no longer has.
 _OWN_ATTRIBUTES = frozenset(

@@ -9,7 +9,8 @@ from factorize import methods
 from factorize.measure.cache import LatencyCache
 from factorize.measure.rounds import Chain, ChainTime, in_units, reference, time_chains
 from factorize.measure.target import Target
-from factorize.types import ConvSpec, Plan, Size
+from factorize.spec import ConvSpec, Size
+from factorize.types import Plan
 
 SCHEME = 1  # of timing: times of another one are not comparable
 

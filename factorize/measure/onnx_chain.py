@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from factorize.types import ConvSpec, Size
+from factorize.spec import ConvSpec, Size
 
 OPSET = 19  # the first whose Pad wraps around
 LARGEST_BLOCK = 16  # channels in ONNX Runtime's blocked layout: 8 or 16

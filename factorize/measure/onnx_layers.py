@@ -12,8 +12,8 @@ import numpy as np
 
 from factorize.measure.onnx_chain import chain_model
 from factorize.measure.target import Target
+from factorize.spec import ConvSpec, Size
 from factorize.tensor.call import onnx_session
-from factorize.types import ConvSpec, Size
 
 NOTHING = ConvSpec("", "conv2d", 1, 1, (1, 1), (1, 1), (0, 0), (1, 1), bias=False)
 _CALLS = 200

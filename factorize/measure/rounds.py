@@ -12,7 +12,7 @@ from factorize.errors import DeviceError
 from factorize.measure.onnx_layers import copies_of, onnx_runners, overhead
 from factorize.measure.target import Target
 from factorize.measure.torch_layers import torch_runners
-from factorize.types import ConvSpec, Size
+from factorize.spec import ConvSpec, Size
 
 Chain = tuple[ConvSpec, ...]
 Run = Callable[[], float]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from factorize.measure.onnx_chain import OPSET, chain_nodes, pads_of
-from factorize.types import ConvSpec
+from factorize.spec import ConvSpec
 
 
 def splice(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from factorize.measure.target import Target
-from factorize.types import ConvSpec, Size
+from factorize.spec import ConvSpec, Size
 
 _CONVS = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 

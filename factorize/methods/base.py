@@ -14,8 +14,8 @@ from torch import Tensor
 from factorize.errors import UnsupportedLayerError
 from factorize.methods.chain import shaped
 from factorize.methods.refine import refine
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, Rank
 
 _registry: dict[str, Method] = {}
 
@@ -44,6 +44,8 @@ class Method(ABC):
         Orders of the chain; the planner takes the one with the lower error.
     min_axes
         Spatial axes that a kernel must have; a linear layer has none.
+    closed
+        Whether the rank for an energy is read off a spectrum: no fits.
     searched
         Whether searches offer it: their timings and predictions know chains of convolutions.
     """
@@ -52,6 +54,7 @@ class Method(ABC):
     summary: ClassVar[str]
     variants: ClassVar[tuple[str, ...]] = ("",)
     min_axes: ClassVar[int] = 1
+    closed: ClassVar[bool] = False
     searched: ClassVar[bool] = True
 
     def supports(self, spec: ConvSpec) -> str | None:

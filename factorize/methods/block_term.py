@@ -20,11 +20,11 @@ from torch import Tensor
 from factorize.methods.base import Method, register
 from factorize.methods.chain import chain_kernel, link, shaped, stage
 from factorize.methods.refine import refine
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.cp import exact_rank
 from factorize.tensor.norm import Norm
 from factorize.tensor.ranks import unfolding_vbmf_rank
 from factorize.tensor.tucker import tucker2
-from factorize.types import ConvSpec, Rank
 
 WIDTH = 16
 """Of the groups where only R is given: the shape that vector units like."""

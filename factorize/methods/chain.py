@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from factorize.types import ConvSpec, Size
+from factorize.spec import ConvSpec, Size
 
 
 def stage(

@@ -18,8 +18,8 @@ from torch import Tensor
 from factorize.methods.base import register
 from factorize.methods.chain import link, stage
 from factorize.methods.svd import SvdMethod
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, Rank
 
 
 class ChannelSvd(SvdMethod):

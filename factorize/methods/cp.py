@@ -17,9 +17,9 @@ from torch import Tensor
 
 from factorize.methods.base import Method, register
 from factorize.methods.chain import link, stage
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor import ranks
 from factorize.tensor.cp import cp, energy_rank, exact_rank
-from factorize.types import ConvSpec, Rank
 
 
 class Cp(Method):

@@ -16,8 +16,8 @@ from torch import Tensor
 from factorize.methods.base import register
 from factorize.methods.chain import link, stage
 from factorize.methods.cp import Cp
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.cp import exact_rank
-from factorize.types import ConvSpec, Rank
 
 
 class Cp4(Cp):

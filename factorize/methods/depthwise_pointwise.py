@@ -20,7 +20,7 @@ from torch import Tensor
 from factorize.methods.base import register
 from factorize.methods.chain import link, stage
 from factorize.methods.svd import SvdMethod
-from factorize.types import ConvSpec, Rank
+from factorize.spec import ConvSpec, Rank
 
 
 class DepthwisePointwise(SvdMethod):

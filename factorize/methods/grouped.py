@@ -21,9 +21,9 @@ from torch.nn.functional import pad
 
 from factorize.methods.base import Method, register
 from factorize.methods.chain import link, stage
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.ranks import discarded_share, energy_rank, matrix_vbmf_rank
 from factorize.tensor.svd import singular_values, split
-from factorize.types import ConvSpec, Rank
 
 GROUPS = 4
 """Where only R is given."""
@@ -38,6 +38,7 @@ class Grouped(Method):
     name = "grouped"
     summary = "k x k in G groups then 1x1 (or the other order), by SVD (ranks: R, G)"
     variants = ("spatial_first", "pointwise_first")
+    closed = True
 
     def max_rank(self, spec: ConvSpec) -> Rank:  # noqa: D102
         inputs, outputs, area = spec.group_inputs, spec.group_outputs, prod(spec.kernel)

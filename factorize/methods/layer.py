@@ -10,8 +10,9 @@ from torch import Tensor
 from factorize.errors import RankError, UnsupportedLayerError
 from factorize.methods.base import Method, get
 from factorize.methods.chain import chain_kernel, shaped
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, Factorization, LayerPlan, Rank
+from factorize.types import Factorization, LayerPlan
 
 
 def chain_of(layer: LayerPlan) -> tuple[ConvSpec, ...]:

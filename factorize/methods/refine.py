@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from factorize.methods.chain import chain_kernel, extended
+from factorize.spec import ConvSpec
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec
 
 Weights = tuple[Tensor, ...]
 

@@ -21,9 +21,9 @@ from torch.nn.functional import pad
 from factorize.methods.base import Method, register
 from factorize.methods.chain import link, shuffle, stage
 from factorize.methods.grouped import GROUPS, GROUPS_TRIED, divisor
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.ranks import discarded_share, energy_rank, matrix_vbmf_rank
 from factorize.tensor.svd import singular_values, split
-from factorize.types import ConvSpec, Rank
 
 
 class ShuffledGrouped(Method):
@@ -31,6 +31,7 @@ class ShuffledGrouped(Method):
 
     name = "shuffled_grouped"
     searched = False
+    closed = True
     summary = "for 1x1: 1x1 in groups, channel shuffle, 1x1 in groups (ranks: R, G)"
 
     def supports(self, spec: ConvSpec) -> str | None:  # noqa: D102

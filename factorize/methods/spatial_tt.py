@@ -18,7 +18,7 @@ from torch import Tensor
 from factorize.methods.base import register
 from factorize.methods.chain import link, stage
 from factorize.methods.tensor_train import TensorTrain
-from factorize.types import ConvSpec, Rank
+from factorize.spec import ConvSpec, Rank
 
 
 class SpatialTt(TensorTrain):

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from factorize.methods.base import Method
+from factorize.spec import Rank
 from factorize.tensor.ranks import discarded_share, energy_rank, vbmf_rank
 from factorize.tensor.svd import singular_values, split
-from factorize.types import Rank
 
 
 class SvdMethod(Method):
     """A method whose best factors are the truncated SVD of `matrix`: the error is its tail."""
+
+    closed = True
 
     @abstractmethod
     def matrix(self, weight: Tensor, variant: str) -> Tensor:

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from factorize.methods.base import Method, register
 from factorize.methods.chain import link, stage
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.ranks import energy_rank, matrix_vbmf_rank
 from factorize.tensor.svd import singular_values
 from factorize.tensor.tt import tensor_train, unfoldings
-from factorize.types import ConvSpec, Rank
 
 
 class TensorTrain(Method):
     """One mode per stage: the channels by 1x1 convolutions, each axis by one of its own."""
 
     name = "tensor_train"
+    closed = True
     summary = "1x1, k x 1, 1 x k, 1x1 (three ranks, by tensor-train SVD)"
 
     def modes(self, weight: Tensor) -> Tensor:

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from factorize.methods.base import Method, register
 from factorize.methods.chain import link, stage
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.ranks import energy_rank, unfolding_vbmf_rank
 from factorize.tensor.svd import singular_values
 from factorize.tensor.tucker import tucker2
-from factorize.types import ConvSpec, Rank
 
 
 class Tucker2(Method):
     """Ranks are read off the two channel unfoldings, as Kim et al. do."""
 
     name = "tucker2"
+    closed = True
     summary = "1x1, small k x k core, 1x1 (two ranks: in, out)"
 
     def max_rank(self, spec: ConvSpec) -> Rank:  # noqa: D102

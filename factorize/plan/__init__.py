@@ -4,6 +4,7 @@ from factorize.plan.allocate import Candidate, UnreachableBudget, allocate
 from factorize.plan.budget import Budget
 from factorize.plan.choose import bind, choose
 from factorize.plan.file import load_plan, plan_to_dict, save_plan
+from factorize.plan.lossless import lossless
 from factorize.plan.select import check_globs, skip_reason
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "check_globs",
     "choose",
     "load_plan",
+    "lossless",
     "plan_to_dict",
     "save_plan",
     "skip_reason",

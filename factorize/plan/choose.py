@@ -13,7 +13,8 @@ from factorize.errors import PlanError, RankError
 from factorize.methods.base import Method, get
 from factorize.methods.layer import chain_of, predicted_error
 from factorize.plan.select import check_globs, skip_reason
-from factorize.types import ConvSite, ConvSpec, LayerPlan, Plan, Progress, Rank
+from factorize.spec import ConvSpec, Rank
+from factorize.types import ConvSite, LayerPlan, Plan, Progress
 
 
 def choose(
@@ -64,16 +65,17 @@ def choose(
         leader = next((planned[name] for name in site.tied if name in planned), None)
         reason = skip_reason(site, chosen, include, exclude)
         if reason:
-            plan = _dense(site.spec, reason, site.notes)
+            plan = dense_layer(site.spec, reason, site.notes)
         elif leader and leader.method and leader.spec.weight_shape == site.spec.weight_shape:
-            plan = _layer(site, chosen, leader.rank, leader.variant, leader.error, leader.notes)
+            same = leader.rank, leader.variant
+            plan = chain_layer(site, chosen, *same, leader.error, leader.notes)
         else:
             weight = weight_of(site.spec.name).to("cpu", torch.float64)
             plan = _choose_layer(site, chosen, weight, rule, allow_costlier, seed)
         planned[site.spec.name] = plan
         if progress:
             progress("plan", index + 1, len(sites), {})
-    layers = tuple(_note_untied(site, planned) for site in sites)
+    layers = tuple(note_untied(site, planned) for site in sites)
     settings: dict[str, Any] = {
         "method": method,
         ("energy" if energy is not None else "rank"): energy if energy is not None else rank,
@@ -114,7 +116,7 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
         layer = wanted.get(site.spec.name)
         if layer is None or layer.method is None:
             reason = (layer and layer.skip_reason) or "not in the plan"
-            bound[site.spec.name] = _dense(site.spec, reason, site.notes)
+            bound[site.spec.name] = dense_layer(site.spec, reason, site.notes)
             continue
         if site.blocked:
             raise PlanError(
@@ -129,8 +131,8 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
         if not known:
             variant, _ = _better(method, site.spec, weight, layer.rank, allow_costlier=True)
         error = predicted_error(method, site.spec, weight, layer.rank, variant)
-        bound[site.spec.name] = _layer(site, method, layer.rank, variant, error, site.notes)
-    return Plan(tuple(_note_untied(site, bound) for site in sites), plan.settings)
+        bound[site.spec.name] = chain_layer(site, method, layer.rank, variant, error, site.notes)
+    return Plan(tuple(note_untied(site, bound) for site in sites), plan.settings)
 
 
 Rule = tuple[str, float]
@@ -184,19 +186,19 @@ def _choose_layer(
             if any(r > top for r, top in zip(found, limit, strict=True)):
                 continue  # another order reproduces the kernel at the limit
             rank = tuple(max(r, 1) for r in found)
-            options.append((_cost(method, spec, rank, name)[0], rank, name, 0 in found))
+            options.append((cost(method, spec, rank, name)[0], rank, name, 0 in found))
         # Each order keeps the same share at a rank of its own: the cheaper one is the better one.
         _, rank, variant, was_zero = min(options, key=lambda option: option[0])
         if was_zero:
             notes.append("VBMF found nothing but noise (rank 0); 1 was taken")
         error = predicted_error(method, spec, weight, rank, variant)
-    macs, _ = _cost(method, spec, rank, variant)
+    macs, _ = cost(method, spec, rank, variant)
     if macs >= spec.macs and not allow_costlier:
         ranks = ",".join(map(str, rank))
-        return _dense(
+        return dense_layer(
             spec, f"{method.name} at rank {ranks} would cost {macs:,} of {spec.macs:,} MACs", notes
         )
-    return _layer(site, method, rank, variant, error, notes)
+    return chain_layer(site, method, rank, variant, error, notes)
 
 
 def _better(
@@ -205,7 +207,7 @@ def _better(
     """The order with the lower error among those that save MACs; of equal ones the cheaper."""
     options = []
     for variant in method.variants:
-        macs, _ = _cost(method, spec, rank, variant)
+        macs, _ = cost(method, spec, rank, variant)
         costlier = macs >= spec.macs and not allow_costlier
         error = predicted_error(method, spec, weight, rank, variant)
         # Rounding must not decide between two orders that are both exact.
@@ -224,19 +226,20 @@ def _most_that_saves(method: Method, spec: ConvSpec, variant: str) -> Rank:
     low, high = 0, max(limit)
     while low < high:  # MACs rise with the rank
         middle = (low + high + 1) // 2
-        if _cost(method, spec, rank_of(middle), variant)[0] < spec.macs:
+        if cost(method, spec, rank_of(middle), variant)[0] < spec.macs:
             low = middle
         else:
             high = middle - 1
     return rank_of(low)
 
 
-def _cost(method: Method, spec: ConvSpec, rank: Rank, variant: str) -> tuple[int, int]:
+def cost(method: Method, spec: ConvSpec, rank: Rank, variant: str) -> tuple[int, int]:
+    """MACs and parameters of a chain."""
     stages = method.stages(spec, rank, variant)
     return sum(s.macs for s in stages), sum(s.params for s in stages)
 
 
-def _layer(
+def chain_layer(
     site: ConvSite,
     method: Method,
     rank: Rank,
@@ -244,16 +247,18 @@ def _layer(
     error: float | None,
     notes: Sequence[str],
 ) -> LayerPlan:
-    macs, params = _cost(method, site.spec, rank, variant)
+    """A layer that is replaced."""
+    macs, params = cost(method, site.spec, rank, variant)
     return LayerPlan(site.spec, method.name, rank, variant, macs, params, error, notes=tuple(notes))
 
 
-def _dense(spec: ConvSpec, reason: str, notes: Sequence[str]) -> LayerPlan:
+def dense_layer(spec: ConvSpec, reason: str, notes: Sequence[str]) -> LayerPlan:
+    """A layer that stays as it is, and why."""
     del notes  # they tell what a replacement does
     return LayerPlan(spec, macs=spec.macs, params=spec.params, skip_reason=reason)
 
 
-def _note_untied(site: ConvSite, planned: dict[str, LayerPlan]) -> LayerPlan:
+def note_untied(site: ConvSite, planned: dict[str, LayerPlan]) -> LayerPlan:
     """Say so where layers that shared a weight no longer do."""
     layer = planned[site.spec.name]
     if not layer.method:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from factorize.errors import PlanError
-from factorize.types import ConvSpec, LayerPlan, Plan
+from factorize.spec import ConvSpec
+from factorize.types import LayerPlan, Plan
 
 FORMAT = "factorize-plan"
 VERSION = 1

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from factorize.errors import OutputError
-from factorize.types import Factorization, Plan, Rank, Size, Speedup
+from factorize.spec import Rank, Size
+from factorize.types import Factorization, Plan, Speedup
 
 FORMAT = "factorize-report"
 VERSION = 1

@@ -18,6 +18,7 @@ from factorize.methods import chain_kernel
 from factorize.methods.svd import SvdMethod
 from factorize.search.error_curve import Curve, Fit, Key, curve_through, family_of, macs_of
 from factorize.search.reduced import is_large, reduced
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.moments import (
     LayerCalibration,
     centred,
@@ -27,7 +28,7 @@ from factorize.tensor.moments import (
 from factorize.tensor.norm import Norm
 from factorize.tensor.ranks import discarded_share
 from factorize.tensor.svd import singular_values
-from factorize.types import ConvSpec, LayerPlan, Progress, Rank
+from factorize.types import LayerPlan, Progress
 
 SHARES = (0.15, 0.35, 0.65)
 """Of a layer's MACs, at which its methods are fitted."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from factorize import methods
 from factorize.methods import Method
-from factorize.types import ConvSpec, Rank
+from factorize.spec import ConvSpec, Rank
 
 LEAST = 1e-9  # relative squared error; below, there is nothing to lose
 

@@ -9,7 +9,8 @@ from math import prod
 from factorize import methods
 from factorize.measure import LatencyModel
 from factorize.plan import check_globs, skip_reason
-from factorize.types import ConvSite, ConvSpec, Progress, Rank
+from factorize.spec import ConvSpec, Rank
+from factorize.types import ConvSite, Progress
 
 TIMED_RANKS = 16  # of a method and layer
 COUNTED_RANKS = 60  # where nothing has to be measured

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from factorize.methods import Method, chain_kernel, factorize
+from factorize.spec import ConvSpec, Rank
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec, LayerPlan, Rank
+from factorize.types import LayerPlan
 
 LARGEST = 64
 """Channels on either side; layers of no more are fitted themselves."""

@@ -11,7 +11,7 @@ import numpy as np
 from factorize import methods
 from factorize.search.error_curve import LEAST, Curve, Fit, curve_through, family_of
 from factorize.search.replay import Replay
-from factorize.types import ConvSpec, Rank
+from factorize.spec import ConvSpec, Rank
 
 PROBED = 0.3  # share of a layer's MACs at which its reach is measured
 MOST = 1 - 1e-9  # relative squared error; beyond, nothing is left of the output

@@ -8,8 +8,8 @@ from math import isfinite, sqrt
 import torch
 from torch import Tensor
 
+from factorize.spec import ConvSpec
 from factorize.tensor.norm import Norm
-from factorize.types import ConvSpec
 
 
 @dataclass(frozen=True)

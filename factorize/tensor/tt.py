@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from factorize.types import Rank
+from factorize.spec import Rank
 
 
 def tensor_train(tensor: Tensor, ranks: Rank) -> tuple[Tensor, ...]:
