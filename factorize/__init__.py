@@ -4,6 +4,7 @@ from factorize.api import Result, compress
 from factorize.errors import FactorizeError
 from factorize.export import export_onnx
 from factorize.fit import FitConfig
+from factorize.graph import merge_parallel
 from factorize.measure import Target
 from factorize.methods import register
 from factorize.plan import Budget, load_plan
@@ -33,6 +34,7 @@ __all__ = [
     "load",
     "load_plan",
     "measure",
+    "merge_parallel",
     "plan",
     "register",
     "rewrite",

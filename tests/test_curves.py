@@ -64,7 +64,8 @@ BATCHES = list(IMAGES.split(5))
 
 def specs_of(model: nn.Module) -> dict[str, ConvSpec]:
     sites = find(model, IMAGES[:1])
-    return {site.spec.name: site.spec for site in sites if site.spec.in_channels > 4}
+    specs = (site.spec for site in sites if site.spec.in_channels > 4)
+    return {spec.name: spec for spec in specs if spec.kind == "conv2d"}
 
 
 def conv(inputs: int, outputs: int, seed: int = 0) -> tuple[nn.Module, dict[str, ConvSpec]]:

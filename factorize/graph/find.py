@@ -15,7 +15,6 @@ from torch.nn.utils import parametrize
 from factorize.errors import DataError, NoConvolutionError, UnsupportedLayerError
 from factorize.graph.spec import KINDS, is_convolution, is_quantized, spec_of
 from factorize.graph.watch import Run, Seen, watched
-from factorize.spec import ConvSpec
 from factorize.tensor.call import batch_size, call, evaluating
 from factorize.types import ConvSite
 
@@ -116,13 +115,29 @@ def _site(
         spec=spec,
         aliases=tuple(names[1:]),
         tied=tuple(dict.fromkeys(tied)),
-        blocked=_blocked(module, spec, seen, foreign),
+        blocked=_blocked(module, seen, foreign),
         notes=tuple(_notes(module)),
     )
 
 
-def _blocked(module: Any, spec: ConvSpec, seen: Seen, foreign: list[str]) -> str | None:
+def _blocked(module: Any, seen: Seen, foreign: list[str]) -> str | None:
     """Why the module must stay as it is, whatever the method."""
+    if reason := forbidden(module):
+        return reason
+    if foreign:
+        return f"its weight is also used by {', '.join(foreign)}, which is no such layer"
+    if seen.read_outside:
+        what = ", ".join(sorted(seen.read_outside))
+        return f"the model reads its {what} outside of the layer's own call"
+    if not seen.sizes:
+        return "never called by the example input"
+    if not torch.isfinite(module.weight).all():
+        return "its weight is not finite"
+    return None
+
+
+def forbidden(module: Any) -> str | None:
+    """Why a module is not a convolution, or linear layer, that another could stand in for."""
     cls: Any = type(module)
     if is_quantized(module):
         return f"{cls.__name__} is quantized: factorize the float model, then quantize"
@@ -138,24 +153,13 @@ def _blocked(module: Any, spec: ConvSpec, seen: Seen, foreign: list[str]) -> str
     for method in ("forward", "_conv_forward", "__call__"):
         own = getattr(cls, method, None) is not getattr(plain, method, None)
         if own or method in vars(module):
-            return f"{cls.__name__} has a {method} of its own: it computes more than {spec.kind}"
+            return f"{cls.__name__} has a {method} of its own: it computes more than {KINDS[plain]}"
     weight: Any = module.weight
     if weight.is_meta:
         return "its weight is on the meta device and has no values"
     if weight.is_complex() or not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not a real floating type"
-    if weight.layout != torch.strided:
-        return "its weight is sparse"
-    if foreign:
-        return f"its weight is also used by {', '.join(foreign)}, which is no such layer"
-    if seen.read_outside:
-        what = ", ".join(sorted(seen.read_outside))
-        return f"the model reads its {what} outside of the layer's own call"
-    if not seen.sizes:
-        return "never called by the example input"
-    if not torch.isfinite(weight).all():
-        return "its weight is not finite"
-    return None
+    return "its weight is sparse" if weight.layout != torch.strided else None
 
 
 def _notes(module: Any) -> Iterator[str]:
