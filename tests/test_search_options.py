@@ -129,7 +129,7 @@ def test_which_layers_may_be_replaced():
     )
     assert found.keys() == {"pointwise", "last"}
     assert reasons["first"].startswith("first layer")
-    assert reasons["grouped"].startswith("conv2d, groups=2: a budget is for")
+    assert reasons["grouped"].startswith("groups=2: a budget is for")
     assert reasons["blocked"] == "has a hook"
     assert seen[-1][0] == "time layers"
     assert seen[-1][1] == seen[-1][2]

@@ -120,7 +120,7 @@ def _roots(norm: Norm, weight: Tensor) -> tuple[Tensor, Tensor]:
 def _grams(weight: Tensor, norm: Norm, root: Tensor) -> tuple[Tensor, Tensor]:
     """Energy of the output channels (O, O), and of the input channels once white (I, I)."""
     rows = weight.flatten(1)
-    turned = (root @ weight.flatten(2)).transpose(0, 1).flatten(1)  # (I, O K)
+    turned = (root @ weight.reshape(*weight.shape[:2], -1)).transpose(0, 1).flatten(1)  # (I, O K)
     return norm.times(rows) @ rows.T, turned @ turned.T
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
@@ -68,8 +70,7 @@ class Replay:
 
     def run(self, name: str, kernel: Tensor, bias: Tensor | None = None) -> Iterator[Tensor]:
         """Outputs for each batch with a convolution's kernel replaced, and its bias if given."""
-        module = self.model.get_submodule(name)
-        assert isinstance(module, nn.Conv2d)
+        module: Any = self.model.get_submodule(name)
         like = next((t for t in (*module.parameters(), *module.buffers())), kernel)
         bias = module.bias if bias is None else bias.to(like)
         for batch, calls in zip(self.images, self.calls, strict=True):
@@ -123,7 +124,7 @@ class Replay:
     def _replaying(
         self,
         calls: list[tuple[nn.Module, Tensor | None]],
-        replaced: nn.Conv2d,
+        replaced: nn.Module,
         kernel: Tensor,
         bias: Tensor | None,
     ) -> Callable[[nn.Module, Forward], Forward]:
@@ -139,7 +140,7 @@ class Replay:
                     return forward(*args, **kwargs) if kept is None else kept.clone()
                 if module is replaced:
                     x = args[0] if args else kwargs["input"]
-                    return replaced._conv_forward(x, kernel, bias)  # type: ignore[arg-type]
+                    return _computed(replaced, x, kernel, bias)
                 return forward(*args, **kwargs)
 
             return replay
@@ -159,6 +160,19 @@ class Replay:
                 module.__dict__.pop("forward", None)
                 if own is not None:
                     module.forward = own
+
+
+def _computed(module: Any, x: Any, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """What a layer gives with another kernel (O, I, *kernel) and bias."""
+    if isinstance(module, nn.Linear):
+        return F.linear(x, kernel, bias)
+    if not module.transposed:
+        return module._conv_forward(x, kernel, bias)
+    convolve = getattr(F, f"conv_transpose{len(module.kernel_size)}d")
+    return convolve(
+        x, kernel.transpose(0, 1), bias, module.stride, module.padding, module.output_padding,
+        module.groups, module.dilation,
+    )  # fmt: skip
 
 
 def _rows(returned: object, batch: Tensor) -> Tensor:
