@@ -75,9 +75,9 @@ layer by layer; with one of time, no layer is replaced that is not measured fast
 budget cannot be kept, or the result is not faster. `factorize compare a/report.json b/report.json`
 shows runs side by side.
 
-**By rule** the first layer (up to 4 input channels) and 1x1 convolutions stay as they are, unless
-`--include` names them; a layer whose chain would not save MACs stays too. The reason is in the
-table.
+**By rule** the first layer (up to 4 input channels), 1x1 convolutions and linear layers stay as
+they are, unless `--include` names them; a layer whose chain would not save MACs stays too. The
+reason is in the table.
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")

@@ -38,8 +38,8 @@ Plan = Annotated[Path | None, typer.Option(
     rich_help_panel=_CHOICE)]
 Include = Annotated[list[str] | None, typer.Option(
     metavar="GLOB",
-    help="Only layers whose name matches; repeatable. Overrides the rules for first layers and "
-    "1x1 convolutions.", rich_help_panel=_CHOICE)]
+    help="Only layers whose name matches; repeatable. Overrides the rules for first layers, "
+    "1x1 convolutions and linear layers.", rich_help_panel=_CHOICE)]
 Exclude = Annotated[list[str] | None, typer.Option(
     metavar="GLOB", help="Not the layers whose name matches; repeatable.",
     rich_help_panel=_CHOICE)]

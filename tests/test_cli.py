@@ -73,7 +73,7 @@ def test_plan_can_be_edited_and_applied(factorize, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("missing.pt", "--rank", "8"), "missing.pt"),
-        (("net.pt",), "--rank, --energy, --plan and a budget"),
+        (("net.pt",), "--rank, --energy, --lossless, --plan and a budget"),
         (("net.pt", "--rank", "eight"), "got eight"),
         (("net.pt", "--rank", "0"), "got 0"),
         (("net.pt", "--rank", "8", "--energy", "0.5"), "either"),

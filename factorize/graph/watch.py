@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -137,19 +138,24 @@ class _Concatenations(TorchFunctionMode):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.run = run
-        self.makers: dict[int, tuple[int, Tensor]] = {}  # the tensor lives: its identity is its own
+        self.makers: dict[int, tuple[int, weakref.ref[Tensor]]] = {}  # by the output's identity
 
     def made(self, module: nn.Module, output: Any) -> None:
         if isinstance(output, Tensor):
-            self.makers[id(output)] = (id(module), output)
+            self.makers[id(output)] = id(module), weakref.ref(output)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.cat, torch.concat, torch.concatenate) and args:
             dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
-            makers = [self.makers.get(id(part)) for part in args[0]]
-            found = [maker[0] for maker in makers if maker]
-            channels = 1 if dim == 1 else 1 - getattr(args[0][0], "ndim", 0)
-            if dim in (1, channels) and len(found) == len(makers) == len(set(found)) > 1:
+            parts = list(args[0])
+            found = [maker for part in parts if (maker := self._maker(part)) is not None]
+            channels = 1 - getattr(parts[0], "ndim", 0) if parts else 1
+            if dim in (1, channels) and len(found) == len(parts) == len(set(found)) > 1:
                 self.run.joined.append(tuple(found))
         return func(*args, **kwargs)
+
+    def _maker(self, part: object) -> int | None:
+        """The layer whose output this very tensor is."""
+        maker, output = self.makers.get(id(part), (None, None))
+        return maker if output is not None and output() is part else None
