@@ -35,10 +35,20 @@ def padded(i: int, o: int, **changes) -> ConvSpec:
     return spec(i, o, (3, 3), padding=(1, 1), **changes)
 
 
+def transposed(i: int, o: int, kernel: Size, **changes) -> ConvSpec:
+    kind, none = f"conv_transpose{len(kernel)}d", (0,) * len(kernel)
+    return replace(spec(i, o, kernel), kind=kind, **{"output_padding": none, **changes})
+
+
+def linear(i: int, o: int, **changes) -> ConvSpec:
+    return replace(spec(i, o, ()), kind="linear", **changes)
+
+
 def in_torch(stages: tuple[ConvSpec, ...], x: torch.Tensor, prefix: str) -> torch.Tensor:
     module = nn.Sequential(*map(conv, stages))
     for index, (stage, made) in enumerate(zip(stages, module, strict=True)):
         weight = onnx_chain._weight(stage, f"{prefix}.{index}")
+        weight = weight if stage.kernel else weight.T
         made.weight = nn.Parameter(torch.from_numpy(weight))
         if made.bias is not None:
             nn.init.zeros_(made.bias)
@@ -64,6 +74,19 @@ CHAINS = [
     ((9, 11), (padded(32, 24), padded(24, 32))),
     ((13,), (spec(3, 4, (3,), padding=(1,), stride=(2,)), spec(4, 5, (1,), bias=True))),
     ((13,), (spec(3, 4, (3,), padding=(2,), padding_mode="circular"),)),
+    ((9, 11), (transposed(4, 6, (4, 3), stride=(2, 1), padding=(1, 2), bias=True),)),
+    (
+        (9, 11),
+        (
+            spec(4, 2, (1, 1)),
+            transposed(
+                2, 6, (3, 3), stride=(2, 3), groups=2, output_padding=(1, 2), dilation=(2, 1)
+            ),
+        ),
+    ),
+    ((13,), (transposed(3, 4, (5,), stride=(3,), bias=True), spec(4, 2, (1,)))),
+    ((), (linear(7, 5, bias=True),)),
+    ((3, 2), (linear(7, 2), linear(2, 5, bias=True))),
     ((5, 6, 7), (spec(3, 4, (3, 1, 2), padding=(1, 0, 1), stride=(1, 2, 1)),)),
     ((5, 6, 7), (spec(3, 4, (3, 1, 3), padding=(1, 0, 2), padding_mode="replicate"),)),
 ]
@@ -72,7 +95,8 @@ CHAINS = [
 @pytest.mark.parametrize(("size", "stages"), CHAINS)
 def test_outputs_are_those_of_torch(monkeypatch, size, stages):
     monkeypatch.setattr(onnx_chain, "_strip", lambda graph, channels: None)
-    x = torch.randn(2, stages[0].in_channels, *size, generator=torch.Generator().manual_seed(0))
+    shape = onnx_chain.input_shape(stages[0], size, 2)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     found = run(chain_model(stages, size, 2, copies=2), x.numpy())
     assert len(found) == 2
     for copy, ours in enumerate(found):

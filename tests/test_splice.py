@@ -70,7 +70,7 @@ class Exported:
         nn.init.uniform_(self.net.norm.running_var, 1, 2)
         export.export_onnx(self.net, self.x, path)
         self.onnx = onnx.load(path)
-        self.nodes = export.convolution_nodes(self.onnx.graph, self.net)
+        self.nodes = export.layer_nodes(self.onnx.graph, self.net)
         sites = find(self.net, self.x)
         self.specs = {site.spec.name: site.spec for site in sites}
 
@@ -108,7 +108,8 @@ def made_up(spec: ConvSpec, name: str = "") -> np.ndarray:
     """The same for all nodes of a layer, unlike the real one."""
     del name
     pool = np.random.default_rng(len(str(spec.weight_shape))).standard_normal(997)
-    return 0.3 * np.resize(pool, spec.weight_shape).astype(np.float32)
+    shape = spec.weight_shape if spec.kernel else spec.weight_shape[::-1]
+    return 0.3 * np.resize(pool, shape).astype(np.float32)
 
 
 def outputs(model: bytes, x: torch.Tensor) -> torch.Tensor:
@@ -235,3 +236,41 @@ def test_assembled_net_is_the_spliced_one(
     torch.testing.assert_close(outputs(seen["dense"], exported.x), dense, rtol=1e-3, atol=1e-4)
     wanted = exported.in_torch(exported.chains(["left"], "tucker2", 0))
     torch.testing.assert_close(outputs(seen["spliced"], exported.x), wanted, rtol=1e-3, atol=1e-4)
+
+
+class Mixed(nn.Module):
+    """Transposed and linear layers, the latter over tokens too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 6, 4, 2, 1)
+        self.tokens, self.head = nn.Linear(6, 9), nn.Linear(9, 5, bias=False)
+        self.plain = nn.Linear(5, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(torch.relu(self.down(x))).flatten(2).transpose(1, 2)
+        return self.plain(self.head(torch.relu(self.tokens(x)).mean(1)))
+
+
+def test_other_kinds_are_spliced_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Mixed().eval(), torch.randn(1, 3, 12, 8)
+    export.export_onnx(net, x, tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    nodes = export.layer_nodes(model.graph, net)
+    assert set(nodes) == {"down", "up", "tokens", "head", "plain"}
+    for site in find(net, x):
+        one = methods.get("channel_svd")
+        stages = one.stages(site.spec, (3,), one.variants[0])
+        replaced = copy.deepcopy(net)
+        module = nn.Sequential(*map(conv, stages)).eval()
+        for stage, made in zip(stages, module, strict=True):
+            weight = made_up(stage)
+            made.weight = nn.Parameter(torch.from_numpy(weight if stage.kernel else weight.T))
+        module[-1].bias = net.get_submodule(site.spec.name).bias
+        setattr(replaced, site.spec.name, module)
+        made = splice(model, nodes, {site.spec.name: stages})
+        (ours,) = onnx_session(made, 1).run(None, {model.graph.input[0].name: x.numpy()})
+        with torch.no_grad():
+            wanted = replaced(x)
+        torch.testing.assert_close(torch.from_numpy(ours), wanted, rtol=1e-4, atol=1e-5)

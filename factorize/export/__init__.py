@@ -1,7 +1,7 @@
 """Files of a model: ONNX, exported program (.pt2) and weights, each checked before it appears."""
 
 from factorize.export.bundle import export_all
-from factorize.export.chains import convolution_nodes
+from factorize.export.chains import layer_nodes
 from factorize.export.folder import output_folder
 from factorize.export.program import export_program
 from factorize.export.to_onnx import OnnxCheck, export_onnx
@@ -9,10 +9,10 @@ from factorize.export.weights import save_weights
 
 __all__ = [
     "OnnxCheck",
-    "convolution_nodes",
     "export_all",
     "export_onnx",
     "export_program",
+    "layer_nodes",
     "output_folder",
     "save_weights",
 ]

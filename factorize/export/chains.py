@@ -20,12 +20,18 @@ _NODES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
-def convolution_nodes(graph: Any, model: nn.Module) -> dict[str, list[str]]:
-    """Names of the Conv nodes of an exported graph, by each name of the convolution they are of."""
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def layer_nodes(graph: Any, model: nn.Module) -> dict[str, list[str]]:
+    """Names of the nodes of an exported graph that are layers, by each name of the layer.
+
+    The node of a linear layer is a ``Gemm``, or a ``MatMul`` without the ``Add`` of its bias.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     nodes: dict[str, list[str]] = {}
     for node in graph.node:
-        if node.op_type == "Conv" and (owner := _owner(node, modules)) is not None:
+        if node.op_type in _LAYERS and (owner := _owner(node, modules)) is not None:
             for name, module in modules.items():
                 if module is owner:
                     nodes.setdefault(name, []).append(node.name)

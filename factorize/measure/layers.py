@@ -130,5 +130,6 @@ def _text(chain: Chain) -> str:
     return " > ".join(
         f"{s.kind} {s.in_channels}-{s.out_channels} k{s.kernel} s{s.stride} p{s.padding} "
         f"d{s.dilation} g{s.groups} {s.padding_mode}{' bias' if s.bias else ''}"
+        f"{f' o{s.output_padding}' if any(s.output_padding) else ''}"
         for s in chain
     )

@@ -38,6 +38,15 @@ def chain_nodes(
     for index, spec in enumerate(stages):
         last = index == len(stages) - 1
         name = f"{prefix}.{index}"
+        if spec.kind == "channel_shuffle":
+            raise ValueError(f"{name}: a channel shuffle is not timed")
+        if not spec.kernel:
+            made = _linear_nodes(
+                spec, source, result if last else f"{name}.y", name, bias if last else ""
+            )
+            nodes, weights = nodes + made[0], weights + made[1]
+            source = f"{name}.y"
+            continue
         before, after = pads_of(spec)
         if spec.padding_mode != "zeros" and any((*before, *after)):
             pads = np.array((0, 0, *before, 0, 0, *after), np.int64)
@@ -58,13 +67,39 @@ def chain_nodes(
             weights.append(numpy_helper.from_array(zeros, f"{name}.bias"))
             inputs.append(f"{name}.bias")
         source = result if last else f"{name}.y"
+        more: dict[str, Any] = {}
+        if spec.transposed:
+            more["output_padding"] = spec.output_padding
         nodes.append(
             helper.make_node(
-                "Conv", inputs, [source], name, kernel_shape=spec.kernel, strides=spec.stride,
-                dilations=spec.dilation, pads=(*before, *after), group=spec.groups,
+                "ConvTranspose" if spec.transposed else "Conv", inputs, [source], name,
+                kernel_shape=spec.kernel, strides=spec.stride, dilations=spec.dilation,
+                pads=(*before, *after), group=spec.groups, **more,
             )
         )  # fmt: skip
     return nodes, weights
+
+
+def _linear_nodes(
+    spec: ConvSpec, source: str, result: str, name: str, bias: str
+) -> tuple[list[Any], list[Any]]:
+    """A linear layer, whatever axes its input has before the channels."""
+    from onnx import helper, numpy_helper
+
+    weights = [numpy_helper.from_array(_weight(spec, name), f"{name}.weight")]
+    if not (bias or spec.bias):
+        return [helper.make_node("MatMul", [source, f"{name}.weight"], [result], name)], weights
+    if not bias:
+        bias = f"{name}.bias"
+        weights.append(numpy_helper.from_array(np.zeros(spec.out_channels, np.float32), bias))
+    product = helper.make_node("MatMul", [source, f"{name}.weight"], [f"{name}.product"], name)
+    added = helper.make_node("Add", [f"{name}.product", bias], [result], f"{name}.add")
+    return [product, added], weights
+
+
+def input_shape(spec: ConvSpec, size: Size, batch: int) -> Size:
+    """Of a layer: channels first, but for a linear layer."""
+    return (batch, spec.in_channels, *size) if spec.kernel else (batch, *size, spec.in_channels)
 
 
 def chain_model(stages: Sequence[ConvSpec], size: Size, batch: int, copies: int = 1) -> bytes:
@@ -89,7 +124,11 @@ def chain_model(stages: Sequence[ConvSpec], size: Size, batch: int, copies: int 
     channels = stages[0].in_channels
     graph = helper.make_graph(
         nodes, "chain",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (batch, channels, *size))],
+        [
+            helper.make_tensor_value_info(
+                "x", onnx.TensorProto.FLOAT, input_shape(stages[0], size, batch)
+            )
+        ],
         outputs, weights,
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
@@ -140,4 +179,5 @@ def _weight(spec: ConvSpec, name: str) -> np.ndarray:
     """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     pool = rng.standard_normal(4096).astype(np.float32)
-    return np.resize(pool, spec.weight_shape) / np.float32(sqrt(prod(spec.weight_shape[1:])))
+    shape = spec.weight_shape if spec.kernel else spec.weight_shape[::-1]
+    return np.resize(pool, shape) / np.float32(sqrt(prod(spec.kernel_shape[1:])))

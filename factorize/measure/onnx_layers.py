@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from factorize.measure.onnx_chain import chain_model
+from factorize.measure.onnx_chain import chain_model, input_shape
 from factorize.measure.target import Target
 from factorize.spec import ConvSpec, Size
 from factorize.tensor.call import onnx_session
@@ -28,8 +28,8 @@ def onnx_runners(
 
     The first chain is the dense layer.
     """
-    channels = chains[0][0].in_channels
-    x = np.random.default_rng(0).standard_normal((target.batch, channels, *size))
+    shape = input_shape(chains[0][0], size, target.batch)
+    x = np.random.default_rng(0).standard_normal(shape)
     x, beside = x.astype(np.float32), overhead(target)
     copies = copies_of(chains[0][0], size, target.batch)
 

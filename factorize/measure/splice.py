@@ -25,7 +25,7 @@ def splice(
     model
         An ``onnx.ModelProto``; stays as it is.
     nodes
-        Names of the Conv nodes of each layer.
+        Names of the nodes of each layer: Conv, ConvTranspose, Gemm or MatMul.
     chains
         By layer.
     """
@@ -43,10 +43,14 @@ def splice(
         if chain is None:
             spliced.append(node)
             continue
-        source, chain, more = _padding(node, makers.get(node.input[0]), chain)
-        bias = node.input[2] if len(node.input) > 2 else ""
+        bias, source, more = node.input[2] if len(node.input) > 2 else "", node.input[0], None
+        if node.op_type == "MatMul":  # its bias is added by a node of its own
+            chain = [*chain[:-1], replace(chain[-1], bias=False)]
+        elif node.op_type != "Gemm":
+            source, chain, more = _padding(node, makers.get(node.input[0]), chain)
         new, weights = chain_nodes(chain, source, node.output[0], f"{node.name}.chain", bias)
-        _add_pads(next(one for one in new if one.op_type == "Conv"), more)
+        if more is not None:
+            _add_pads(next(one for one in new if one.op_type.startswith("Conv")), more)
         spliced += new
         graph.initializer.extend(weights)
         left |= {*node.input}

@@ -10,10 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from factorize.measure.onnx_chain import input_shape
 from factorize.measure.target import Target
 from factorize.spec import ConvSpec, Size
 
-_CONVS = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+_CONVS: dict[str, Any] = {
+    "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d,
+    "conv_transpose1d": nn.ConvTranspose1d, "conv_transpose2d": nn.ConvTranspose2d,
+    "conv_transpose3d": nn.ConvTranspose3d,
+}  # fmt: skip
 
 
 @torch.random.fork_rng(devices=())  # the caller's draws do not depend on what is in the cache
@@ -22,7 +27,7 @@ def torch_runners(
 ) -> list[Callable[[], float] | None]:
     """A function per chain that runs it once and returns milliseconds; None: refused."""
     dtype = getattr(torch, target.dtype)
-    x = torch.randn(target.batch, chains[0][0].in_channels, *size)
+    x = torch.randn(input_shape(chains[0][0], size, target.batch))
     x = x.to(target.device, dtype, memory_format=_layout(target, x))
 
     def runner(chain: tuple[ConvSpec, ...]) -> Callable[[], float] | None:
@@ -40,10 +45,16 @@ def torch_runners(
 
 
 def conv(spec: ConvSpec) -> nn.Module:
-    """A convolution of that shape."""
+    """A layer of that shape."""
+    if spec.kind == "channel_shuffle":
+        return nn.ChannelShuffle(spec.groups)
+    if not spec.kernel:
+        return nn.Linear(spec.in_channels, spec.out_channels, spec.bias)
+    more = {"output_padding": spec.output_padding} if spec.transposed else {}
     return _CONVS[spec.kind](
-        spec.in_channels, spec.out_channels, spec.kernel, spec.stride, spec.padding, spec.dilation,
-        spec.groups, spec.bias, spec.padding_mode,
+        spec.in_channels, spec.out_channels, spec.kernel, spec.stride, spec.padding,
+        dilation=spec.dilation, groups=spec.groups, bias=spec.bias, padding_mode=spec.padding_mode,
+        **more,
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ class Assembled:
         )
         (folder / "original.onnx").unlink()
         self._onnx = onnx.load(self._dense, load_external_data=False)
-        self._nodes = export.convolution_nodes(self._onnx.graph, self.model)
+        self._nodes = export.layer_nodes(self._onnx.graph, self.model)
 
     def _in_units(self) -> tuple[float, float]:
         """The time of the original in units of the latency model, and milliseconds per unit."""

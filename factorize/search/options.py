@@ -110,7 +110,7 @@ def layers_of(
             name: skip_reason(
                 site, methods.get(name), include, exclude, first=first, pointwise=True
             )
-            or _unsearched(spec, name, timed=latency is not None)
+            or _unsearched(spec, name)
             for name in names
         }
         allowed[spec.name] = [name for name, reason in refused.items() if reason is None]
@@ -128,16 +128,10 @@ def layers_of(
     return layers, reasons
 
 
-TIMED = ("conv1d", "conv2d", "conv3d")
-"""Kinds whose chains the latency model knows how to run."""
-
-
-def _unsearched(spec: ConvSpec, name: str, *, timed: bool) -> str | None:
+def _unsearched(spec: ConvSpec, name: str) -> str | None:
     """Why a layer is not searched, or not by a method."""
     if spec.groups > 1:
         return f"groups={spec.groups}: a budget is for ungrouped layers. Use --rank or --energy"
-    if timed and spec.kind not in TIMED:
-        return f"{spec.kind}: not timed. Use --macs, --params, --rank or --energy"
     if not methods.get(name).searched:
         return f"{name} is not searched with a budget. Use --rank or --energy"
     return None

@@ -27,7 +27,7 @@ def test_a_refusal_is_one(tmp_path: Path) -> None:
         ("os._exit(0)", "exit code 0"),
         ("os._exit(1)", "exit code 1"),
         ("os.abort()", "exit code -6"),
-        ("while True: pass", "exit code -9"),
+        ("while True: pass", "exit code (-9|None)"),
         (f"open('../{MARKER}', 'w')", "it ran"),
         ("print('done')", "done"),
         ("print('warning', file=sys.stderr)", "warning"),
