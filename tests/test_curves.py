@@ -148,6 +148,20 @@ def test_stand_in_keeps_a_low_rank():
     assert small.error(spec, method, (16, 16), "", seed=0) > 0.1
 
 
+@pytest.mark.parametrize("variant", ["spatial_first", "pointwise_first"])
+def test_stand_in_has_as_many_groups_as_the_layer(variant):
+    """A share of them would be one, which loses far less."""
+    torch.manual_seed(0)
+    weight = torch.randn(256, 256, 3, 3).double()
+    _, specs = conv(256, 256)
+    (spec,), method = specs.values(), methods.get("grouped")
+    for rank in ((96, 2), (128, 4), (256, 8)):
+        small = reduced(spec, weight, Norm(), Norm())(method.stages(spec, rank, variant))
+        known = method.predicted_error(weight, rank, variant) or 0.0
+        estimated = small.error(spec, method, rank, variant, seed=0)
+        assert estimated == pytest.approx(known**2, rel=0.1), rank
+
+
 def test_method_registered_elsewhere_has_a_curve(monkeypatch):
     class Own(Tucker2):
         name = "own"

@@ -72,6 +72,11 @@ class Method(ABC):
         """The rank where one number is given for all of it; not yet clamped to the maximum."""
         return (value,) * len(self.max_rank(spec))
 
+    def rank_on(self, rank: Rank, of: ConvSpec, small: ConvSpec) -> Rank:
+        """The rank that loses as much on a layer of fewer channels: the same share of its limit."""
+        limits = zip(rank, self.max_rank(of), self.max_rank(small), strict=True)
+        return tuple(min(max(round(value * ours / top), 1), ours) for value, top, ours in limits)
+
     def ladder(self, spec: ConvSpec, *, step: int = 1, count: int = 12) -> tuple[Rank, ...]:
         """Ranks worth trying on a layer, cheapest first, evenly spread in the log of the MACs.
 

@@ -49,6 +49,10 @@ class Grouped(Method):
         """R, and the usual number of groups."""
         return value, min(GROUPS, value, self.max_rank(spec)[1])
 
+    def rank_on(self, rank: Rank, of: ConvSpec, small: ConvSpec) -> Rank:
+        """In as many groups."""
+        return super().rank_on(rank, of, small)[0], min(rank[1], self.max_rank(small)[1])
+
     def rank_lines(self, spec: ConvSpec, step: int) -> list[list[Rank]]:
         """One line per number of groups."""
         most, limit = self.max_rank(spec)

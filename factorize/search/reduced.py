@@ -50,11 +50,7 @@ class Reduced:
         Without data 0.9 to 1.2 times that of a fit; with data 0.7 to 1.3 times at 0.3 of the MACs
         and 0.8 to 2.3 times at 0.6 of them, where little is lost (64 channels taken for large).
         """
-        ours, theirs = method.max_rank(self.spec), method.max_rank(of)
-        scaled = tuple(
-            min(max(round(value * top / limit), 1), top)
-            for value, top, limit in zip(rank, ours, theirs, strict=True)
-        )
+        scaled = method.rank_on(rank, of, self.spec)
         layer = LayerPlan(self.spec, method.name, scaled, variant)
         made = factorize(layer, self.weight, norm=self.norm, seed=seed)
         kernel = chain_kernel(made.stages, made.weights)
