@@ -66,6 +66,18 @@ class Branching(nn.Module):
         return self.called(x) / self.called.out_channels
 
 
+class Sized(nn.Module):
+    """Tells a layer the size that its output is to have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = conv(stride=2)
+        self.up = nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(self.down(x), output_size=x.shape[2:])
+
+
 class Scaled(nn.Conv2d):
     """A subclass that computes something else."""
 
@@ -158,6 +170,14 @@ def test_weight_used_by_another_kind_of_module_is_refused() -> None:
     model.forward = lambda x: model[1](model[0](x))  # type: ignore[method-assign]
     layer = next(one for one in full(model, include=["*"]).layers if one.spec.name == "0")
     assert "holder" in (layer.skip_reason or "")
+
+
+def test_layer_that_is_told_its_output_size_is_refused() -> None:
+    """A chain takes its input and nothing else; decoders say which of two sizes they want."""
+    model = Sized()
+    plan = full(model, include=["*"])
+    assert "more than its input" in (plan.layers[1].skip_reason or "")
+    assert_same_function(model, factorize.rewrite(model, plan))
 
 
 @pytest.mark.parametrize("train", [True, False])

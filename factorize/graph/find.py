@@ -129,6 +129,8 @@ def _blocked(module: Any, seen: Seen, foreign: list[str]) -> str | None:
     if seen.read_outside:
         what = ", ".join(sorted(seen.read_outside))
         return f"the model reads its {what} outside of the layer's own call"
+    if seen.told_more:
+        return "the model calls it with more than its input, such as an output_size"
     if not seen.sizes:
         return "never called by the example input"
     if not torch.isfinite(module.weight).all():

@@ -44,6 +44,8 @@ class Seen:
     ----------
     order
         Of its first call; infinite where there was none.
+    told_more
+        Whether it was called with more than its input, which is all that a chain takes.
     read_outside
         Attributes that were read while the module itself was not running.
     """
@@ -51,6 +53,7 @@ class Seen:
     order: float = float("inf")
     sizes: list[Size] = field(default_factory=list)
     inside: int = 0
+    told_more: bool = False
     read_outside: set[str] = field(default_factory=set)
 
 
@@ -92,6 +95,7 @@ def watched(modules: Sequence[nn.Module], batch: int) -> Iterator[Run]:
             calls += 1
             record = run.seen[id(self)]
             record.order = min(record.order, calls)
+            record.told_more |= len(args) + len(kwargs) > 1
             given = args[0] if args else kwargs.get("input")
             if isinstance(given, Tensor):
                 record.sizes.append(_size(self, given, batch))
