@@ -180,6 +180,26 @@ def test_layer_that_is_told_its_output_size_is_refused() -> None:
     assert_same_function(model, factorize.rewrite(model, plan))
 
 
+@pytest.mark.parametrize(
+    ("shape", "positions"),
+    [
+        ((2, 8), ()),
+        ((2, 5, 7, 8), (5, 7)),
+        ((6, 5, 8), (3, 5)),  # windows of the samples
+        ((4, 2, 8), (2, 2)),  # the sequence first
+        ((5, 2, 8), (5,)),
+    ],
+)
+def test_linear_layers_have_the_positions_of_one_sample(
+    shape: tuple[int, ...], positions: tuple[int, ...]
+) -> None:
+    model = nn.ModuleList([conv(), nn.Linear(8, 4)])
+    model.forward = lambda x: (model[0](x), model[1](torch.ones(shape)))  # type: ignore[method-assign]
+    linear = factorize.find(model, X)[1].spec
+    assert linear.input_sizes == (positions,)
+    assert linear.macs == torch.Size(shape).numel() * 4 // len(X)
+
+
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "old_weight_norm", "prune"])
 def test_parametrised_weights_are_folded(kind: str, train: bool) -> None:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -129,9 +130,11 @@ def watched(modules: Sequence[nn.Module], batch: int) -> Iterator[Run]:
 def _size(module: Any, x: Tensor, batch: int) -> Size:
     """The spatial size of an input; of a linear layer's, what lies between sample and channels."""
     if isinstance(module, nn.Linear):
-        between = tuple(x.shape[1:-1])
-        folded = x.shape[0] // batch if x.ndim > 1 and x.shape[0] % batch == 0 else 1
-        return between if folded == 1 else (folded, *between)
+        if x.ndim > 1 and x.shape[0] % batch:  # the samples are along another axis, or none
+            positions = prod(x.shape[:-1])
+            return (positions if positions % batch else positions // batch,)
+        folded = x.shape[0] // batch if x.ndim > 1 else 1
+        return tuple(x.shape[1:-1]) if folded == 1 else (folded, *x.shape[1:-1])
     axes = len(object.__getattribute__(module, "kernel_size"))
     return tuple(x.shape[-axes:])
 
