@@ -180,6 +180,15 @@ def test_layer_that_is_told_its_output_size_is_refused() -> None:
     assert_same_function(model, factorize.rewrite(model, plan))
 
 
+def test_weight_used_by_a_convolution_the_other_way_round_is_refused() -> None:
+    """An autoencoder with one weight: no factors of it would do for both."""
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 8, 3))
+    model[2].weight = model[0].weight
+    for site, other in zip(factorize.find(model, X), "20", strict=True):
+        assert site.tied == ()
+        assert f"also used by {other}" in (site.blocked or "")
+
+
 @pytest.mark.parametrize(
     ("shape", "positions"),
     [

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from factorize.errors import DataError, NoConvolutionError, UnsupportedLayerError
 from factorize.graph.spec import KINDS, is_convolution, is_quantized, spec_of
 from factorize.graph.watch import Run, Seen, watched
+from factorize.spec import ConvSpec
 from factorize.tensor.call import batch_size, call, evaluating
 from factorize.types import ConvSite
 
@@ -107,7 +108,7 @@ def _site(
     for name, owner in owners.get(id(module._parameters.get("weight")), []):
         if owner is module:
             continue
-        if id(owner) in modules:
+        if id(owner) in modules and _alike(spec_of(owner, ""), spec):
             tied.append(all_names[id(owner)][0])
         else:
             foreign.append(name)
@@ -120,12 +121,17 @@ def _site(
     )
 
 
+def _alike(one: ConvSpec, two: ConvSpec) -> bool:
+    """Whether one weight means the same in both: a transposed convolution reads it backwards."""
+    return (one.kind, one.groups) == (two.kind, two.groups)
+
+
 def _blocked(module: Any, seen: Seen, foreign: list[str]) -> str | None:
     """Why the module must stay as it is, whatever the method."""
     if reason := forbidden(module):
         return reason
     if foreign:
-        return f"its weight is also used by {', '.join(foreign)}, which is no such layer"
+        return f"its weight is also used by {', '.join(foreign)}, which is no layer of its kind"
     if seen.read_outside:
         what = ", ".join(sorted(seen.read_outside))
         return f"the model reads its {what} outside of the layer's own call"
