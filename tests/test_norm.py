@@ -92,6 +92,18 @@ def in_norm(kernel: Tensor, norm: Norm) -> float:
     return math.sqrt(max(float((rows @ second @ rows.T).trace()), 0.0))
 
 
+@pytest.mark.parametrize("outputs", [7, 8])
+def test_shuffle_in_one_group_is_fitted_in_a_norm(outputs: int) -> None:
+    """Of 7 channels there are no groups but one: nothing is shuffled."""
+    spec = ConvSpec("c", "conv2d", 7, outputs, (1, 1), (1, 1), (0, 0), (1, 1))
+    half = random(7, 7, seed=1)
+    layer, norm = LayerPlan(spec, "shuffled_grouped", (4, 2)), Norm((half @ half.T,))
+    weight = random(*spec.weight_shape)
+    plain = methods.factorize(layer, weight)
+    before = norm.relative_error(weight, chain_kernel(plain.stages, plain.weights))
+    assert methods.factorize(layer, weight, norm=norm).error < 0.98 * before
+
+
 @every_norm
 def test_norm_is_that_of_its_matrix(kind: str) -> None:
     norm, rows = NORMS[kind](0), random(7, D, seed=3)

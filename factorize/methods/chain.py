@@ -92,7 +92,7 @@ def chain_kernel(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> T
     -------
     (O, I, *kernel)
     """
-    if stages[-1].groups == 1:
+    if stages[-1].groups == 1 and stages[-1].kind != "channel_shuffle":
         kernel = weights[-1]  # (O, C, *k)
         for spec, weight in zip(stages[-2::-1], weights[-2::-1], strict=True):
             groups = spec.groups
