@@ -442,6 +442,17 @@ def pair(fit: int, held_out: int, seed: int = 0, *, isotropic: bool = False) -> 
     return LayerCalibration(moments(drawn[:fit]), moments(drawn[fit:]))
 
 
+def test_target_for_inputs_that_are_all_but_constant_is_finite() -> None:
+    """Rounding is all that is left of S about the mean: its trace may be negative."""
+    noise = 1e-9 * random(D, D, seed=1)
+    second = noise + noise.T
+    second -= (second.trace() / D + 1e-9) * torch.eye(D, dtype=torch.float64)
+    cross = 1e-9 * random(7, D, seed=2)
+    moments = Moments((second,), torch.zeros(D), 32, 32, cross, torch.zeros(7), torch.ones(7))
+    target, _ = target_and_norm(moments, random(*SPEC.weight_shape), 0.25)
+    assert torch.isfinite(target).all()
+
+
 def test_shrinkage_falls_with_the_images_and_is_all_for_noise() -> None:
     shares = []
     for count in (2, 8, 32, 128, 512):

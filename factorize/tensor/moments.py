@@ -144,8 +144,8 @@ def target_and_norm(moments: Moments, weight: Tensor, shrunk: float) -> tuple[Te
     if moments.cross is None or len(second) > 1:
         return weight, norm
     (s, *_), (ridge, *_) = second, ridges
-    # S has the digits of float32: what lies below is noise, and may be negative.
-    tiny = torch.finfo(torch.float32).eps * float(s.trace()) + 1e-30
+    # S has the digits of float32: what lies below is noise, and may be negative, all of it even.
+    tiny = torch.finfo(torch.float32).eps * float(s.diagonal().abs().sum()) + 1e-30
     s.diagonal().add_(tiny)
     root, failed = torch.linalg.cholesky_ex(s)
     while int(failed) and isfinite(tiny):
