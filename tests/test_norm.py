@@ -92,6 +92,15 @@ def in_norm(kernel: Tensor, norm: Norm) -> float:
     return math.sqrt(max(float((rows @ second @ rows.T).trace()), 0.0))
 
 
+@pytest.mark.parametrize("variant", ["spatial_first", "pointwise_first"])
+def test_linear_layer_is_fitted_in_a_norm_in_either_order(variant: str) -> None:
+    spec = ConvSpec("c", "linear", D, 7, (), (), (), ())
+    weight, norm = random(7, D), NORMS["full"](0)
+    made = methods.factorize(LayerPlan(spec, "channel_svd", (3,), variant), weight, norm=norm)
+    basis = torch.linalg.eigh(norm.times(weight) @ weight.T)[0]
+    assert made.error**2 == pytest.approx(float(basis[:-3].sum() / basis.sum()), rel=1e-6)
+
+
 @pytest.mark.parametrize("outputs", [7, 8])
 def test_shuffle_in_one_group_is_fitted_in_a_norm(outputs: int) -> None:
     """Of 7 channels there are no groups but one: nothing is shuffled."""

@@ -130,7 +130,8 @@ def extended(kernel: Tensor, size: Size) -> Tensor:
     rows that a row of the next stage's weight, (C, *size) flattened, weighs.
     """
     positions = torch.eye(prod(size), dtype=kernel.dtype, device=kernel.device)
-    product = torch.einsum("cim,ak->caikm", kernel.flatten(2), positions)
+    flat = kernel.reshape(*kernel.shape[:2], -1)
+    product = torch.einsum("cim,ak->caikm", flat, positions)
     rows = len(kernel) * len(positions)
     return _merged(product, rows, kernel.shape[1], size, tuple(kernel.shape[2:]))
 

@@ -52,7 +52,8 @@ class ChannelSvd(SvdMethod):
         norm: Norm,
         seed: int,
     ) -> tuple[Tensor, ...]:
-        if variant == "pointwise_first" or not norm.second:
+        pointwise = weight[0, 0].numel() == 1  # then both orders are one
+        if not norm.second or (variant == "pointwise_first" and not pointwise):
             return super().fit(weight, rank, variant, stages=stages, norm=norm, seed=seed)
         # The best W' of rank R projects the outputs on the leading eigenvectors of W S W^T.
         rows = weight.flatten(1)
