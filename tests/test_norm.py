@@ -101,6 +101,19 @@ def test_linear_layer_is_fitted_in_a_norm_in_either_order(variant: str) -> None:
     assert made.error**2 == pytest.approx(float(basis[:-3].sum() / basis.sum()), rel=1e-6)
 
 
+@every_chain
+def test_transposed_kernel_is_fitted_in_a_norm_as_any_other(method: str, variant: str) -> None:
+    """Its channels are swapped in the module alone."""
+    layer, weight = planned(method, variant), random(*SPEC.weight_shape)
+    transposed = replace(SPEC, kind="conv_transpose2d", output_padding=(0, 0))
+    plain, made = (
+        methods.factorize(replace(layer, spec=spec), weight, norm=NORMS["full"](0))
+        for spec in (SPEC, transposed)
+    )
+    assert made.error == plain.error
+    assert all(map(torch.equal, made.weights, plain.weights))
+
+
 @pytest.mark.parametrize("outputs", [7, 8])
 def test_shuffle_in_one_group_is_fitted_in_a_norm(outputs: int) -> None:
     """Of 7 channels there are no groups but one: nothing is shuffled."""

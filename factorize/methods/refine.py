@@ -159,7 +159,7 @@ class _Projected(_Joint):
     def weights(self, free: list[Tensor]) -> Weights:
         with torch.no_grad():
             last, _, _, _ = self._last(self._features(free))
-        return (*free, last.reshape(self.stages[-1].weight_shape))
+        return (*free, last.reshape(self.stages[-1].kernel_shape))
 
     def objective(self, free: list[Tensor], *, backward: bool = False) -> float:
         features = self._features(free)  # (C k, D)
