@@ -45,12 +45,15 @@ class Seen:
         Of its first call; infinite where there was none.
     read_outside
         Attributes that were read while the module itself was not running.
+    unbatched
+        Of a convolution: whether a call had no batch axis.
     """
 
     order: float = float("inf")
     sizes: list[Size] = field(default_factory=list)
     inside: int = 0
     read_outside: set[str] = field(default_factory=set)
+    unbatched: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ def watched(modules: Sequence[nn.Module], batch: int) -> Iterator[Run]:
             record.order = min(record.order, calls)
             given = args[0] if args else kwargs.get("input")
             if isinstance(given, Tensor):
-                record.sizes.append(_size(self, given, batch))
+                size = _size(self, given, batch)
+                record.sizes.append(size)
+                record.unbatched |= given.ndim == len(size) + 1
             record.inside += 1
             try:
                 made = original.__call__(self, *args, **kwargs)

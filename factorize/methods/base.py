@@ -48,6 +48,8 @@ class Method(ABC):
         Whether the rank for an energy is read off a spectrum: no fits.
     searched
         Whether searches offer it: their timings and predictions know chains of convolutions.
+    batched
+        Whether its chain needs inputs with a batch axis.
     """
 
     name: ClassVar[str]
@@ -56,6 +58,7 @@ class Method(ABC):
     min_axes: ClassVar[int] = 1
     closed: ClassVar[bool] = False
     searched: ClassVar[bool] = True
+    batched: ClassVar[bool] = False
 
     def supports(self, spec: ConvSpec) -> str | None:
         """None, or the reason why this layer cannot be factorized by this method."""

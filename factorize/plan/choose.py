@@ -12,7 +12,7 @@ from torch import Tensor
 from factorize.errors import PlanError, RankError
 from factorize.methods.base import Method, get
 from factorize.methods.layer import chain_of, predicted_error
-from factorize.plan.select import check_globs, skip_reason
+from factorize.plan.select import check_globs, forbidden, skip_reason
 from factorize.spec import ConvSpec, Rank
 from factorize.types import ConvSite, LayerPlan, Plan, Progress
 
@@ -118,11 +118,11 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
             reason = (layer and layer.skip_reason) or "not in the plan"
             bound[site.spec.name] = dense_layer(site.spec, reason, site.notes)
             continue
-        if site.blocked:
-            raise PlanError(
-                f"{site.spec.label}: cannot be factorized: {site.blocked}. Set its method to null."
-            )
         method = get(layer.method)
+        if reason := forbidden(site, method):
+            raise PlanError(
+                f"{site.spec.label}: cannot be factorized: {reason}. Set its method to null."
+            )
         # An edited method leaves the variant of another behind.
         known = layer.variant in method.variants
         variant = layer.variant if known else method.variants[0]
