@@ -199,8 +199,13 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_registry))
 
 
-def get(name: str) -> Method:
+def get(name: str, place: str = "--method") -> Method:
     """The method of that name.
+
+    Parameters
+    ----------
+    place
+        Where it stands, for the message.
 
     Raises
     ------
@@ -209,6 +214,6 @@ def get(name: str) -> Method:
     """
     if name not in _registry:
         raise UnsupportedLayerError(
-            f"method must be one of {', '.join(names())}, got {name!r}. Correct --method."
+            f"{place}: method must be one of {', '.join(names())}, got {name!r}. Correct the name."
         )
     return _registry[name]

@@ -23,7 +23,7 @@ def chain_of(layer: LayerPlan) -> tuple[ConvSpec, ...]:
     UnsupportedLayerError, RankError
         The method does not exist or does not take this layer, variant or rank.
     """
-    method, spec = get(layer.method or ""), layer.spec
+    method, spec = get(layer.method or "", layer.spec.label), layer.spec
     if reason := method.supports(spec):
         raise UnsupportedLayerError(
             f"{spec.label}: cannot be factorized by {method.name}: {reason}. "
