@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from factorize import methods
+from factorize.measure.environment import package_version
 from factorize.measure.target import DTYPES, RUNTIMES
 
 _MODEL, _CHOICE, _BUDGET, _TARGET, _DATA, _FIT, _TUNING, _RUN = (
@@ -170,9 +171,7 @@ Seed = Annotated[int, typer.Option(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"factorize {version('factorize')}")
+        print(f"factorize {package_version('factorize') or '(not installed)'}")
         raise typer.Exit
 
 

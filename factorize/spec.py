@@ -48,7 +48,9 @@ class ConvSpec:
     @property
     def label(self) -> str:
         """The name as shown to people."""
-        return self.name or "(the model itself)"
+        if not self.name:
+            return "(the model itself)"
+        return self.name if self.name.isprintable() else repr(self.name)
 
     @property
     def transposed(self) -> bool:

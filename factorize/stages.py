@@ -197,8 +197,9 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     """
     from safetensors import SafetensorError
 
-    unfitted = {}
+    unfitted, modules = {}, dict(model.named_modules(remove_duplicate=False))
     for layer in planning.load_plan(Path(directory, "plan.json")).factorized:
+        graph.check_layer(modules.get(layer.spec.name), layer.spec)
         stages = methods.chain_of(layer)
         zeros = tuple(torch.zeros(stage.kernel_shape) for stage in stages)
         unfitted[layer.spec.name] = Factorization(

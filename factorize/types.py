@@ -34,6 +34,8 @@ class ConvSite:
     parallel
         Names of convolutions of the same shape whose outputs are concatenated with this one's: one
         grouped convolution could do them all (`merge_parallel`).
+    unbatched
+        Whether it is called without a batch axis, where torch cannot shuffle channels.
     """
 
     spec: ConvSpec
@@ -42,6 +44,7 @@ class ConvSite:
     blocked: str | None = None
     notes: tuple[str, ...] = ()
     parallel: tuple[str, ...] = ()
+    unbatched: bool = False
 
 
 @dataclass(frozen=True)

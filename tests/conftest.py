@@ -18,7 +18,7 @@ settings.register_profile(
     "ci", deadline=None, derandomize=True, max_examples=60,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
-settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=2000,
+settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=300,
                           derandomize=False)  # fmt: skip
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -192,3 +192,11 @@ def test_plan_prints_as_a_table() -> None:
     text = str(Plan((LayerPlan(spec, "cp", (2,), macs=7), LayerPlan(spec, skip_reason="why")), {}))
     assert "cp 2" in text.splitlines()[0]
     assert text.splitlines()[1].endswith("why")
+
+
+def test_the_version_is_shown_of_a_checkout_too(
+    factorize, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr("factorize.options.package_version", lambda _: None)
+    ran = factorize("--version")
+    assert (ran.code, ran.out, ran.err) == (0, "factorize (not installed)\n", "")

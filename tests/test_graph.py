@@ -267,6 +267,16 @@ def test_layer_that_the_example_does_not_reach_is_left_alone() -> None:
     assert unused.skip_reason == "never called by the example input"
 
 
+def test_channels_are_not_shuffled_without_a_batch_axis() -> None:
+    model, options = nn.Sequential(nn.Conv2d(8, 8, 1)), {"method": "shuffled_grouped"}
+    x = torch.randn(8, 4, 4)
+    (layer,) = full(model, x, include=["*"], **options).layers
+    assert layer.skip_reason == "called without a batch axis, which shuffled_grouped needs"
+    made = full(model, x[None], include=["*"], **options)
+    with pytest.raises(PlanError, match="0: cannot be factorized: called without a batch axis"):
+        factorize.plan(model, x, edited=made)
+
+
 def test_mode_grad_flags_and_dtype_are_kept() -> None:
     model = nn.Sequential(conv(), nn.BatchNorm2d(8), conv(bias=False)).to(torch.bfloat16)
     model[0].eval()

@@ -276,3 +276,68 @@ def test_layer_of_another_shape_is_refused() -> None:
     other[1] = nn.Conv2d(16, 24, 3, padding=1, stride=2, padding_mode="reflect")
     with pytest.raises(PlanError, match="1: padding_mode is 'zeros' in the plan and 'reflect'"):
         factorize.plan(other, X, edited=made)
+
+
+def test_a_variant_of_no_method_is_refused_and_an_unknown_method_names_the_layer(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UnsupportedLayerError, match="^1: variant must be one of .*got 'sideways'"):
+        factorize.plan(net(), X, edited=load_plan(edit(tmp_path, variant="sideways")))
+    with pytest.raises(UnsupportedLayerError, match="^1: method must be one of"):
+        factorize.plan(net(), X, edited=load_plan(edit(tmp_path, method="tukker")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernel": [3.0, 3]}, "whole numbers"),
+        ({"groups": True}, "whole numbers"),
+        ({"stride": [1]}, "one number per axis"),
+        ({"input_sizes": [[12]]}, "one number per axis"),
+        ({"input_sizes": [[-12, 12]]}, "whole numbers"),
+        ({"kernel": "33"}, "must be lists"),
+        ({"bias": 1}, '"bias" true or false'),
+        ({"padding": [[1], 1]}, "whole numbers"),
+    ],
+)
+def test_a_convolution_of_wrong_types_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    path = edit(tmp_path)
+    content = json.loads(path.read_text())
+    content["layers"][1]["conv"].update(change)
+    path.write_text(json.dumps(content))
+    with pytest.raises(PlanError, match=f"layer 1 \\('1'\\): .*{message}"):
+        load_plan(path)
+
+
+def test_sizes_of_maps_are_the_models_own(tmp_path: Path) -> None:
+    path = edit(tmp_path)
+    made = factorize.plan(net(), X, edited=load_plan(path))
+    for sizes in ([], [[10**9, 10**9]]):
+        content = json.loads(path.read_text())
+        content["layers"][1]["conv"]["input_sizes"] = sizes
+        path.write_text(json.dumps(content))
+        assert factorize.plan(net(), X, edited=load_plan(path)) == made
+
+
+@pytest.mark.parametrize("value", ["\ud800", json.loads("[" * 30 + "]" * 30)])
+def test_what_could_not_be_written_again_is_refused(tmp_path: Path, value: object) -> None:
+    path = edit(tmp_path, skip_reason=value)
+    with pytest.raises(PlanError, match=r"plan\.json: the plan must be JSON"):
+        load_plan(path)
+
+
+def test_a_name_of_several_lines_is_told_in_one(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="convolutions of the model") as caught:
+        factorize.plan(net(), X, edited=load_plan(edit(tmp_path, name="a\nb")))
+    assert str(caught.value).startswith(r"'a\nb': ")
+
+
+def test_a_kernel_of_any_size_is_compared_before_it_is_made(tmp_path: Path) -> None:
+    path = edit(tmp_path)
+    content = json.loads(path.read_text())
+    content["layers"][1]["conv"]["kernel"] = [10**9, 10**9]
+    path.write_text(json.dumps(content))
+    with pytest.raises(PlanError, match="1: kernel is .* in the plan and"):
+        factorize.load(tmp_path, net())

@@ -118,6 +118,7 @@ def _site(
         tied=tuple(dict.fromkeys(tied)),
         blocked=_blocked(module, seen, foreign),
         notes=tuple(_notes(module)),
+        unbatched=seen.unbatched,
     )
 
 

@@ -49,6 +49,8 @@ class Seen:
         Whether it was called with more than its input, which is all that a chain takes.
     read_outside
         Attributes that were read while the module itself was not running.
+    unbatched
+        Of a convolution: whether a call had no batch axis.
     """
 
     order: float = float("inf")
@@ -56,6 +58,7 @@ class Seen:
     inside: int = 0
     told_more: bool = False
     read_outside: set[str] = field(default_factory=set)
+    unbatched: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ def watched(modules: Sequence[nn.Module], batch: int) -> Iterator[Run]:
             record.told_more |= len(args) + len(kwargs) > 1
             given = args[0] if args else kwargs.get("input")
             if isinstance(given, Tensor):
-                record.sizes.append(_size(self, given, batch))
+                size = _size(self, given, batch)
+                record.sizes.append(size)
+                record.unbatched |= given.ndim == len(size) + 1
             record.inside += 1
             try:
                 made = original.__call__(self, *args, **kwargs)

@@ -48,6 +48,8 @@ class Method(ABC):
         Whether the rank for an energy is read off a spectrum: no fits.
     searched
         Whether searches offer it: their timings and predictions know chains of convolutions.
+    batched
+        Whether its chain needs inputs with a batch axis.
     """
 
     name: ClassVar[str]
@@ -56,6 +58,7 @@ class Method(ABC):
     min_axes: ClassVar[int] = 1
     closed: ClassVar[bool] = False
     searched: ClassVar[bool] = True
+    batched: ClassVar[bool] = False
 
     def supports(self, spec: ConvSpec) -> str | None:
         """None, or the reason why this layer cannot be factorized by this method."""
@@ -201,8 +204,13 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_registry))
 
 
-def get(name: str) -> Method:
+def get(name: str, place: str = "--method") -> Method:
     """The method of that name.
+
+    Parameters
+    ----------
+    place
+        Where it stands, for the message.
 
     Raises
     ------
@@ -211,6 +219,6 @@ def get(name: str) -> Method:
     """
     if name not in _registry:
         raise UnsupportedLayerError(
-            f"method must be one of {', '.join(names())}, got {name!r}. Correct --method."
+            f"{place}: method must be one of {', '.join(names())}, got {name!r}. Correct the name."
         )
     return _registry[name]

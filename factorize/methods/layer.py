@@ -23,7 +23,7 @@ def chain_of(layer: LayerPlan) -> tuple[ConvSpec, ...]:
     UnsupportedLayerError, RankError
         The method does not exist or does not take this layer, variant or rank.
     """
-    method, spec = get(layer.method or ""), layer.spec
+    method, spec = get(layer.method or "", layer.spec.label), layer.spec
     if reason := method.supports(spec):
         raise UnsupportedLayerError(
             f"{spec.label}: cannot be factorized by {method.name}: {reason}. "
@@ -74,7 +74,8 @@ def factorize(
     stages = chain_of(layer)
     method, norm = get(layer.method or ""), norm or Norm()
     alone = method.stages(layer.spec.one_group, layer.rank, layer.variant)
-    exact = weight.detach().to("cpu", torch.float64)
+    # Rounding differs with the layout in memory, which is not to show in the factors.
+    exact = weight.detach().to("cpu", torch.float64).contiguous()
     groups, kernels = [], []
     for part in exact.chunk(layer.spec.groups):
         found = method.fit(part, layer.rank, layer.variant, stages=alone, norm=norm, seed=seed)

@@ -31,6 +31,7 @@ class ShuffledGrouped(Method):
 
     name = "shuffled_grouped"
     searched = False
+    batched = True  # torch shuffles axis 1, whatever that is
     closed = True
     summary = "for 1x1: 1x1 in groups, channel shuffle, 1x1 in groups (ranks: R, G)"
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factorize.errors import PlanError, RankError
-from factorize.methods.base import Method, get
+from factorize.errors import PlanError, RankError, UnsupportedLayerError
+from factorize.methods.base import Method, get, names
 from factorize.methods.layer import chain_of, predicted_error
-from factorize.plan.select import check_globs, skip_reason
+from factorize.plan.select import check_globs, forbidden, skip_reason
 from factorize.spec import ConvSpec, Rank
 from factorize.types import ConvSite, LayerPlan, Plan, Progress
 
@@ -118,13 +118,18 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
             reason = (layer and layer.skip_reason) or "not in the plan"
             bound[site.spec.name] = dense_layer(site.spec, reason, site.notes)
             continue
-        if site.blocked:
+        method = get(layer.method, site.spec.label)
+        if reason := forbidden(site, method):
             raise PlanError(
-                f"{site.spec.label}: cannot be factorized: {site.blocked}. Set its method to null."
+                f"{site.spec.label}: cannot be factorized: {reason}. Set its method to null."
             )
-        method = get(layer.method)
         # An edited method leaves the variant of another behind.
         known = layer.variant in method.variants
+        if not known and not any(layer.variant in get(name).variants for name in names()):
+            raise UnsupportedLayerError(
+                f"{site.spec.label}: variant must be one of {list(method.variants)} for "
+                f"{method.name}, got {layer.variant!r}. Or set it to null: the better one is taken."
+            )
         variant = layer.variant if known else method.variants[0]
         chain_of(replace(layer, spec=site.spec, variant=variant))
         weight = weight_of(site.spec.name).to("cpu", torch.float64)

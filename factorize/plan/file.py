@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def load_plan(path: str | Path) -> Plan:
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        _check_writable(content)
     except OSError as error:
         raise PlanError(f"{path}: the plan must be a readable file: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:  # ValueError: also of numbers too long
@@ -88,10 +90,9 @@ def _layer(path: Path, index: int, entry: Any) -> LayerPlan:
     if not isinstance(name, str) or not isinstance(entry.get("conv"), dict):
         raise PlanError(f'{place}: must be an object with a "name" and a "conv".')
     try:
-        conv = {key: _tuples(value) for key, value in entry["conv"].items()}
-        spec = ConvSpec(name=name, **conv)
-        macs = spec.macs  # touches every size
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        spec = _spec(name, entry["conv"])
+        macs = spec.macs
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise PlanError(f'{place}: "conv" does not describe a convolution: {error}.') from error
 
     method, rank = entry.get("method"), entry.get("rank", [])
@@ -99,13 +100,47 @@ def _layer(path: Path, index: int, entry: Any) -> LayerPlan:
     rank = [rank] if isinstance(rank, int) else rank
     if method is not None and not isinstance(method, str):
         raise PlanError(f'{place}: "method" must be a name or null, got {method!r}.')
-    if not isinstance(rank, list):
+    if not isinstance(rank, list) or any(isinstance(value, list | dict) for value in rank):
         raise PlanError(f'{place}: "rank" must be an integer or a list of them, got {rank!r}.')
     if not isinstance(variant, str) or not isinstance(reason, str | None):
         raise PlanError(f'{place}: "variant" and "skip_reason" must be text.')
     if method is None:
         return LayerPlan(spec, macs=macs, params=spec.params, skip_reason=reason)
     return LayerPlan(spec, method, tuple(rank), variant)
+
+
+def _spec(name: str, conv: dict[str, Any]) -> ConvSpec:
+    """The convolution, its types checked: who reads the plan computes with them."""
+    spec = ConvSpec(name=name, **{key: _tuples(value) for key, value in conv.items()})
+    per_axis = [spec.kernel, spec.stride, spec.dilation]
+    if spec.padding != "same":
+        per_axis.append(spec.padding)
+    if spec.output_padding != ():
+        per_axis.append(spec.output_padding)
+    if spec.kind != "linear":
+        per_axis.extend(spec.input_sizes)
+    if not all(isinstance(sizes, tuple) for sizes in (*per_axis, *spec.input_sizes)):
+        raise TypeError("kernel, stride, padding, dilation and input_sizes must be lists")
+    if any(len(sizes) != len(spec.kernel) for sizes in per_axis):
+        raise ValueError("there must be one number per axis")
+    counts = spec.in_channels, spec.out_channels, spec.groups
+    numbers = *counts, *chain.from_iterable((*per_axis, *spec.input_sizes))
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("all sizes must be whole numbers")
+    if not isinstance(spec.kind, str) or type(spec.bias) is not bool:
+        raise TypeError('"kind" must be text and "bias" true or false')
+    return spec
+
+
+def _check_writable(value: Any, levels: int = 20) -> None:
+    """Raise ValueError for what cannot be shown, or written again, wherever it goes from here."""
+    if isinstance(value, str):
+        value.encode()  # half a surrogate pair is no text
+    elif isinstance(value, dict | list):
+        if not levels:
+            raise ValueError("nested too deep")
+        for inner in chain(value, value.values()) if isinstance(value, dict) else value:
+            _check_writable(inner, levels - 1)
 
 
 def _tuples(value: Any) -> Any:

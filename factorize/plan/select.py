@@ -25,6 +25,13 @@ def check_globs(sites: Sequence[ConvSite], include: Sequence[str], exclude: Sequ
                 )
 
 
+def forbidden(site: ConvSite, method: Method) -> str | None:
+    """Why a layer cannot be replaced by a method's chain, whatever its shape."""
+    if site.unbatched and method.batched:
+        return f"called without a batch axis, which {method.name} needs"
+    return site.blocked
+
+
 def skip_reason(
     site: ConvSite,
     method: Method,
@@ -46,8 +53,8 @@ def skip_reason(
     def matches(patterns: Sequence[str]) -> bool:
         return any(fnmatchcase(n, p) for n in (spec.name, *site.aliases) for p in patterns)
 
-    if site.blocked:
-        return site.blocked
+    if reason := forbidden(site, method):
+        return reason
     if matches(exclude):
         return "matched by --exclude"
     if include and not matches(include):
