@@ -336,3 +336,23 @@ def test_an_existing_file_or_a_missing_folder_is_refused(net, x, tmp_path, expor
     assert path.read_bytes() == b"mine"
     with pytest.raises(OutputError, match="folder must exist"):
         export(*arguments, tmp_path / "none" / "net.file")
+
+
+class Halves(nn.Module):
+    """Splits a tensor that was changed in place: the exporter slices it anew where it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.part = nn.Conv2d(3, 16, 3), nn.Sequential(*chain(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = nn.functional.silu(self.both(x), inplace=True).split(8, dim=1)
+        return torch.cat((left, nn.functional.silu(self.part(right), inplace=True)), 1)
+
+
+def test_what_leads_to_a_chain_is_not_in_it(tmp_path):
+    check = export_onnx(
+        Halves().eval(), torch.randn(1, 3, 12, 12), tmp_path / "m.onnx", chains={"part": 2}
+    )
+    assert check.nodes["Conv"] == 3
+    assert check.nodes["Slice"]

@@ -64,12 +64,14 @@ def check_chain(graph: Any, model: nn.Module, layer: str, stages: int) -> None:
             consumers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
     called: set[int] = set()
+    made: set[str] = set()  # what the chain's nodes put out
     for node in graph.node:
         owner = _owner(node, modules)
         stage = next((i for i, module in enumerate(parts) if module is owner), None)
         inside = any(modules.get(scope) is chain for scope in _scopes(node))
         if stage is not None and node.op_type in _operators(owner):
             called.add(stage)
+            made.update(node.output)
             after = _after(node, consumers, modules)
             # A stage of several nodes hands on to itself.
             allowed = [owner, *parts[stage + 1 : stage + 2]]
@@ -80,7 +82,8 @@ def check_chain(graph: Any, model: nn.Module, layer: str, stages: int) -> None:
             ):
                 got = ", ".join(next_.op_type for next_ in after) or "the model's output"
                 raise ExportError(f"{where}, got {got} after its {node.op_type} {stage}. {fix}")
-        elif inside and node.op_type != "Constant" and not _pads(node, owner):
+        elif inside and not _pads(node, owner) and not made.isdisjoint(node.input):
+            # What only leads to the chain, a slice of its input or a constant, is not in it.
             raise ExportError(f"{where}, got {node.op_type} among them. {fix}")
     if not called:
         raise ExportError(f"{where}, got none: the model never calls it. Leave it out of `chains`.")
