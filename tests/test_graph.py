@@ -367,3 +367,9 @@ def test_linear_layer_that_sees_samples_folded_has_the_positions_of_one() -> Non
     model = nn.Sequential(conv(), nn.Flatten(0, 2), nn.Linear(10, 4))
     sites = factorize.find(model, X)
     assert sites[1].spec.input_sizes == ((80,),)
+
+
+def test_layer_whose_bias_is_parametrised_is_refused() -> None:
+    model = nn.Sequential(conv())
+    parametrize.register_parametrization(model[0], "bias", nn.Tanh())
+    assert full(model).layers[0].skip_reason == "its bias is parametrised"
