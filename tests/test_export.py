@@ -123,9 +123,17 @@ def test_a_chain_that_is_the_root(x, tmp_path):
         export_onnx(model, x, tmp_path / "b.onnx", chains={"": 3})
 
 
+def test_a_chain_of_transposed_convolutions(x, tmp_path):
+    model = nn.Sequential(
+        nn.ConvTranspose2d(3, 3, (3, 1), (2, 1), bias=False), nn.ConvTranspose2d(3, 4, (1, 3))
+    )
+    check = export_onnx(model, x, tmp_path / "a.onnx", chains={"": 2})
+    assert check.nodes == {"ConvTranspose": 2}
+
+
 def test_a_chain_shared_by_two_names(net, x, tmp_path):
     net.bn1 = net.conv1
-    check = export_onnx(net, x, tmp_path / "net.onnx", chains=CHAINS)
+    check = export_onnx(net, x, tmp_path / "net.onnx", chains=CHAINS | {"bn1": 2})
     assert check.nodes["Conv"] == 1 + 4 + 4
 
 

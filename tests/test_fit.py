@@ -335,6 +335,23 @@ def test_sequential_of_one_layer_is_the_fit_of_its_output() -> None:
     assert torch.allclose(one.bias, two.bias, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["2", "3"])
+def test_sequential_of_other_axes_is_the_fit_of_the_output(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(6, 6, 1), nn.Flatten(2), nn.Conv1d(6, 8, 3), nn.Linear(142, 5)
+    ).double()
+    x = images()
+    plan = factorize.plan(
+        model, x[:2], rank=2, method="channel_svd", include=[name], allow_costlier=True
+    )
+    one = fit_outputs(model, plan, calibration(model, plan, x)).layers[name]
+    two = fit_sequential(model, plan, batches(x)).layers[name]
+    assert two.error == pytest.approx(one.error, rel=1e-6)
+    assert two.bias is not None
+    assert torch.allclose(one.bias, two.bias, atol=1e-6)
+
+
 def fits(model: nn.Module, plan: Plan, x: Tensor) -> dict[str, Fitted]:
     return {
         "outputs": fit_outputs(model, plan, calibration(model, plan, x)),

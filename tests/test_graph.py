@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import factorize
+from factorize import methods
 from factorize.errors import NoConvolutionError, PlanError, UnsupportedLayerError
+from factorize.graph import build_chain, check_layer, effective_weight, rewrite_
+from factorize.graph.spec import spec_of
+from factorize.types import LayerPlan
 
 X = torch.randn(2, 8, 10, 10, generator=torch.Generator().manual_seed(0))
 
@@ -232,6 +237,16 @@ def test_parametrised_weights_are_folded(kind: str, train: bool) -> None:
     assert not parametrize.is_parametrized(made[0][0])
     assert_same_function(model, made)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert [part.training for part in (model[0], *made[0])] == [train] * 3
+
+
+def test_weight_that_a_hook_computes_is_the_one_of_the_next_call() -> None:
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(conv())
+    stale = layer.weight.clone()
+    layer.weight_g.data *= 3  # as load_state_dict would
+    assert torch.allclose(effective_weight(layer), 3 * stale)
+    assert torch.equal(layer.weight, stale)  # looking changes nothing
 
 
 def test_subclass_with_its_own_forward_is_left_alone_and_a_plain_one_is_not() -> None:
@@ -337,3 +352,83 @@ def test_wrong_input_is_told_in_one_line() -> None:
     with pytest.raises(UnsupportedLayerError, match="must run on the example input") as caught:
         factorize.find(conv(), torch.randn(1, 3, 9, 9))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("attribute", [*vars(spec_of(conv(), ""))][1:-1])
+def test_plan_holds_for_its_own_layer_only(attribute: str) -> None:
+    layer = conv()
+    spec = spec_of(layer, "c", ((10, 10),))
+    check_layer(layer, replace(spec, input_sizes=((7, 7),)))  # another image is no other layer
+    with pytest.raises(PlanError, match=f"^c: {attribute} is None in the plan"):
+        check_layer(layer, replace(spec, **{attribute: None}))
+
+
+class Reading(nn.Module):
+    """Reads an attribute of a layer that it also calls."""
+
+    def __init__(self, layer: nn.Module, attribute: str) -> None:
+        super().__init__()
+        self.layer, self.attribute = layer, attribute
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        getattr(self.layer, self.attribute)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("layer", [conv(), nn.Linear(10, 10)], ids=["conv", "linear"])
+def test_whatever_a_chain_lacks_is_seen_when_it_is_read(layer: nn.Module) -> None:
+    public = [name for name in (*vars(layer), *layer._parameters) if not name.startswith("_")]
+    lacking = {name for name in public if not hasattr(nn.Sequential(), name)}
+    assert {"weight", "bias"} < lacking
+    for attribute in lacking | {"_conv_forward"} if isinstance(layer, nn.Conv2d) else lacking:
+        sites = factorize.find(nn.Sequential(conv(), Reading(layer, attribute)), X)
+        blocked = next(site.blocked for site in sites if site.spec.name == "1.layer")
+        assert blocked == f"the model reads its {attribute} outside of the layer's own call"
+
+
+def test_chain_is_on_the_device_of_its_layer() -> None:
+    layer = conv()
+    made = methods.factorize(full(layer).layers[0], layer.weight)
+    chain = build_chain(made, layer.to("meta"))  # stands for any device but the CPU
+    assert {parameter.device.type for parameter in chain.parameters()} == {"meta"}
+
+
+def test_frozen_bias_stays_frozen() -> None:
+    model = nn.Sequential(conv())
+    model[0].bias.requires_grad_(False)
+    made = factorize.rewrite(model, full(model))
+    assert [p.requires_grad for p in made.parameters()] == [True, True, False]
+
+
+@pytest.mark.parametrize("other", ["cp", "cp4"])
+def test_tied_layers_that_are_factorized_apart_keep_their_own_weights(other: str) -> None:
+    model = Tied()
+    one, two = (
+        methods.factorize(LayerPlan(spec_of(conv(), name), method, (3,), ""), model.first.weight)
+        for name, method in (("first", "cp"), ("second", other))
+    )
+    two = replace(two, weights=tuple(weight / 2 for weight in two.weights))
+    rewrite_(model, {"first": one, "second": two})
+    for made, chain in ((one, model.first), (two, model.second)):
+        for weight, stage in zip(made.weights, chain, strict=True):
+            assert torch.equal(stage.weight, weight.float())
+
+
+def test_stage_that_does_not_pad_has_no_padding_mode() -> None:
+    """Else its ONNX graph would have a Pad of nothing."""
+    model = nn.Sequential(conv(padding_mode="reflect"))
+    made = factorize.rewrite(model, full(model, method="channel_svd"))
+    assert {(stage.padding, stage.padding_mode) for stage in made[0]} == {
+        ((1, 1), "reflect"), ((0, 0), "zeros")}  # fmt: skip
+
+
+def test_linear_layer_that_sees_samples_folded_has_the_positions_of_one() -> None:
+    model = nn.Sequential(conv(), nn.Flatten(0, 2), nn.Linear(10, 4))
+    sites = factorize.find(model, X)
+    assert sites[1].spec.input_sizes == ((80,),)
+
+
+def test_layer_whose_bias_is_parametrised_is_refused() -> None:
+    model = nn.Sequential(conv())
+    parametrize.register_parametrization(model[0], "bias", nn.Tanh())
+    assert full(model).layers[0].skip_reason == "its bias is parametrised"

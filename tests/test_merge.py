@@ -52,6 +52,25 @@ def test_parametrised_weights_are_folded_and_flags_are_the_firsts() -> None:
     assert not any(p.requires_grad for p in factorize.merge_parallel(frozen).parameters())
 
 
+def test_weights_that_hooks_compute_are_those_of_the_next_call() -> None:
+    with pytest.warns(FutureWarning):
+        convs = [nn.utils.weight_norm(nn.Conv2d(4, 6, 3)) for _ in range(2)]
+    for conv in convs:
+        conv.weight_g.data *= 3  # as load_state_dict would
+    x = torch.randn(2, 8, 5, 5)
+    merged = factorize.merge_parallel(convs)
+    with torch.no_grad():
+        expected = torch.cat([convs[0](x[:, :4]), convs[1](x[:, 4:])], 1)
+        assert torch.allclose(merged(x), expected, atol=1e-5)
+
+
+def test_merged_convolution_is_on_the_device_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The meta device, which is refused, stands for any but the CPU.
+    monkeypatch.setattr("factorize.graph.merge.forbidden", lambda _: None)
+    merged = factorize.merge_parallel([nn.Conv2d(4, 4, 3, device="meta") for _ in range(2)])
+    assert {parameter.device.type for parameter in merged.parameters()} == {"meta"}
+
+
 @pytest.mark.parametrize(
     ("convs", "told"),
     [

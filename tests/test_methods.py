@@ -24,6 +24,7 @@ from factorize.graph.spec import KINDS, spec_of
 from factorize.measure import count
 from factorize.methods.base import Method
 from factorize.methods.chain import chain_kernel
+from factorize.methods.layer import predicted_error
 from factorize.methods.svd import SvdMethod
 from factorize.spec import ConvSpec
 from factorize.types import LayerPlan
@@ -155,6 +156,16 @@ def test_svd_errors_fall_with_the_rank_and_equal_the_discarded_singular_values(m
             )
             errors.append(error)
         assert all(after < before for before, after in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("method", SVD)
+def test_predicted_error_of_a_grouped_layer_is_that_of_its_fit(method: str) -> None:
+    spec = replace(typical(method, 8, 12), groups=2)
+    weight = torch.randn(spec.kernel_shape, generator=torch.Generator().manual_seed(3)).double()
+    for variant in methods.get(method).variants:
+        predicted = predicted_error(methods.get(method), spec, weight, (2,), variant)
+        made = methods.factorize(LayerPlan(spec, method, (2,), variant), weight)
+        assert predicted == pytest.approx(made.error, rel=1e-9)
 
 
 @pytest.mark.parametrize("method", ALL)

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, skip_init
+from torch.nn.utils import skip_init
 
 from factorize.errors import PlanError
 from factorize.graph.find import weight_hooks
 from factorize.graph.spec import KINDS, spec_of
 from factorize.spec import ConvSpec
+from factorize.tensor.call import evaluating
 from factorize.types import Factorization
 
 _CLASSES: dict[str, Any] = {kind: cls for cls, kind in KINDS.items()}
@@ -22,18 +23,18 @@ _CLASSES: dict[str, Any] = {kind: cls for cls, kind in KINDS.items()}
 def effective_weight(module: nn.Module) -> Tensor:
     """The weight that the module convolves with: parametrisations and weight hooks applied.
 
-    Evaluated in eval mode, on a copy: spectral norm would otherwise take a power step.
+    Evaluated in eval mode: spectral norm would otherwise take a power step.
 
     Returns
     -------
     (O, I/groups, *kernel), of a transposed convolution too.
     """
-    if parametrize.is_parametrized(module, "weight") or weight_hooks(module):
-        with torch.no_grad():
-            module = copy.deepcopy(module).eval()
-            for hook in weight_hooks(module):
+    with evaluating(module):
+        if hooks := weight_hooks(module):
+            module = copy.copy(module)  # they set its weight
+            for hook in hooks:
                 hook(module, ())
-    weight = module.weight.detach()  # type: ignore[union-attr]
+        weight = module.weight.detach()  # type: ignore[union-attr]
     return swapped(weight, spec_of(module, "")) if getattr(module, "transposed", False) else weight
 
 
