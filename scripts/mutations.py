@@ -170,10 +170,11 @@ MUTATIONS: dict[str, list[tuple[str, str, str, str]]] = {
     "graph/watch.py": [
         *((name, "read outside of the layer", f'        "{name}",\n', "") for name in READ),
         ("input sizes", "_size", "x.shape[-axes:]", "x.shape[2:2]"),
-        ("input sizes", "_size, linear", "between if folded == 1 else (folded, *between)",
-         "between"),
-        ("shared modules", "watched, all calls", "record.sizes.append(_size(self, given, batch))",
-         "record.sizes[:] = [_size(self, given, batch)]"),
+        ("input sizes", "_size, linear", " if folded == 1 else (folded, *x.shape[1:-1])", ""),
+        ("input sizes", "_size, samples not first", "if x.ndim > 1 and x.shape[0] % batch:",
+         "if False:"),
+        ("shared modules", "watched, all calls", "record.sizes.append(size)",
+         "record.sizes[:] = [size]"),
     ],
     "graph/find.py": [
         ("shared modules", "find, all names", "model.named_modules(remove_duplicate=False)",
