@@ -47,6 +47,11 @@ ALL = [
 ]
 
 
+def coarse(method: str, spec: ConvSpec) -> bool:
+    """Whether the rank is a multiplier of the layer's own channels, and there are but a few."""
+    return max(methods.get(method).max_rank(spec)) <= 9
+
+
 def widest(method: str) -> ConvSpec:
     wide = [SPECS[name] for name in ("512", "1x1-512", "3-D")]
     return next(spec for spec in wide if methods.get(method).supports(spec) is None)
@@ -93,9 +98,9 @@ def test_a_ladder_spans_the_savings_evenly(method: str) -> None:
     spec = widest(method)
     ladder = methods.get(method).ladder(spec, count=60)
     costs = sorted(macs(method, spec, rank) / spec.macs for rank in ladder)
-    few = method == "depthwise_pointwise"
-    assert costs[0] < (0.12 if few else 0.06)
-    assert costs[-1] > (0.85 if few else 0.97)
+    few = coarse(method, spec)
+    assert costs[0] < (0.34 if few else 0.06)
+    assert costs[-1] > (0.66 if few else 0.97)
     if not few:
         assert 50 <= len(ladder) <= 60
         assert max(b / a for a, b in itertools.pairwise(costs)) < 1.25
@@ -103,7 +108,8 @@ def test_a_ladder_spans_the_savings_evenly(method: str) -> None:
 
 def test_the_step_gives_way_where_it_leaves_too_few_ranks() -> None:
     for method in convolutions.square():
-        assert len(methods.get(method).ladder(SPECS["16"], step=16)) >= 3
+        least = 2 if coarse(method, SPECS["16"]) else 3
+        assert len(methods.get(method).ladder(SPECS["16"], step=16)) >= least
     assert methods.get("tucker2").ladder(SPECS["16"], step=16) == ((4, 4), (8, 8), (12, 12))
     assert methods.get("tucker2").ladder(SPECS["64"], step=16) == ((16, 16), (32, 32), (48, 48))
 

@@ -115,7 +115,7 @@ def test_the_space_of_layers_is_reached() -> None:
     for index, method in enumerate(ALL):
 
         @seed(index)
-        @settings(settings.get_profile("ci"), derandomize=False, database=None)
+        @settings(settings.get_profile("ci"), derandomize=False, database=None, max_examples=150)
         @given(st.just(method), layers(method))
         def draw(method: str, case: tuple[nn.Module, torch.Tensor]) -> None:
             kind = spec_of(case[0], "").kind
