@@ -213,9 +213,10 @@ def test_chain_exports_to_conv_nodes_only(method: str, tmp_path) -> None:
     shuffles = kinds.count("channel_shuffle")
     made = factorize.rewrite(model, plan)
     check = factorize.export_onnx(made, x, tmp_path / "model.onnx", chains=chains)
-    nodes = dict(check.nodes)
-    assert nodes.pop("Reshape", 0) == 2 * shuffles
-    assert nodes.pop("Transpose", 0) == shuffles
+    assert check.nodes.get("Transpose", 0) == shuffles
+    # torch 2.6 makes the shapes of a shuffle from its input's.
+    shapes = ("Reshape", "Transpose", "Shape", "Concat") if shuffles else ()
+    nodes = {kind: count for kind, count in check.nodes.items() if kind not in shapes}
     assert nodes == {"Conv": len(kinds) - shuffles, "Relu": 1}
     assert check.dynamic_batch
 
