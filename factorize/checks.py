@@ -28,9 +28,11 @@ def check_not_empty(plan: Plan) -> None:
     """Raise NoConvolutionError where a plan changes nothing."""
     if not plan.factorized:
         largest = max(plan.layers, key=lambda layer: layer.spec.macs)
+        exact = plan.settings.get("rank") == "lossless"
+        fix = "Allow a loss with --rank" if exact else "Lower the rank"
         raise NoConvolutionError(
             f"all {len(plan.layers)} convolutions stay dense: there is nothing to do (the largest, "
-            f"{largest.spec.label}: {largest.skip_reason}). Lower the rank, see --dry-run for each."
+            f"{largest.spec.label}: {largest.skip_reason}). {fix}, see --dry-run for each."
         )
 
 

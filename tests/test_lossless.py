@@ -108,10 +108,23 @@ def test_the_command_leaves_all_else_as_it_is(command, tmp_path) -> None:
     assert torch.allclose(actual, expected, atol=1e-5)
 
 
+def test_images_change_nothing_either() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(filters(*EDGES), nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3)).eval()
+    images = [(3 + 2 * torch.randn(20, 1, 12, 12, generator=GENERATOR),) for _ in range(4)]
+    data = factorize.Data(images, images, None, False, None, "random images")
+    result = factorize.compress(model, images[0][0][:1], rank="lossless", method="auto",
+                                data=data, latency=False)  # fmt: skip
+    assert result.report.recalibration is None
+    with torch.no_grad():
+        expected, actual = model(images[0][0]), result.model(images[0][0])
+    assert (actual - expected).norm() <= 2e-6 * expected.norm()
+
+
 def test_what_cannot_be_lossless_is_refused(command) -> None:
     with pytest.raises(RankError, match=r"^--lossless needs .* got cp\.$"):
         factorize.plan(CASES["sobel"][0], torch.randn(1, 1, 9, 9), rank="lossless", method="cp")
-    with pytest.raises(NoConvolutionError):
+    with pytest.raises(NoConvolutionError, match="Allow a loss"):
         factorize.compress(nn.Conv2d(4, 4, 3), torch.randn(1, 4, 9, 9), rank="lossless",
                            method="auto", latency=False)  # fmt: skip
     for more in (["--rank", "3"], ["--finetune", "1"], ["--speedup", "2"], ["--energy", "0.9"]):
