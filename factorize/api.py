@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from factorize import export, tune
+from factorize import export, graph, processes, tune
 from factorize import measure as measuring
 from factorize import plan as planning
-from factorize.checks import check_not_empty, check_runs, class_remark, exists, resolve_device
+from factorize.checks import exists, resolve_device
+from factorize.delivery import deliver, reported
 from factorize.errors import DataError, PlanError, RankError
-from factorize.fit import FitConfig, apply_, as_fitted, fit_remarks
-from factorize.fit import fit as fit_layers
+from factorize.fit import FitConfig
 from factorize.measure import Target
+from factorize.pipeline import Run, Wish, of_stage, staged, work_files
 from factorize.plan import Budget
-from factorize.report import Report, layer_reports, write_html
-from factorize.search import Outcome, SearchConfig, completed, latency_model, run_search
-from factorize.stages import beside, copied, make_plan, measure
+from factorize.report import Report, write_html
+from factorize.search import SearchConfig, latency_model
+from factorize.stages import beside, copied, unfitted
 from factorize.tensor.call import batch_size
+from factorize.tuning import assist, dismiss
 from factorize.types import Data, Metric, Plan, Progress
 
 OUTPUTS = (
     "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
 )  # fmt: skip
-CHECKPOINT, SEARCHED = "finetune.ckpt", "finetune.plan.json"
-RESUMED = CHECKPOINT, SEARCHED
-UNSTEADY = 1.5  # a spread of speedups above this is told
+CHECKPOINT = "finetune.ckpt"
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ def compress(
     evaluate: Metric | Callable[[nn.Module], Any] | None = None,
     fit: FitConfig | None = None,
     finetune: int | tune.FinetuneConfig = 0,
+    stages: int = 1,
     out: str | Path | None = None,
     force: bool = False,
     latency: bool = True,
@@ -69,6 +68,9 @@ def compress(
     **choice: Any,
 ) -> Result:
     """Make a smaller, faster copy of a trained model, and measure what that cost and won.
+
+    In a job of several processes (``accelerate launch``, ``torchrun``) each calls this, with the
+    same arguments: they tune together, the main one does the rest; all return the same.
 
     Parameters
     ----------
@@ -97,7 +99,12 @@ def compress(
         What the chains are fitted to, if not the default: with `data` in sequence to the original's
         outputs, without to the weights.
     finetune
-        Epochs of distillation from the original on `data`, or all settings.
+        Epochs of distillation from the original on `data`, or all settings. The original is tuned
+        alike, and stands beside the result: what it gains is not the factorization's.
+    stages
+        Cut in so many steps, each of the same share, and tune after each: the chains of one are
+        multiplied out and cut again (MUSCO, Gusak 2019). Needs a budget of shares or time, or a
+        share as rank.
     out
         Folder for weights, plan, ONNX, ``.pt2`` and report. Nothing is written without.
     force
@@ -121,163 +128,68 @@ def compress(
     metric = measuring.as_metric(evaluate)
     config = tune.FinetuneConfig(finetune, seed=seed) if isinstance(finetune, int) else finetune
     fit = fit or FitConfig()
-    if lossless := choice.get("rank") == "lossless":
+    if choice.get("rank") == "lossless":
         if config.epochs or fit.how not in (None, "weights") or fit.reconstruct:
             raise RankError("--lossless changes nothing. Drop --finetune, --fit, --reconstruct.")
         fit = replace(fit, how="weights")
-    how = fit.resolved(data)
+    wishes = staged(Wish(plan, budget, search, choice), stages)
+    if wishes[0].searching and plan is not None:
+        raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
     if config.epochs and data is None:
         raise DataError("finetune: must have images to tune on, got none. Give --data.")
-    if config.resume and not config.epochs:
-        raise DataError("resume: goes on with a fine-tuning, got 0 epochs. Give --finetune EPOCHS.")
+    for name, asked in (("resume", config.resume), ("stages", stages > 1)):
+        if asked and not config.epochs:
+            raise DataError(f"{name}: is for a fine-tuning, got 0 epochs. Give --finetune EPOCHS.")
     if out is not None and config.epochs and config.checkpoint is None:
         config = replace(config, checkpoint=Path(out, CHECKPOINT))
-    if config.resume and config.checkpoint and not exists(config.checkpoint):
-        raise tune.missing_checkpoint(config.checkpoint)  # before any work is done
-    overwrite = force or bool(config.resume and config.checkpoint)
+    first = of_stage(config, 1, stages).checkpoint
+    if config.resume and first and not exists(first):
+        raise tune.missing_checkpoint(first)  # before any work is done
+    if config.tensorboard:
+        tune.check_scalars()
     example_input = beside(model, example_input)
+    how = fit.resolved(data)
     targets = _targets(target, device, threads, batch_size(example_input))
     timer = latency_model(targets[0], refresh=refresh)
-    seconds: dict[str, float] = {}
-    remarks = [*notes, *(data.notes if data else ())]
-
-    with (
-        timer.cache,
-        export.output_folder(out, OUTPUTS, overwrite, RESUMED) as (folder, publish),
-    ):
-        fit.check_free(overwrite)
-
-        def rated(one: nn.Module) -> dict[str, float]:
-            return measure(
-                model, one, example_input, data=data, evaluate=metric, device=device, seed=seed
+    processes.join(device)
+    if not processes.is_main():
+        return _assisted(model, data, device)
+    overwrite = force or bool(config.resume and config.checkpoint)
+    work = work_files(config, stages) if config.checkpoint else []
+    run = Run(
+        model, example_input, data, metric, fit, how, config, timer, device, seed, progress,
+        [*notes, *(data.notes if data else ())],
+    )  # fmt: skip
+    try:
+        with (
+            timer.cache,
+            export.output_folder(out, OUTPUTS, overwrite, work) as (folder, publish),
+        ):
+            fit.check_free(overwrite)
+            compressed, plan, fitted = run.compress(wishes)
+            run.compare()
+            made = deliver(
+                run, folder, compressed, plan, targets if latency else [], files=out is not None
             )
+            report = reported(run, made, compressed, plan, fitted, name=name, stages=stages)
+            if out is not None:
+                planning.save_plan(plan, folder / "plan.json")
+                report.save(folder / "report.json")
+                write_html(report, folder / "report.html", command)
+                publish(keep_work=run.interrupted)
+    except BaseException as failure:
+        dismiss(failure=failure)
+        raise
+    dismiss((plan, report, compressed.state_dict()))
+    return Result(compressed, plan, report)
 
-        outcome: Outcome | None = None
-        searching = budget is not None or search is not None
-        if searching and plan is not None:
-            raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
-        if searching and config.resume and out is not None and Path(out, SEARCHED).exists():
-            # Times differ from run to run, and what was tuned so far belongs to this plan.
-            plan, choice, searching = planning.load_plan(Path(out, SEARCHED)), {}, False
-            remarks.append("resumed with the plan that was searched before")
-        if searching:
-            with _timed(seconds, "search"):
-                outcome = run_search(
-                    model, example_input, budget, search or SearchConfig(), timer, data=data,
-                    fit=fit, rate=rated, device=device, seed=seed, progress=progress, **choice,
-                )  # fmt: skip
-            plan, fitted = outcome.plan, outcome.fitted
-            remarks += outcome.notes
-        else:
-            with _timed(seconds, "plan"):
-                ordered = plan is not None
-                plan = make_plan(
-                    model, example_input, edited=plan, seed=seed, progress=progress, **choice
-                )
-                check_not_empty(plan)
-            with _timed(seconds, "factorize"):
-                fitted = fit_layers(
-                    model, plan, fit, data=data, any_order=not ordered, device=device, seed=seed,
-                    progress=progress,
-                )  # fmt: skip
-        plan = as_fitted(plan, fitted)
-        check_not_empty(plan)
-        if not lossless:
-            remarks += fit_remarks(how, fitted, reconstructed=fit.reconstruct)
-        compressed = apply_(copied(model), fitted)
-        remarks += class_remark(check_runs(compressed, plan, example_input), data)
 
-        quality: dict[str, dict[str, float]] = {}
-
-        def rate(stage: str, one: nn.Module) -> None:
-            if progress:
-                progress(f"evaluate {stage}", 0, 0, {})
-            with _timed(seconds, "evaluate"):
-                quality[stage] = rated(one)
-
-        rate("original", model)
-        rate("rewritten", compressed)
-
-        recalibration = tuning = None
-        if data is not None and not lossless:
-            with _timed(seconds, "recalibrate"):
-                recalibration = tune.recalibrate(
-                    compressed, model, data, device=device, progress=progress
-                )
-            remarks.append(f"batch-norm recalibration: {recalibration.reason}")
-            if recalibration.applied:
-                rate("recalibrated", compressed)
-        if data is not None and config.epochs:
-            if outcome and config.checkpoint:
-                planning.save_plan(plan, config.checkpoint.with_name(SEARCHED))
-            with _timed(seconds, "finetune"):
-                tuning = tune.finetune(
-                    compressed, model, data, config, device=device, progress=progress,
-                    origin={"fit": how, "images": fit.images, "reconstruct": fit.reconstruct,
-                            "calibration": str(fit.calibration)},
-                )  # fmt: skip
-            rate("finetuned", compressed)
-            if tuning.interrupted:
-                done = f"{tuning.epochs_done:.2f} of {config.epochs}"
-                remarks.append(f"fine-tuning interrupted after {done} epochs; --resume goes on")
-            if tuning.stopped:
-                remarks.append(f"fine-tuning stopped early: {tuning.stopped}")
-
-        onnx, sizes, failures, speed, times = None, {}, [], (), {}
-        if latency or out is not None:
-            if progress:
-                progress("export", 0, 0, {})
-            with _timed(seconds, "export"):
-                onnx, sizes, failures = export.export_all(
-                    folder, model, compressed, plan, example_input
-                )
-        if latency:
-            if progress:
-                progress("measure latency", 0, 0, {})
-            with _timed(seconds, "latency"):
-                speed = measuring.speedups(folder, model, compressed, example_input, targets)
-                times = timer.of_plan(plan, outcome.offered if outcome else None)
-            remarks += timer.cache.notes
-            remarks += [
-                f"{one.runtime} on {one.device}: the speedup varied from {one.speedup_p10:.2f} to "
-                f"{one.speedup_p90:.2f}, as on a busy machine; measure again on a quiet one"
-                for one in speed
-                if one.speedup_p90 > UNSTEADY * one.speedup_p10
-            ]
-        (params, macs), (new_params, new_macs) = (
-            measuring.count(one, example_input) for one in (model, compressed)
-        )
-        report = Report(
-            model=name or type(model).__name__,
-            settings={
-                **plan.settings,
-                "fit": {**asdict(fit), "how": how},
-                "finetune": asdict(config) if config.epochs else None,
-                "device": device,
-                "seed": seed,
-            },
-            environment=measuring.environment(),
-            layers=layer_reports(plan, fitted.layers, times),
-            params={"original": params, "compressed": new_params},
-            macs={"original": macs, "compressed": new_macs},
-            bytes=sizes,
-            quality=quality,
-            quality_of=measuring.measured_on(data, metric),
-            speed=tuple(speed),
-            recalibration=asdict(recalibration) if recalibration else None,
-            finetuning=asdict(tuning) if tuning else None,
-            onnx=asdict(onnx) if onnx else None,
-            seconds=seconds,
-            failures=tuple(failures),
-            notes=tuple(remarks),
-            search=completed(outcome, speed[0] if speed else None) if outcome else None,
-            curve=outcome.curve if outcome else (),
-        )
-        if out is not None:
-            planning.save_plan(plan, folder / "plan.json")
-            report.save(folder / "report.json")
-            write_html(report, folder / "report.html", command)
-            publish(keep_work=bool(tuning and tuning.interrupted))
+def _assisted(model: nn.Module, data: Data | None, device: str) -> Result:
+    """The main process's result, in one that helped it."""
+    plan, report, state = assist(model, data, device)
+    compressed = copied(model)
+    compressed = graph.rewrite_(compressed, unfitted(compressed, plan))
+    compressed.load_state_dict(state)
     return Result(compressed, plan, report)
 
 
@@ -287,10 +199,3 @@ def _targets(target: Target | None, device: str, threads: int | None, batch: int
         return [target]
     runtimes = ["onnxruntime", "torch-cpu", *(["cuda"] if device == "cuda" else [])]
     return [Target(runtime, threads, batch) for runtime in runtimes]
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import typer
 
-from factorize.errors import BudgetError, DataError, ModelLoadError
+from factorize.errors import BudgetError, DataError, ModelLoadError, PlanError, RankError
 from factorize.io.models import LoadedModel
 from factorize.io.preprocessing import Preprocessing
 from factorize.plan import Budget
@@ -154,3 +154,31 @@ def default_out(model: str) -> Path:
     if path.exists() and path.is_file():
         return path.parent / f"{path.stem}-factorized"
     return Path(f"{model.rpartition(':')[2]}-factorized")
+
+
+def check_wish(
+    *, rank: str | None, energy: float | None, lossless: bool, planned: bool, searching: bool,
+    sweep: str | None, pick: str | None, sensitivity: str,
+) -> None:  # fmt: skip
+    """Refuse options that contradict each other, or a command without a wish.
+
+    Raises
+    ------
+    RankError, PlanError, typer.BadParameter
+        Which, and what to leave out.
+    """
+    if planned and searching:
+        raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
+    if sweep is None and pick is not None:
+        raise typer.BadParameter(
+            "--pick chooses a point of a sweep. Give --sweep, or leave it out."
+        )
+    if not searching and sensitivity != "error":
+        raise typer.BadParameter("--sensitivity is for a search. Give a budget, or leave it out.")
+    if lossless and (rank is not None or planned or searching):
+        raise RankError("--lossless chooses all itself. Drop --rank, --plan and budgets.")
+    if not (planned or lossless or searching) and rank is None and energy is None:
+        raise RankError(
+            "one of --rank, --energy, --lossless, --plan and a budget (--speedup, --macs, "
+            "--params, --max-drop, --sweep) is needed, for example --speedup 2."
+        )

@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +13,11 @@ import torch
 import typer
 from rich.text import Text
 
-from factorize import methods, options
+from factorize import methods, options, processes
 from factorize.api import OUTPUTS, Result, compress
 from factorize.arguments import (
     budget_of,
+    check_wish,
     default_out,
     example,
     json_object,
@@ -29,7 +29,7 @@ from factorize.arguments import (
     usage,
 )
 from factorize.checks import check_not_empty, resolve_device
-from factorize.errors import BudgetError, DataError, FactorizeError, PlanError, RankError
+from factorize.errors import BudgetError, DataError, FactorizeError
 from factorize.fit import FitConfig
 from factorize.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
 from factorize.io.data import load_data
@@ -40,7 +40,7 @@ from factorize.plan import load_plan
 from factorize.report import Bars, Console, compare_reports, plan_table, show, verdict
 from factorize.search import SearchConfig
 from factorize.stages import make_plan, search_plan
-from factorize.tune import FinetuneConfig
+from factorize.tune import read_recipe, with_recipe
 
 _METHODS = "\n\n".join(f"- `{name}`: {methods.get(name).summary}" for name in methods.names())
 
@@ -84,7 +84,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 compare_app = typer.Typer(add_completion=False)
 LONGEST = 900  # characters of a message: a value in it may be of any length
 UNREACHED = 3  # exit code: what was asked for cannot be had, or is not faster
-_out, _err = Console(), Console(stderr=True)
+_quiet = not processes.is_main()
+_out, _err = Console(quiet=_quiet), Console(stderr=True, quiet=_quiet)
 
 
 @app.command(help=_HELP, no_args_is_help=True)
@@ -128,6 +129,9 @@ def run(
     reconstruct: options.Reconstruct = False,
     finetune: options.Finetune = None,
     lr: options.Lr = None,
+    recipe: options.Recipe = None,
+    stages: options.Stages = 1,
+    tensorboard: options.TensorBoard = None,
     resume: options.Resume = False,
     out: options.Out = None,
     force: options.Force = False,
@@ -149,23 +153,11 @@ def run(
         budget = budget_of(speedup=speedup, macs=macs, params=params, max_drop=max_drop)
         config = SearchConfig(sensitivity, sweep_of(sweep), pick_of(pick))  # type: ignore[arg-type]
     searching = budget is not None or sweep is not None
-    if given is not None and searching:
-        raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
-    if sweep is None and pick is not None:
-        raise typer.BadParameter(
-            "--pick chooses a point of a sweep. Give --sweep, or leave it out."
-        )
-    if not searching and sensitivity != "error":
-        raise typer.BadParameter("--sensitivity is for a search. Give a budget, or leave it out.")
-    if lossless and (rank is not None or given is not None or searching):
-        raise RankError("--lossless chooses all itself. Drop --rank, --plan and budgets.")
-    if lossless:
-        rank = "lossless"
-    if given is None and rank is None and energy is None and not searching:
-        raise RankError(
-            "one of --rank, --energy, --lossless, --plan and a budget (--speedup, --macs, "
-            "--params, --max-drop, --sweep) is needed, for example --speedup 2."
-        )
+    check_wish(
+        rank=rank, energy=energy, lossless=lossless, planned=given is not None,
+        searching=searching, sweep=sweep, pick=pick, sensitivity=sensitivity,
+    )  # fmt: skip
+    rank = "lossless" if lossless else rank
     timed = None
     if target or batch != 1 or dtype != "float32" or compile_ or searching:
         timed = Target(target or "onnxruntime", threads, batch, dtype, compile_)
@@ -177,7 +169,7 @@ def run(
 
     if model == "digits":  # the example brings its data, and shows the whole pipeline
         data = data or "digits"
-        finetune = 1 if finetune is None and not dry_run else finetune
+        finetune = 1 if finetune is None and recipe is None and not dry_run else finetune
     loaded = load_model(
         model,
         arch=arch,
@@ -220,16 +212,20 @@ def run(
         return
 
     folder = out or default_out(model)
-    tuning = FinetuneConfig(finetune or 0, seed=seed, resume=resume)
-    if lr is not None:
-        tuning = replace(tuning, lr=lr)
+    tuning = with_recipe(
+        read_recipe(recipe) if recipe else {}, epochs=finetune, lr=lr, seed=seed,
+        resume=resume, tensorboard=tensorboard,
+    )  # fmt: skip
+    if lr is not None and not tuning.epochs:
+        raise DataError("--lr is for a fine-tuning, got 0 epochs. Give --finetune EPOCHS.")
     before = written(folder)
     try:
         with Bars(_err) as bars:
             result = compress(
                 loaded.model, sample, plan=given, budget=budget, target=timed,
                 search=config if searching else None,
-                data=images, evaluate=metric, fit=fitting, finetune=tuning, refresh=refresh,
+                data=images, evaluate=metric, fit=fitting, finetune=tuning, stages=stages,
+                refresh=refresh,
                 command=shlex.join(["factorize", *sys.argv[1:]]), out=folder, force=force,
                 device=device, threads=threads, seed=seed, name=loaded.arch, notes=loaded.notes,
                 progress=bars.update, **choice,
@@ -287,10 +283,12 @@ def _finish(result: Result, folder: Path, described: str, *, timed: bool) -> Non
     written = [name for name in OUTPUTS if (folder / name).exists()]
     line = f"\n{described}: written to {folder}{os.sep}: {', '.join(written)}"
     _out.print(line, markup=False, highlight=False, soft_wrap=True)
-    if report.finetuning and report.finetuning["interrupted"]:
+    if any(one and one["interrupted"] for one in (report.finetuning, report.control)):
         raise RunInterrupted(f"{goes_on(folder)}; the files are of the best epoch so far")
     if report.failures:
         raise typer.Exit(1)
+    if report.finetuning and report.finetuning["diverged"]:
+        raise typer.Exit(UNREACHED)
     judged = verdict(report)
     if timed and judged and not (judged[1] and report.search and report.search.reached):
         raise typer.Exit(UNREACHED)

@@ -45,5 +45,9 @@ class OutputError(FactorizeError, OSError):
     """A result cannot be written where it was asked for."""
 
 
+class ProcessError(FactorizeError, RuntimeError):
+    """Another process of the job has ended, and this one cannot go on alone."""
+
+
 class ExportError(FactorizeError, RuntimeError):
     """An exported file differs from the model it was made of, or cannot be made."""

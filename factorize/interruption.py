@@ -38,8 +38,13 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 def written(folder: Path) -> dict[str, int]:
     """When the files of a run were written, 0 for those that are not there."""
-    files = {name: folder / name for name in (CHECKPOINT, *OUTPUTS)}
-    return {name: file.stat().st_mtime_ns if exists(file) else 0 for name, file in files.items()}
+    times = {name: _time(folder / name) for name in OUTPUTS}
+    kept = [folder / CHECKPOINT, *folder.glob(f"*{CHECKPOINT.replace('.', '*.')}")]
+    return {CHECKPOINT: max(map(_time, kept)), **times}
+
+
+def _time(file: Path) -> int:
+    return file.stat().st_mtime_ns if exists(file) else 0
 
 
 def what_is_left(

@@ -139,10 +139,20 @@ Reconstruct = Annotated[bool, typer.Option(
     "minutes.", rich_help_panel=_FIT)]
 Finetune = Annotated[int | None, typer.Option(
     metavar="EPOCHS", min=0,
-    help="Epochs of distillation from the original; labels are used where there are any. "
-    "Ctrl-C keeps the best so far.", rich_help_panel=_TUNING)]
+    help="Epochs of distillation from the original; labels are used where there are any, and the "
+    "original is tuned alike, to compare. Ctrl-C keeps the best so far.",
+    rich_help_panel=_TUNING)]
 Lr = Annotated[float | None, typer.Option(
     help="Peak learning rate.", rich_help_panel=_TUNING)]
+Recipe = Annotated[Path | None, typer.Option(
+    metavar="FILE", help="A .toml or .json file of settings: optimizer, schedule, augmentation, "
+    "distillation, averaging, precision, ...; see FinetuneConfig. Options win.",
+    rich_help_panel=_TUNING)]
+Stages = Annotated[int, typer.Option(
+    min=1, max=100, metavar="N", help="Cut in N steps and tune after each.",
+    rich_help_panel=_TUNING)]
+TensorBoard = Annotated[Path | None, typer.Option(
+    metavar="DIR", help="Write scalars for TensorBoard there.", rich_help_panel=_TUNING)]
 Resume = Annotated[bool, typer.Option(
     "--resume", help="Go on with an interrupted fine-tuning in --out.", rich_help_panel=_TUNING)]
 Out = Annotated[Path | None, typer.Option(

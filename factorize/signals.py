@@ -36,6 +36,28 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
+def collected() -> Iterator[list[int]]:
+    """Collect the numbers of SIGINT and SIGTERM in place of acting on them; a second one acts."""
+    seen: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def collect(number: int, frame: Any) -> None:
+        if seen and callable(previous[number]):
+            previous[number](number, frame)
+        seen.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):
+                previous[number] = signal.signal(number, collect)
+    try:
+        yield seen
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def terminable() -> Iterator[None]:
     """Raise `Terminated` in the block on SIGTERM, which would end the process on the spot."""
 

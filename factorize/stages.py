@@ -197,23 +197,35 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     """
     from safetensors import SafetensorError
 
-    unfitted, modules = {}, dict(model.named_modules(remove_duplicate=False))
-    for layer in planning.load_plan(Path(directory, "plan.json")).factorized:
-        graph.check_layer(modules.get(layer.spec.name), layer.spec)
-        stages = methods.chain_of(layer)
-        zeros = tuple(torch.zeros(stage.kernel_shape) for stage in stages)
-        unfitted[layer.spec.name] = Factorization(
-            layer.spec, layer.method or "", layer.rank, layer.variant, stages, zeros, 0.0
-        )
+    made = unfitted(model, planning.load_plan(Path(directory, "plan.json")))
     path = Path(directory, "model.safetensors")
     try:
-        _fill(graph.rewrite_(copied(model), unfitted), path)  # before the model is touched
-        model = graph.rewrite_(model, unfitted)
+        _fill(graph.rewrite_(copied(model), made), path)  # before the model is touched
+        model = graph.rewrite_(model, made)
         _fill(model, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:300]
         raise ModelLoadError(f"{path}: the weights must fit the planned model: {detail}") from error
     return model
+
+
+def unfitted(model: nn.Module, plan: Plan) -> dict[str, Factorization]:
+    """Chains of a plan without values, for a model that is to be filled afterwards.
+
+    Raises
+    ------
+    PlanError
+        The plan does not fit the model.
+    """
+    found, modules = {}, dict(model.named_modules(remove_duplicate=False))
+    for layer in plan.factorized:
+        graph.check_layer(modules.get(layer.spec.name), layer.spec)
+        stages = methods.chain_of(layer)
+        zeros = tuple(torch.zeros(stage.kernel_shape) for stage in stages)
+        found[layer.spec.name] = Factorization(
+            layer.spec, layer.method or "", layer.rank, layer.variant, stages, zeros, 0.0
+        )
+    return found
 
 
 def _fill(model: nn.Module, path: Path) -> None:

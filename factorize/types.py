@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from factorize.spec import ConvSpec, Rank
@@ -121,6 +122,24 @@ class Data:
     source: str
     notes: tuple[str, ...] = ()
     holdout_of: str = "held-out images, also used to choose"
+
+
+@runtime_checkable
+class Resident(Protocol):
+    """A dataset that lies in memory as pixels, and can lie on another device instead."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its pixels take."""
+        ...
+
+    def on(self, device: torch.device) -> Resident:
+        """The same, on a device."""
+        ...
+
+    def batch(self, indices: Tensor) -> Batch:
+        """(N,) indices on the CPU -> one batch, ready for the model, where the pixels are."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from factorize.io.models import load_model
 from factorize.tensor.moments import Calibration
 
 HERE = Path(__file__).parent
-CONFIG = json.loads((HERE.parent / "cifar10" / "config.json").read_text())
+CONFIG = json.loads((HERE.parent / "cifar10" / "weights" / "config.json").read_text())
 PER_IMAGE = {"all": 10**9, "default (50)": None, "25": 25, "6": 6}
 """Positions drawn from each image; the default is for 800 images to fit to and any layer here."""
 

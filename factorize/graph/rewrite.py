@@ -91,7 +91,7 @@ def build_chain(made: Factorization, module: Any) -> nn.Sequential:
     trainable = any(p.requires_grad for n, p in module.named_parameters() if n != "bias")
     layers = []
     for stage, values in zip(made.stages, made.weights, strict=True):
-        layer = _module(stage, device=weight.device, dtype=weight.dtype)
+        layer = dense_module(stage, device=weight.device, dtype=weight.dtype)
         layers.append(layer)
         if not values.numel():
             continue
@@ -104,7 +104,7 @@ def build_chain(made: Factorization, module: Any) -> nn.Sequential:
     return nn.Sequential(*layers).train(module.training)
 
 
-def _module(stage: ConvSpec, **factory: Any) -> Any:
+def dense_module(stage: ConvSpec, **factory: Any) -> Any:
     """A module whose weights are not initialised: random numbers are the user's."""
     if stage.kind == "channel_shuffle":
         return nn.ChannelShuffle(stage.groups)

@@ -20,7 +20,6 @@ from factorize.io.preprocessing import Preprocessing
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_DRAWS = frozenset({Tensor.normal_, Tensor.uniform_})
 _ALLOCATORS = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
 
 
@@ -36,7 +35,9 @@ class _WithoutValues(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _DRAWS or getattr(func, "__module__", None) == "torch.nn.init":
+        if func is Tensor.normal_:  # trunc_normal_ draws until the values lie within its bounds
+            return args[0].fill_(args[1] if len(args) > 1 else kwargs.get("mean", 0.0))
+        if func is Tensor.uniform_ or getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         if func in self.allocators and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": self.device}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from factorize.errors import DataError
 from factorize.io.archives import check_unpacked_size
-from factorize.io.images import ImageSet, Transform, split
+from factorize.io.images import ImageSet, PixelSet, Transform, split
 
 _MOST_CLASSES = 10**7
 
@@ -188,13 +188,10 @@ def _image_set(
                 f"{low:.3g}..{high:.3g}. Divide by 255, save uint8, or, if they are normalised "
                 "already, pass --mean 0 --std 1."
             )
-    read = partial(_rows, images, transform, str(path))
-    read([0])  # whatever does not fit the model fails here, not in the middle of a run
-    return ImageSet(read, len(images), labels)
-
-
-def _rows(images: np.ndarray, transform: Transform, place: str, indices: Sequence[int]) -> Tensor:
-    return transform(torch.from_numpy(np.ascontiguousarray(images[list(indices)])), place)
+    prepare = partial(transform, place=str(path))
+    found = PixelSet(torch.from_numpy(images), labels, prepare)
+    found.read([0])  # whatever does not fit the model fails here, not in the middle of a run
+    return found
 
 
 def _classes(labels: Tensor | None) -> int | None:

@@ -76,7 +76,8 @@ class Transform:
                 f"{place}: --mean and --std must have 1 value or one per channel ({channels}), "
                 f"got {len(mean)} and {len(std)}."
             )
-        return (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+        mean, std = (v.to(images.device).view(-1, 1, 1) for v in (mean, std))
+        return (images - mean) / std
 
     def _channels(self, pixels: Tensor, place: str) -> Tensor:
         have, want = pixels.shape[-3], self.channels
@@ -136,6 +137,43 @@ class ImageSet(Dataset[Batch]):
         """One batch: the DataLoader asks for all of its samples at once."""
         images = self.read(indices)
         return (images,) if self.labels is None else (images, self.labels[list(indices)])
+
+
+class PixelSet(ImageSet):
+    """Images that lie in memory: `types.Resident`.
+
+    Parameters
+    ----------
+    pixels
+        (N, C, H, W), uint8 or float32.
+    prepare
+        (n, C, H, W) of them -> (n, C', H', W') float32, ready for the model, on the same device.
+    """
+
+    def __init__(
+        self, pixels: Tensor, labels: Tensor | None, prepare: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__(self._rows, len(pixels), labels)
+        self.pixels, self.prepare = pixels, prepare
+
+    def _rows(self, indices: Sequence[int]) -> Tensor:
+        return self.batch(torch.tensor(list(indices), dtype=torch.long))[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the pixels take."""
+        return self.pixels.nbytes
+
+    def on(self, device: torch.device) -> PixelSet:
+        """The same, on a device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return PixelSet(self.pixels.to(device), labels, self.prepare)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """(n,) indices on the CPU -> images (n, C', H', W') and, where there are any, labels."""
+        there = indices.to(self.pixels.device)
+        images = self.prepare(self.pixels[there].contiguous())
+        return (images,) if self.labels is None else (images, self.labels[there])
 
 
 class Shuffled(Sampler[int]):

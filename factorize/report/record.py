@@ -140,7 +140,10 @@ class Report:
     params, macs, bytes
         Of the whole model, under ``original`` and ``compressed``; bytes by file format.
     quality
-        Values by stage: ``original``, ``rewritten``, ``recalibrated``, ``finetuned``.
+        Values by stage: ``original``, ``rewritten``, ``recalibrated``, ``finetuned``, and the
+        original tuned alike.
+    finetuning, control
+        How the tuning of the compressed model and of the original went.
     quality_of
         What these values were measured on.
     seconds
@@ -165,6 +168,7 @@ class Report:
     speed: tuple[Speedup, ...]
     recalibration: dict[str, Any] | None
     finetuning: dict[str, Any] | None
+    control: dict[str, Any] | None
     onnx: dict[str, Any] | None
     seconds: dict[str, float]
     failures: tuple[str, ...]

@@ -1,19 +1,24 @@
 """What data makes up for: batch-norm recalibration and fine-tuning by distillation."""
 
 from factorize.tune.checkpoint import missing_checkpoint
+from factorize.tune.config import FinetuneConfig, read_recipe, with_recipe
 from factorize.tune.distance import placed, to_model
-from factorize.tune.finetune import FinetuneConfig, FinetuneResult, finetune
+from factorize.tune.finetune import FinetuneResult, finetune
 from factorize.tune.order import ordered
 from factorize.tune.recalibrate import Recalibration, recalibrate
+from factorize.tune.scalars import check_scalars
 
 __all__ = [
     "FinetuneConfig",
     "FinetuneResult",
     "Recalibration",
+    "check_scalars",
     "finetune",
     "missing_checkpoint",
     "ordered",
     "placed",
+    "read_recipe",
     "recalibrate",
     "to_model",
+    "with_recipe",
 ]

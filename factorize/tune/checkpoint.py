@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from factorize.errors import ModelLoadError, OutputError
+from factorize.tune.diverging import Losses
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -41,6 +42,16 @@ class RunState:
     best_key: tuple[float, float] = (-float("inf"), -float("inf"))
     best_epoch: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    losses: Losses = field(default_factory=Losses)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a checkpoint holds them."""
+        return {**vars(self), "losses": dict(vars(self.losses))}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> RunState:
+        """What `to_dict` gave."""
+        return cls(**{**content, "losses": Losses(**content["losses"])})
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

@@ -7,7 +7,7 @@ are several outputs, their distances are summed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,23 @@ def uses_labels(data: Data, output: Tensor) -> bool:
     return data.labelled and is_logits(output) and classes in (None, output.shape[1])
 
 
-def distance(student: list[Tensor], teacher: list[Tensor], temperature: float = 1.0) -> Tensor:
+def energy_of(values: Tensor) -> Tensor:
+    """Mean square of a batch."""
+    return values.square().mean()
+
+
+def relative(student: Tensor, teacher: Tensor, energy: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean squared difference of two outputs of one shape, relative to the teacher's energy."""
+    scale = energy(teacher).clamp_min(torch.finfo(teacher.dtype).tiny)
+    return (student.to(teacher.dtype) - teacher).square().mean() / scale
+
+
+def distance(
+    student: list[Tensor],
+    teacher: list[Tensor],
+    temperature: float = 1.0,
+    energy: Callable[[Tensor], Tensor] = energy_of,
+) -> Tensor:
     """Mean distance over the batch, differentiable in the student; 0 where both agree.
 
     A student in train mode may have more outputs than the teacher (auxiliary heads come last):
@@ -72,26 +88,40 @@ def distance(student: list[Tensor], teacher: list[Tensor], temperature: float = 
             kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
             total = total + temperature**2 * kl
         else:
-            energy = t.square().mean().clamp_min(torch.finfo(t.dtype).tiny)
-            total = total + (s - t).square().mean() / energy
+            total = total + relative(s, t, energy)
     return total
 
 
-def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def label_loss(
+    logits: Tensor, labels: Tensor, smoothing: float = 0.0, shares: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of logits (N, classes) with labels (N,), which may be on another device.
+
+    Parameters
+    ----------
+    shares
+        (n, N): how much of each image of the batch is in each of these; labels are of all N.
 
     Raises
     ------
     DataError
         If a label has no logit.
     """
-    low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+    classes = logits.shape[1]
+    # Labels that lie on another device were checked when they were loaded.
+    low, high = (int(labels.min()), int(labels.max())) if labels.device.type == "cpu" else (0, 0)
     if low < 0 or high >= classes:
         raise DataError(
             f"labels: must be in 0..{classes - 1} for a model with {classes} outputs, got "
             f"{low}..{high}. Give the data the model was trained on, or leave the labels out."
         )
-    return F.cross_entropy(logits, labels.to(logits.device))
+    labels = labels.to(logits.device)
+    wanted = (
+        labels
+        if shares is None
+        else shares.to(logits.dtype) @ F.one_hot(labels, classes).to(logits.dtype)
+    )
+    return F.cross_entropy(logits, wanted, label_smoothing=smoothing)
 
 
 def holdout_scores(model: nn.Module, original: nn.Module, data: Data) -> tuple[float, float | None]:
@@ -128,7 +158,7 @@ def _incomparable(found: str) -> DataError:
 
 
 @contextmanager
-def placed(device: str, *models: nn.Module) -> Iterator[None]:
+def placed(device: str | torch.device, *models: nn.Module) -> Iterator[None]:
     """Hold the models on a device and in float32 or wider, and put each back as it was afterwards.
 
     In half precision small steps are lost and sums overflow. Only what parameters and buffers
@@ -155,3 +185,18 @@ def placed(device: str, *models: nn.Module) -> Iterator[None]:
         for model, home in zip(models, homes, strict=True):
             if home is not None:
                 model.to(home)
+
+
+@contextmanager
+def channels_last(wanted: bool, *models: nn.Module) -> Iterator[None]:
+    """Hold the models in that memory format, if it is wanted, and put them back afterwards."""
+    if not wanted:
+        yield
+        return
+    try:
+        for model in models:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        yield
+    finally:
+        for model in models:
+            model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

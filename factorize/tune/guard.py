@@ -10,7 +10,7 @@ import torch
 
 
 @contextmanager
-def accelerator_on(device: str) -> Iterator[Any]:
+def accelerator_on(device: str, precision: str = "auto") -> Iterator[Any]:
     """Make an Accelerator on ``"cpu"`` or ``"cuda"``, whatever the process has made before.
 
     accelerate keeps one state per process, in which device and precision are fixed: it is put
@@ -23,11 +23,12 @@ def accelerator_on(device: str) -> Iterator[Any]:
     aside = [dict(state) for state in shared]
     for state in shared:
         state.clear()
-    precision = "no"
-    if device == "cuda":
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if precision == "auto":
+        half = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float16"
+        precision = half if device == "cuda" else "float32"
+    names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     try:
-        yield Accelerator(cpu=device == "cpu", mixed_precision=precision)
+        yield Accelerator(cpu=device == "cpu", mixed_precision=names[precision])
     finally:
         for state, content in zip(shared, aside, strict=True):
             state.clear()

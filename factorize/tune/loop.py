@@ -1,40 +1,37 @@
-"""The training loop of fine-tuning: epochs, steps, scores, checkpoints.
+"""The training loop of fine-tuning: epochs, scores, checkpoints.
 
 A run is a function of its configuration: the order of the images depends on (seed, epoch) alone,
 and each step draws its random numbers from (seed, step). So no generator's state is to be saved,
-and a resumed run equals an undisturbed one.
+and a resumed run equals an undisturbed one. Several processes do the same steps on parts of each
+batch, and stop at the same step; the main one scores, saves and speaks.
 """
 
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from factorize.errors import ModelLoadError
-from factorize.signals import Terminated, uninterrupted
-from factorize.tensor.call import evaluating
+from factorize import processes
+from factorize.errors import ModelLoadError, ProcessError
+from factorize.signals import Terminated, collected, uninterrupted
 from factorize.tune import checkpoint
-from factorize.tune.distance import (
-    distance,
-    holdout_scores,
-    label_loss,
-    tensors,
-    to_model,
-    uses_labels,
-)
-from factorize.tune.optimizer import decayed, schedule, trainable
-from factorize.tune.order import from_batch, length, ordered
-from factorize.types import Batch, Data, Progress
+from factorize.tune.batch_norm import together
+from factorize.tune.config import FinetuneConfig
+from factorize.tune.distance import holdout_scores
+from factorize.tune.order import Feed, length, ordered
+from factorize.tune.scalars import Scalars
+from factorize.tune.step import Step
+from factorize.types import Data, Progress
 
-if TYPE_CHECKING:
-    from factorize.tune.finetune import FinetuneConfig
+_OF_A_RUN = ("checkpoint", "resume", "checkpoint_minutes", "tensorboard", "control")
 
 
 class Training:
@@ -50,30 +47,38 @@ class Training:
         progress: Progress | None,
         score: Callable[[nn.Module], float] | None,
         origin: Mapping[str, Any],
+        name: str,
+        may_stay: bool,
     ) -> None:
         self.model, self.original, self.data, self.config = model, original, data, config
-        self.accelerator, self.progress, self.score = accelerator, progress, score
-        self.parameters = trainable(model, original)
+        self.device, self.score, self.name = accelerator.device, score, name
+        self.may_stay = may_stay
+        self.progress = progress if processes.is_main() else None
         self.per_epoch = length(data.train)
-        self.optimizer = accelerator.prepare(
-            torch.optim.AdamW(decayed(self.parameters, config.weight_decay), lr=config.lr)
-        )
-        settings = asdict(config)
-        for key in ("checkpoint", "resume", "checkpoint_minutes"):
-            del settings[key]
+        self.step = Step(model, original, data, config, accelerator)
+        self.feed = Feed(data.train, accelerator.device)
+        settings = {k: v for k, v in asdict(config).items() if k not in _OF_A_RUN}
         self.fingerprint = checkpoint.fingerprint(
             model, original, **settings, **origin, data=data.source, batches=self.per_epoch
         )
         self.state = checkpoint.RunState(best=checkpoint.snapshot(model))
         self.stopped: str | None = None
+        self.diverged = False
         self.saved = time.monotonic()
+        self.saved_steps: int | None = None
+        self.pressed: list[int] = []
 
     def run(self) -> bool:
         """Train, leave the model at its best, and return whether Ctrl-C cut the run short."""
         modes = [(module, module.training) for module in self.model.modules()]
-        device = self.accelerator.device
         try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            with ExitStack() as held:
+                held.enter_context(together(self.model))
+                self.scalars = held.enter_context(Scalars(self.config.tensorboard, self.name))
+                devices = [self.device] if self.device.type == "cuda" else []
+                held.enter_context(torch.random.fork_rng(devices))
+                if processes.count() > 1:
+                    self.pressed = held.enter_context(collected())
                 self._epochs()
         except KeyboardInterrupt as pressed:
             self._save()
@@ -81,9 +86,13 @@ class Training:
                 raise
             self._compete()
             return True
+        except RuntimeError as error:
+            if processes.is_lost(error):
+                raise self._alone() from error
+            raise
         finally:
             self.model.load_state_dict(self.state.best)
-            self.optimizer.zero_grad()
+            self.step.optimizer.zero_grad()
             for module, training in modes:
                 module.training = training
         return False
@@ -99,7 +108,7 @@ class Training:
         if not self.state.history:
             self._rate({"epoch": 0.0})
             self._save()  # in place of an earlier run's, which is not to be resumed from now on
-        while self.state.epoch < self.config.epochs:
+        while self.state.epoch < self.config.epochs and not self._is_patient_no_more():
             self._train()
             if self.stopped:
                 return
@@ -111,71 +120,86 @@ class Training:
     def _train(self) -> None:
         """Take the steps of one epoch that are still to be taken."""
         state, config = self.state, self.config
-        total = config.epochs * self.per_epoch
         self.model.train()
         with ordered(self.data.train, config.seed + state.epoch):
-            batches = from_batch(self.data.train, state.batch, self.per_epoch)
+            batches = self.feed.batches(state.batch, self.per_epoch)
             while True:
                 torch.manual_seed((config.seed * 1_000_003 + state.steps) % 2**63)
                 start = time.monotonic()
-                batch = next(batches, None)
-                if batch is None or (len(batch[0]) == 1 and state.batch):
+                size, batch = next(batches, (0, ()))
+                if size < processes.count() or (size == 1 and state.batch):
                     break  # a last batch of one image has no batch statistics
-                lr = config.lr * schedule(state.epoch * self.per_epoch + state.batch, total)
                 with uninterrupted():
-                    loss = self._step(batch, lr)
-                    if not math.isfinite(loss):
-                        self.stopped = (
-                            f"the loss was {loss} at step {state.steps + 1}; lower the learning "
-                            f"rate, {config.lr:g}"
-                        )
-                        return
-                    state.loss_sum += loss
-                    state.batch += 1
-                    state.steps += 1
-                    state.images += len(batch[0])
-                    state.seconds += time.monotonic() - start
-                if self.progress:
-                    values = {"epoch": state.epoch + 1.0, "loss": loss, "lr": lr}
-                    values["score"] = state.history[-1]["score"]
-                    self.progress("fine-tuning", state.steps, total, values)
+                    self._take(batch, size, start)
+                if self.stopped:
+                    return
                 if time.monotonic() - self.saved > 60 * config.checkpoint_minutes:
                     self._save()
+            if reason := state.losses.diverged(ends_epoch=True):
+                self._stop(reason)
 
-    def _step(self, batch: Batch, lr: float) -> float:
-        images = to_model(batch[0], self.model)
-        with self.accelerator.autocast():
-            student = tensors(self.model(images))
-            with evaluating(self.original):
-                teacher = tensors(self.original(images))
-        loss = distance(student, teacher, self.config.temperature)
-        if uses_labels(self.data, student[0]):
-            loss = loss + self.config.label_weight * label_loss(student[0], batch[1])
-        value = loss.item()
-        if math.isfinite(value):
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.zero_grad()
-            self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-            self.optimizer.step()
-        return value
+    def _take(self, batch: Any, size: int, start: float) -> None:
+        """One step, and what it tells; raises Ctrl-C in all processes alike."""
+        state, config = self.state, self.config
+        total = config.epochs * self.per_epoch
+        asked = tuple(float(n in self.pressed) for n in (signal.SIGINT, signal.SIGTERM))
+        at = state.epoch * self.per_epoch + state.batch
+        loss, blank, told = self.step(batch, size, at, total, asked if self.pressed else (0.0, 0.0))
+        if not math.isfinite(loss):
+            return self._stop(f"the loss was {loss} at step {state.steps + 1}")
+        state.losses.add(loss, blank)
+        state.loss_sum += loss
+        state.batch += 1
+        state.steps += 1
+        state.images += size
+        state.seconds += time.monotonic() - start
+        if self.progress or self.scalars.on:
+            values = {
+                "epoch": state.epoch + 1.0,
+                "loss": loss,
+                "lr": self.step.optimizer.param_groups[0]["lr"],
+                "images/s": state.images / max(state.seconds, 1e-9),
+                "score": state.history[-1]["score"],
+            }
+            self.scalars.add(values, state.steps)
+            if self.progress:
+                self.progress(self.name, state.steps, total, values)
+        if any(told):
+            raise Terminated if told[1] else KeyboardInterrupt
+        if reason := state.losses.diverged(ends_epoch=False):
+            return self._stop(reason)
+        return None
+
+    def _stop(self, reason: str) -> None:
+        self.stopped = f"{reason}; lower the learning rate, {self.config.peak:g}"
+        self.diverged = True
+
+    def _is_patient_no_more(self) -> bool:
+        state, patience = self.state, self.config.patience
+        if patience and state.epoch - state.best_epoch >= patience:
+            self.stopped = f"no better score for {patience} epochs"
+        return self.stopped is not None
 
     def _rate(self, entry: dict[str, float], ends_epoch: bool = False) -> None:
         """Score the weights as they are, and keep them if they are the best so far."""
+        with self.step.averaged():
+            far, value = processes.first(self._scores)
+            state, key = self.state, (value, -far)  # among equal scores the closest to the original
+            with uninterrupted():
+                state.history.append({**entry, "score": value, "distance": far})
+                self.scalars.add({"held-out score": value, "distance": far}, state.steps)
+                counts = self.may_stay or entry["epoch"] > 0
+                if counts and not any(map(math.isnan, key)) and key > state.best_key:
+                    state.best, state.best_key = checkpoint.snapshot(self.model), key
+                    state.best_epoch = entry["epoch"]
+                if ends_epoch:
+                    state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
+
+    def _scores(self) -> tuple[float, float]:
         far, top1 = holdout_scores(self.model, self.original, self.data)
         if self.score is not None:
-            value = float(self.score(self.model))
-        else:
-            value = -far if top1 is None else top1
-        state, key = self.state, (value, -far)  # among equal scores the closest to the original
-        with uninterrupted():
-            state.history.append({**entry, "score": value, "distance": far})
-            if not any(map(math.isnan, key)) and key > state.best_key:
-                state.best, state.best_key = checkpoint.snapshot(self.model), key
-                state.best_epoch = entry["epoch"]
-            if ends_epoch:
-                state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
+            return far, float(self.score(self.model))
+        return far, -far if top1 is None else top1
 
     def _compete(self) -> None:
         """After Ctrl-C: let the weights as they are compete too."""
@@ -185,27 +209,34 @@ class Training:
                 self._rate({"epoch": self.epochs_done, "loss": state.loss_sum / state.batch})
 
     def _save(self) -> None:
-        if self.config.checkpoint is None or not self.state.history:
+        if self.config.checkpoint is None or not self.state.history or not processes.is_main():
             return
-        scaler = self.accelerator.scaler
         content = {
             "fingerprint": self.fingerprint,
-            "state": dict(vars(self.state)),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "state": self.state.to_dict(),
+            **self.step.state_dict(),
         }
         with uninterrupted():
             checkpoint.write(self.config.checkpoint, content)
-        self.saved = time.monotonic()
+        self.saved, self.saved_steps = time.monotonic(), self.state.steps
 
     def _resume(self) -> None:
-        if self.config.checkpoint is None:
+        path = self.config.checkpoint
+        if path is None:
             raise ModelLoadError("resume: a checkpoint must be given, got None. Set checkpoint.")
-        content = checkpoint.read(self.config.checkpoint, self.fingerprint)
+        content = processes.first(lambda: checkpoint.read(path, self.fingerprint))
         with uninterrupted():  # half of it would be saved as the state of the run
-            self.state = checkpoint.RunState(**content["state"])
-            self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            if self.accelerator.scaler is not None and content["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(content["scaler"])
+            self.state = checkpoint.RunState.from_dict(content["state"])
+            self.step.load_state_dict(content)
+            self.saved_steps = self.state.steps
+
+    def _alone(self) -> ProcessError:
+        kept = "No checkpoint was asked for: start again."
+        if self.saved_steps is not None:
+            kept = (
+                f"{self.config.checkpoint} of step {self.saved_steps} is kept: start with resume."
+            )
+        return ProcessError(
+            f"fine-tuning: another of the {processes.count()} processes ended at step "
+            f"{self.state.steps + 1}. {kept}"
+        )

@@ -1,13 +1,18 @@
-"""What is tuned, and how fast."""
+"""What is tuned, by which optimizer, and how fast."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from factorize.errors import UnsupportedLayerError
+from factorize.tune.config import FinetuneConfig
+
+RISE = 0.3  # of a one-cycle run
+MOMENTA = 0.85, 0.95  # at the peak of the learning rate, and at its ends
 
 
 def trainable(model: nn.Module, original: nn.Module) -> list[nn.Parameter]:
@@ -32,18 +37,78 @@ def trainable(model: nn.Module, original: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
-def decayed(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
-    """Group parameters for the optimizer: biases and norms, with one axis, do not decay."""
-    flat = [p for p in parameters if p.ndim < 2]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
-        {"params": flat, "weight_decay": 0.0},
+def optimizer_of(parameters: list[nn.Parameter], config: FinetuneConfig) -> torch.optim.Optimizer:
+    """Make the optimizer; biases and norms, with one axis, do not decay."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.peak)
+    nesterov = config.momentum > 0
+    return torch.optim.SGD(groups, lr=config.peak, momentum=config.momentum, nesterov=nesterov)
 
 
-def schedule(step: int, total: int) -> float:
-    """Give the share of the peak learning rate: linear warm-up, then half a cosine to 0."""
-    warmup = max(1, total // 20)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+def pace(optimizer: Any, config: FinetuneConfig, step: int, total: int) -> float:
+    """Set the learning rate, and the momentum of one-cycle, of a step; return the rate."""
+    share, momentum = _one_cycle(step, total), None
+    if config.schedule == "cosine":
+        share = _cosine(step, total, config.warmup)
+    else:
+        low, high = MOMENTA
+        momentum = high - (high - low) * share
+    for group in optimizer.param_groups:
+        group["lr"] = config.peak * share
+        if momentum is not None and "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        elif momentum is not None:
+            group["momentum"] = momentum
+    return config.peak * share
+
+
+def _cosine(step: int, total: int, warmup: float) -> float:
+    """The share of the peak: a linear rise, then half a cosine to 0."""
+    rising = max(1, round(warmup * total))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def _one_cycle(step: int, total: int) -> float:
+    """The share of the peak: half a cosine up from 1/25, another down to 1/250,000 (Smith 2018)."""
+    rising = max(1.0, RISE * total - 1)
+    if step <= rising:
+        start, end, done = 1 / 25, 1.0, step / rising
+    else:
+        start, end, done = 1.0, 1 / 250_000, (step - rising) / max(1.0, total - 1 - rising)
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class Average:
+    """Moving average of a model's weights and statistics."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.held = {key: value.detach().clone() for key, value in _tensors(model).items()}
+
+    def add(self, step: int) -> None:
+        """Take the weights after ``step`` steps in."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for key, value in _tensors(self.model).items():
+                if value.is_floating_point():
+                    self.held[key].lerp_(value, 1 - decay)
+                else:
+                    self.held[key].copy_(value)
+
+    def swap(self) -> None:
+        """Exchange the model's values and the averages; a second call puts them back."""
+        with torch.no_grad():
+            for key, value in _tensors(self.model).items():
+                kept = value.clone()
+                value.copy_(self.held[key])
+                self.held[key].copy_(kept)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}

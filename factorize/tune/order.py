@@ -1,4 +1,4 @@
-"""The batches of one epoch: the same in every run, from any batch on."""
+"""The batches of one epoch: the same in every run, from any batch on, shared among processes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
+from factorize import processes
 from factorize.errors import DataError
-from factorize.types import Batch
+from factorize.types import Batch, Resident
+
+SHARE = 0.25  # of a device's memory that images may take
 
 
 def length(batches: Iterable[Batch]) -> int:
@@ -56,10 +59,72 @@ def ordered(train: Iterable[Batch], seed: int) -> Iterator[None]:
         yield
 
 
-def from_batch(train: Iterable[Batch], first: int, end: int) -> Iterator[Batch]:
-    """Yield the batches ``first`` to ``end`` of an epoch, skipped ones unread where possible."""
-    if first and isinstance(train, DataLoader) and train.batch_sampler is not None:
-        from accelerate import skip_first_batches
+class Feed:
+    """The training batches, read the fastest way there is.
 
-        return islice(iter(skip_first_batches(train, first)), end - first)
-    return islice(iter(train), first, end)
+    Images that lie in memory as pixels, and fit into a quarter of the device's memory, are moved
+    there once and made ready there; others come through the loader.
+    """
+
+    def __init__(self, train: Iterable[Batch], device: torch.device) -> None:
+        self.train = train
+        self.held: Resident | None = None
+        self.indices: torch.Tensor | None = None  # of the subset that is trained on
+        dataset = getattr(train, "dataset", None)
+        if isinstance(dataset, Subset):
+            self.indices, dataset = torch.as_tensor(dataset.indices), dataset.dataset
+        if isinstance(dataset, Resident) and _fits(dataset, device):
+            self.held = dataset.on(device)
+
+    def batches(self, first: int, end: int) -> Iterator[tuple[int, Batch]]:
+        """Give the size of each batch from ``first`` to ``end``, and this process's part of it.
+
+        Batches before ``first`` are not read where that can be avoided. What a loader draws when it
+        begins is drawn here, not with the first batch.
+        """
+        train = self.train
+        sampler = train.batch_sampler if isinstance(train, DataLoader) else None
+        whole = first == 0 and processes.count() == 1 and self.held is None
+        if sampler is None or whole:
+            return map(_part_of, islice(iter(train), first, end))
+        listed = [list(batch) for batch in islice(iter(sampler), first, end)]
+        parts = [batch[processes.part(len(batch))] for batch in listed]
+        return zip(map(len, listed), self._read(parts), strict=True)
+
+    def _read(self, parts: list[list[int]]) -> Iterator[Batch]:
+        if self.held is not None:
+            return map(self._taken, parts)
+        train = self.train
+        assert isinstance(train, DataLoader)
+        return iter(
+            DataLoader(
+                train.dataset,
+                batch_sampler=parts,
+                num_workers=train.num_workers,
+                collate_fn=train.collate_fn,
+                pin_memory=train.pin_memory,
+                timeout=train.timeout,
+                worker_init_fn=train.worker_init_fn,
+                generator=train.generator,
+                prefetch_factor=train.prefetch_factor,
+            )
+        )
+
+    def _taken(self, part: list[int]) -> Batch:
+        assert self.held is not None
+        chosen = torch.tensor(part, dtype=torch.long)
+        return self.held.batch(chosen if self.indices is None else self.indices[chosen])
+
+
+def _part_of(batch: Batch) -> tuple[int, Batch]:
+    size = len(batch[0])
+    own = processes.part(size)
+    return size, tuple(tensor[own] for tensor in batch)
+
+
+def _fits(dataset: Resident, device: torch.device) -> bool:
+    """Whether the pixels may lie on the device; on the CPU they do already."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return dataset.nbytes <= SHARE * free

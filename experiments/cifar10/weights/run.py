@@ -1,6 +1,6 @@
 """Compress one CIFAR checkpoint as a config says; one report per run, results as JSON.
 
-    python experiments/cifar10/run.py CHECKPOINT --data FOLDER [--config FILE] [--out FILE]
+    python experiments/cifar10/weights/run.py CHECKPOINT --data FOLDER [--config FILE] [--out FILE]
 
 Runs that are in the results already are kept, so that a stopped experiment goes on.
 """

@@ -1,0 +1,271 @@
+"""A run of the whole program, stage by stage; `api.compress` calls them in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from factorize import graph, tune
+from factorize import plan as planning
+from factorize.checks import check_not_empty, check_runs, class_remark
+from factorize.errors import RankError
+from factorize.fit import FitConfig, Fitted, apply_, as_fitted, fit_remarks
+from factorize.fit import fit as fit_layers
+from factorize.measure import LatencyModel
+from factorize.plan import Budget
+from factorize.search import Outcome, SearchConfig, run_search
+from factorize.stages import copied, make_plan, measure
+from factorize.tuning import CONTROL, control, control_checkpoint, tuned
+from factorize.types import Data, Metric, Plan, Progress
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be done to the layers.
+
+    Attributes
+    ----------
+    plan
+        Given, not made.
+    choice
+        For `make_plan`, or of `run_search`.
+    """
+
+    plan: Plan | None
+    budget: Budget | None
+    search: SearchConfig | None
+    choice: Mapping[str, Any]
+
+    @property
+    def searching(self) -> bool:
+        """Whether methods and ranks are searched."""
+        return self.budget is not None or self.search is not None
+
+
+@dataclass
+class Run:
+    """The state of a run.
+
+    Attributes
+    ----------
+    quality, seconds
+        By stage.
+    remarks
+        What its user should know.
+    """
+
+    model: nn.Module
+    example_input: Any
+    data: Data | None
+    metric: Metric | None
+    fit: FitConfig
+    how: str
+    tuning: tune.FinetuneConfig
+    timer: LatencyModel
+    device: str
+    seed: int
+    progress: Progress | None
+    remarks: list[str]
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    recalibration: tune.Recalibration | None = None
+    tuned: tune.FinetuneResult | None = None
+    control: tune.FinetuneResult | None = None
+
+    def cut(self, reference: nn.Module, wish: Wish, kept: Path | None) -> tuple[Plan, Fitted]:
+        """Choose methods and ranks for a model, and fit the chains.
+
+        Parameters
+        ----------
+        kept
+            The plan that an interrupted run searched: times differ from run to run, and what was
+            tuned so far belongs to it.
+        """
+        if wish.searching and kept is not None and kept.exists():
+            wish = Wish(planning.load_plan(kept), None, None, {})
+            self.remarks.append("resumed with the plan that was searched before")
+        if wish.searching:
+            with self.timed("search"):
+                self.outcome = run_search(
+                    reference, self.example_input, wish.budget, wish.search or SearchConfig(),
+                    self.timer, data=self.data, fit=self.fit, rate=self._rated,
+                    device=self.device, seed=self.seed, progress=self.progress, **wish.choice,
+                )  # fmt: skip
+            plan, fitted = self.outcome.plan, self.outcome.fitted
+            self.remarks += self.outcome.notes
+        else:
+            with self.timed("plan"):
+                plan = make_plan(
+                    reference, self.example_input, edited=wish.plan, seed=self.seed,
+                    progress=self.progress, **wish.choice,
+                )  # fmt: skip
+                check_not_empty(plan)
+            with self.timed("factorize"):
+                fitted = fit_layers(
+                    reference, plan, self.fit, data=self.data, any_order=wish.plan is None,
+                    device=self.device, seed=self.seed, progress=self.progress,
+                )  # fmt: skip
+        plan = as_fitted(plan, fitted)
+        check_not_empty(plan)
+        return plan, fitted
+
+    def compress(self, wishes: list[Wish]) -> tuple[nn.Module, Plan, Fitted]:
+        """Cut, recalibrate and tune, once for each wish, from the last one's result on."""
+        reference = self.model
+        self.rate("original", self.model)
+        exact = wishes[-1].choice.get("rank") == "lossless"
+        for number, wish in enumerate(wishes, 1):
+            last = number == len(wishes)
+            name = "" if len(wishes) == 1 else f", stage {number} of {len(wishes)}"
+            tuning = of_stage(self.tuning, number, len(wishes))
+            kept = searched(tuning.checkpoint) if tuning.checkpoint and tuning.resume else None
+            plan, fitted = self.cut(reference, wish, kept)
+            if last and not exact:
+                self.remarks += fit_remarks(self.how, fitted, reconstructed=self.fit.reconstruct)
+            compressed = apply_(copied(reference), fitted)
+            output = check_runs(compressed, plan, self.example_input)
+            if last:
+                self.remarks += class_remark(output, self.data)
+            self.rate(f"rewritten{name}", compressed)
+            if self.data is not None and not exact:
+                self._recalibrate(compressed, self.data, name)
+                if self.tuning.epochs:
+                    self._tune(compressed, plan, self.data, tuning, name)
+                    if self.tuned and (self.tuned.interrupted or self.tuned.diverged):
+                        break
+            if not last:
+                reference = graph.collapse_(copied(compressed), plan)
+        return compressed, plan, fitted
+
+    def _recalibrate(self, compressed: nn.Module, data: Data, name: str) -> None:
+        with self.timed("recalibrate"):
+            self.recalibration = tune.recalibrate(
+                compressed, self.model, data, device=self.device, progress=self.progress
+            )
+        self.remarks.append(f"batch-norm recalibration{name}: {self.recalibration.reason}")
+        if self.recalibration.applied:
+            self.rate(f"recalibrated{name}", compressed)
+
+    def _tune(
+        self, compressed: nn.Module, plan: Plan, data: Data, config: tune.FinetuneConfig, name: str
+    ) -> None:
+        if config.checkpoint and self.outcome:
+            planning.save_plan(plan, searched(config.checkpoint))
+        graph.balance_(compressed, plan)
+        with self.timed("finetune"):
+            self.tuned = tuned(
+                compressed, self.model, plan, data, config, device=self.device,
+                progress=self.progress, name="fine-tuning",
+                origin={"fit": self.how, "images": self.fit.images, "stage": name,
+                        "reconstruct": self.fit.reconstruct,
+                        "calibration": str(self.fit.calibration)},
+            )  # fmt: skip
+        self.rate(f"finetuned{name}", compressed)
+        if self.tuned.interrupted:
+            done = f"{self.tuned.epochs_done:.2f} of {config.epochs}"
+            self.remarks.append(
+                f"fine-tuning{name} interrupted after {done} epochs; --resume goes on"
+            )
+        if self.tuned.stopped:
+            self.remarks.append(f"fine-tuning{name} stopped early: {self.tuned.stopped}")
+
+    def compare(self) -> None:
+        """Tune the original alike, where there is something for it to learn."""
+        config, data = self.tuning, self.data
+        if not config.epochs or not config.control or data is None or self.tuned is None:
+            return
+        if self.tuned.interrupted or self.tuned.diverged:
+            return
+        if not (data.labelled and config.label_weight):
+            self.remarks.append("no control: without labels the original has nothing to learn")
+            return
+        with self.timed("tune the original"):
+            model, self.control = control(
+                self.model, data, config, device=self.device, progress=self.progress
+            )
+        self.rate(CONTROL, model)
+        if self.control.interrupted:
+            self.remarks.append("tuning the original interrupted; --resume goes on")
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended a tuning, which --resume goes on with."""
+        return any(one.interrupted for one in (self.tuned, self.control) if one)
+
+    def rate(self, stage: str, one: nn.Module) -> None:
+        """Measure what a model is worth."""
+        if self.progress:
+            self.progress(f"evaluate {stage}", 0, 0, {})
+        with self.timed("evaluate"):
+            self.quality[stage] = self._rated(one)
+
+    def _rated(self, one: nn.Module) -> dict[str, float]:
+        return measure(
+            self.model, one, self.example_input, data=self.data, evaluate=self.metric,
+            device=self.device, seed=self.seed,
+        )  # fmt: skip
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add to the seconds of a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def staged(wish: Wish, stages: int) -> list[Wish]:
+    """What each of several stages is to do: the same share of what is left each time.
+
+    Raises
+    ------
+    RankError
+        What is asked for has no steps.
+    """
+    if stages < 1:
+        raise RankError(f"--stages must be at least 1, got {stages}.")
+    if stages == 1:
+        return [wish]
+    rank, budget = wish.choice.get("rank"), wish.budget
+    by_share = isinstance(rank, float) and 0 < rank <= 1
+    by_budget = budget is not None and budget.max_drop is None
+    if wish.plan is not None or (wish.search and wish.search.sweep) or not (by_share or by_budget):
+        raise RankError(
+            "--stages needs --speedup, --macs, --params or a share as --rank, which can be cut in "
+            "steps. Give one of them, or leave it out."
+        )
+    return [_part(wish, number / stages) for number in range(1, stages + 1)]
+
+
+def _part(wish: Wish, part: float) -> Wish:
+    if wish.budget is None:
+        return replace(wish, choice={**wish.choice, "rank": wish.choice["rank"] ** part})
+    given = {name: value**part for name, value in vars(wish.budget).items() if value is not None}
+    return replace(wish, budget=Budget(**given))
+
+
+def work_files(config: tune.FinetuneConfig, stages: int) -> list[str]:
+    """Names of the files from which an interrupted run goes on."""
+    paths = [of_stage(config, number, stages).checkpoint for number in range(1, stages + 1)]
+    found = [path for path in (*paths, control_checkpoint(config)) if path is not None]
+    return [path.name for one in found for path in (one, searched(one))]
+
+
+def of_stage(config: tune.FinetuneConfig, number: int, stages: int) -> tune.FinetuneConfig:
+    """The settings of one stage of several: a checkpoint of its own."""
+    path = config.checkpoint
+    if stages > 1 and path is not None:
+        path = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        return replace(config, checkpoint=path, resume=config.resume and path.exists())
+    return config
+
+
+def searched(checkpoint: Path) -> Path:
+    """Where the plan is kept that a tuning belongs to: times, and so plans, differ between runs."""
+    return checkpoint.with_suffix(".plan.json")

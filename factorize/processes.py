@@ -1,0 +1,132 @@
+"""Several processes of one job, as ``accelerate launch`` and ``torchrun`` start them.
+
+Each runs the same program. The main one (rank 0) decides, writes and speaks; the others help it to
+tune. One process alone needs nothing of this: then every function here gives back what it got.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+from factorize.errors import FactorizeError
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # the others wait while the main one searches
+
+
+def launched() -> int:
+    """Processes of the job that this one was started in."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def count() -> int:
+    """Processes that work together now."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process decides, writes and speaks."""
+    return rank() == 0 if count() > 1 else int(os.environ.get("RANK", "0")) == 0
+
+
+def join(device: str) -> None:
+    """Meet the other processes of the job; at once where there are none, or it is done."""
+    if launched() > 1 and not dist.is_initialized():
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu", timeout=PATIENCE)
+
+
+def share(value: T) -> T:
+    """What the main process has, in every process. It may hold tensors."""
+    if count() == 1:
+        return value
+    held: list[Any] = [value if rank() == 0 else None]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def first(function: Callable[[], T]) -> T:
+    """What a function gives in the main process, in every process; raises what it raises there."""
+    if count() == 1:
+        return function()
+    result: Any = None
+    failure: BaseException | None = None
+    if rank() == 0:
+        try:
+            result = function()
+        except (Exception, KeyboardInterrupt) as error:
+            failure = error
+    ended = share(None if failure is None else _plain(failure))
+    if failure is not None:
+        raise failure
+    if ended is not None:
+        raise ended
+    return share(result)
+
+
+def _plain(error: BaseException) -> BaseException:
+    """The same kind of error with its message alone: not every error can be sent."""
+    if isinstance(error, (FactorizeError, KeyboardInterrupt)):
+        return type(error)(*map(str, error.args))
+    return RuntimeError(f"the main process failed: {type(error).__name__}: {error}")
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over all processes, without gradients."""
+    if count() == 1:
+        return values
+    summed = values.detach().clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+class _Total(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return total(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return total(gradients[0].contiguous())
+
+
+def differentiable_total(values: Tensor) -> Tensor:
+    """The sum over all processes; its gradient is that of the losses of all of them."""
+    result = _Total.apply(values.contiguous())
+    assert isinstance(result, Tensor)
+    return result
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error tells that another process does not answer any more."""
+    if count() == 1 or not isinstance(error, RuntimeError):
+        return False
+    known = isinstance(error, getattr(dist, "DistError", ()))
+    return known or any(word in str(error) for word in ("gloo", "NCCL", "onnection"))
+
+
+def part(size: int) -> slice:
+    """Which of the samples of a batch this process takes."""
+    workers, own = count(), rank()
+    return slice(own * size // workers, (own + 1) * size // workers)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that kind which is this process's own."""
+    if name == "cuda" and launched() > 1:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(name)
