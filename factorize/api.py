@@ -17,7 +17,7 @@ from factorize.delivery import deliver, reported
 from factorize.errors import DataError, PlanError, RankError
 from factorize.fit import FitConfig
 from factorize.measure import Target
-from factorize.pipeline import Run, Wish, of_stage, staged, work_files
+from factorize.pipeline import CHECKPOINT, Run, Wish, of_stage, staged, work_files
 from factorize.plan import Budget
 from factorize.report import Report, write_html
 from factorize.search import SearchConfig, latency_model
@@ -29,7 +29,6 @@ from factorize.types import Data, Metric, Plan, Progress
 OUTPUTS = (
     "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
 )  # fmt: skip
-CHECKPOINT = "finetune.ckpt"
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,6 @@ def compress(
     if not processes.is_main():
         return _assisted(model, data, device)
     overwrite = force or bool(config.resume and config.checkpoint)
-    work = work_files(config, stages) if config.checkpoint else []
     run = Run(
         model, example_input, data, metric, fit, how, config, timer, device, seed, progress,
         [*notes, *(data.notes if data else ())],
@@ -163,7 +161,7 @@ def compress(
     try:
         with (
             timer.cache,
-            export.output_folder(out, OUTPUTS, overwrite, work) as (folder, publish),
+            export.output_folder(out, OUTPUTS, overwrite, work_files) as (folder, publish),
         ):
             fit.check_free(overwrite)
             compressed, plan, fitted = run.compress(wishes)

@@ -9,8 +9,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from factorize.api import CHECKPOINT, OUTPUTS
+from factorize.api import OUTPUTS
 from factorize.checks import exists
+from factorize.pipeline import CHECKPOINT, work_files
 from factorize.signals import Terminated, terminable
 
 
@@ -39,8 +40,8 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
 def written(folder: Path) -> dict[str, int]:
     """When the files of a run were written, 0 for those that are not there."""
     times = {name: _time(folder / name) for name in OUTPUTS}
-    kept = [folder / CHECKPOINT, *folder.glob(f"*{CHECKPOINT.replace('.', '*.')}")]
-    return {CHECKPOINT: max(map(_time, kept)), **times}
+    kept = [folder / name for name in work_files(folder)]
+    return {CHECKPOINT: max(map(_time, kept), default=0), **times}
 
 
 def _time(file: Path) -> int:

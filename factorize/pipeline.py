@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +20,14 @@ from factorize.fit import FitConfig, Fitted, apply_, as_fitted, fit_remarks
 from factorize.fit import fit as fit_layers
 from factorize.measure import LatencyModel
 from factorize.plan import Budget
+from factorize.report import CONTROL
 from factorize.search import Outcome, SearchConfig, run_search
 from factorize.stages import copied, make_plan, measure
-from factorize.tuning import CONTROL, control, control_checkpoint, tuned
+from factorize.tuning import control, tuned
 from factorize.types import Data, Metric, Plan, Progress
+
+CHECKPOINT = "finetune.ckpt"
+_WORK = re.compile(r"(control-)?finetune(-\d+)?\.(ckpt|plan\.json)")
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,6 @@ class Run:
     def compress(self, wishes: list[Wish]) -> tuple[nn.Module, Plan, Fitted]:
         """Cut, recalibrate and tune, once for each wish, from the last one's result on."""
         reference = self.model
-        self.rate("original", self.model)
         exact = wishes[-1].choice.get("rank") == "lossless"
         for number, wish in enumerate(wishes, 1):
             last = number == len(wishes)
@@ -133,6 +137,8 @@ class Run:
             output = check_runs(compressed, plan, self.example_input)
             if last:
                 self.remarks += class_remark(output, self.data)
+            if number == 1:
+                self.rate("original", self.model)
             self.rate(f"rewritten{name}", compressed)
             if self.data is not None and not exact:
                 self._recalibrate(compressed, self.data, name)
@@ -250,11 +256,12 @@ def _part(wish: Wish, part: float) -> Wish:
     return replace(wish, budget=Budget(**given))
 
 
-def work_files(config: tune.FinetuneConfig, stages: int) -> list[str]:
-    """Names of the files from which an interrupted run goes on."""
-    paths = [of_stage(config, number, stages).checkpoint for number in range(1, stages + 1)]
-    found = [path for path in (*paths, control_checkpoint(config)) if path is not None]
-    return [path.name for one in found for path in (one, searched(one))]
+def work_files(folder: Path) -> list[str]:
+    """Names of the files from which an interrupted run goes on; none where there is no folder."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if _WORK.fullmatch(path.name))
+    except (OSError, ValueError):
+        return []
 
 
 def of_stage(config: tune.FinetuneConfig, number: int, stages: int) -> tune.FinetuneConfig:

@@ -17,8 +17,6 @@ from factorize.errors import ProcessError
 from factorize.stages import copied, unfitted
 from factorize.types import Data, Plan, Progress
 
-CONTROL = "the original, tuned alike"
-
 
 @dataclass(frozen=True)
 class _Task:

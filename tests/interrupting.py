@@ -32,7 +32,8 @@ for _name in ("accelerate", "onnx", "onnxruntime", "onnxscript", "torch.onnx", "
     import_module(_name)
 
 ARGUMENTS = (
-    "net.pt", "--data", "images.npz", "--rank", "2", "--finetune", "3", "--batch-size", "32",
+    "net.pt", "--data", "images.npz", "--rank", "2", "--finetune", "3", "--lr", "0.005",
+    "--batch-size", "32",
     "--calibration-images", "64", "--device", "cpu", "--threads", "1", "--out", "out",
 )  # fmt: skip
 _TESTS = Path(__file__).parent
@@ -63,7 +64,7 @@ _WRITE, _RENAME = "torch:save", "pathlib:Path.replace"
 _SCORE = "factorize.tune.loop:holdout_scores"
 MOMENTS = (
     Moment("data being read", "before", "factorize.cli:load_data"),
-    Moment("before the fit", "before", "factorize.api:fit_layers"),
+    Moment("before the fit", "before", "factorize.pipeline:fit_layers"),
     Moment("fit, between two layers", *_shown("factorize", 1)),
     Moment("batch-norm recalibration", *_shown("recalibrating", 2)),
     Moment("before the first score", "before", _SCORE),

@@ -196,7 +196,7 @@ def test_data_recalibrates_and_tunes_and_reports_each_stage(tmp_path: Path) -> N
         model, x, rank=8, data=data, finetune=1, out=out, latency=False, device="cpu"
     )
     quality = result.report.quality
-    assert list(quality) == ["original", "rewritten", "recalibrated", "finetuned"]
+    assert list(quality) == ["original", "rewritten", "recalibrated", "finetuned", "control"]
     assert quality["original"]["top1"] >= 98
     assert quality["original"]["agreement"] == 100
     assert quality["original"]["kl"] == pytest.approx(0, abs=1e-9)

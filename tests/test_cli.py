@@ -36,7 +36,13 @@ def test_digits_runs_the_whole_pipeline(factorize, tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     folder = tmp_path / "digits-factorized"
     report = json.loads((folder / "report.json").read_text())
-    assert list(report["quality"]) == ["original", "rewritten", "recalibrated", "finetuned"]
+    assert list(report["quality"]) == [
+        "original",
+        "rewritten",
+        "recalibrated",
+        "finetuned",
+        "control",
+    ]
     top1 = f"{report['quality']['finetuned']['top1']:.2f} %"
     assert top1 in ran.out
     assert "x (" in ran.out  # the speedup and its spread
@@ -154,7 +160,7 @@ def test_ctrl_c_before_the_end_writes_nothing(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("factorize.api.fit_layers", interrupt)
+    monkeypatch.setattr("factorize.pipeline.fit_layers", interrupt)
     ran = factorize(save_net(tmp_path / "net.pt"), "--rank", 4, "--input-shape", "3,16,16")
     assert (ran.code, ran.err) == (130, "interrupted: nothing was written\n")
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]

@@ -100,7 +100,7 @@ def test_nothing_to_resume_is_told_before_any_work(
 ) -> None:
     interrupting.prepare(tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
-    monkeypatch.setattr("factorize.api.fit_layers", lambda *_, **__: pytest.fail("work"))
+    monkeypatch.setattr("factorize.pipeline.fit_layers", lambda *_, **__: pytest.fail("work"))
     ran = command(*ARGUMENTS, "--resume")
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "there is no checkpoint to resume from" in ran.err
@@ -131,7 +131,7 @@ def test_files_of_two_runs_never_lie_side_by_side(
     """Killed at each change that publishing makes."""
     for name in ("a", "b", "work"):
         (tmp_path / name).write_text("old")
-    folder = output_folder(tmp_path, ("a", "b"), True, ("work",))
+    folder = output_folder(tmp_path, ("a", "b"), True, lambda _: ["work"])
     staging, publish = folder.__enter__()
     for name in ("a", "b"):
         (staging / name).write_text("new")

@@ -21,7 +21,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @contextmanager
 def output_folder(
-    out: str | Path | None, names: Sequence[str], overwrite: bool, work: Sequence[str] = ()
+    out: str | Path | None,
+    names: Sequence[str],
+    overwrite: bool,
+    work: Callable[[Path], Sequence[str]] = lambda folder: (),
 ) -> Iterator[tuple[Path, Callable[..., None]]]:
     """A staging folder, and a function that moves its files into ``out``.
 
@@ -38,7 +41,7 @@ def output_folder(
     overwrite
         Whether files of these names, or of `work`, may be there already.
     work
-        Names of the files from which an interrupted run goes on.
+        Names of the files in a folder from which an interrupted run goes on.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def output_folder(
             for name in names:
                 if Path(staging.name, name).exists():
                     Path(staging.name, name).replace(out / name)
-            for name in () if keep_work else work:
+            for name in () if keep_work else work(out):
                 (out / name).unlink(missing_ok=True)
 
     lock = None
@@ -79,7 +82,7 @@ def output_folder(
         lock = _lock(out)
         if lock is not None:
             _remove_leavings(out, but=Path(staging.name))
-        there = [name for name in (*names, *work) if (out / name).exists()]
+        there = [name for name in (*names, *work(out)) if (out / name).exists()]
         if folders := [name for name in there if (out / name).is_dir()]:
             raise OutputError(
                 f"{out / folders[0]}: must be a file or not there, got a folder. Move it away, or "

@@ -5,11 +5,19 @@ from factorize.report.console import plan_table, show
 from factorize.report.html import write_html
 from factorize.report.load import load_report
 from factorize.report.progress import Bars
-from factorize.report.record import CurvePoint, LayerReport, Report, SearchReport, layer_reports
+from factorize.report.record import (
+    CONTROL,
+    CurvePoint,
+    LayerReport,
+    Report,
+    SearchReport,
+    layer_reports,
+)
 from factorize.report.terminal import Console
 from factorize.report.words import verdict
 
 __all__ = [
+    "CONTROL",
     "Bars",
     "Console",
     "CurvePoint",

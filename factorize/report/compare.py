@@ -38,7 +38,7 @@ def compare_reports(paths: Sequence[str | Path]) -> Group:
         table.add_column(Text(name), justify="right", overflow="fold")
     for title, cell in _ROWS.items():
         _add(table, title, [cell(report) for report in reports])
-    last = [list(report.quality.values())[-1] if report.quality else {} for report in reports]
+    last = [report.quality_now for report in reports]
     first = [report.quality.get("original", {}) for report in reports]
     for name in dict.fromkeys(name for values in last for name in values):
         _add(table, words.quality_name(name), [

@@ -164,7 +164,7 @@ def _quality_table(report: Report) -> Table:
     table.add_column(Text(report.quality_of), overflow="fold", max_width=60)
     stages = list(report.quality)
     for stage in stages:
-        table.add_column(stage, justify="right")
+        table.add_column(words.stage_name(stage), justify="right")
     names = list(dict.fromkeys(name for values in report.quality.values() for name in values))
     for name in names:
         cells = [words.quality_text(name, report.quality[stage].get(name)) for stage in stages]

@@ -16,6 +16,8 @@ from factorize.types import Factorization, Plan, Speedup
 
 FORMAT = "factorize-report"
 VERSION = 1
+CONTROL = "control"
+"""Stage of the original that was tuned as the compressed model was."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,8 @@ class Report:
     params, macs, bytes
         Of the whole model, under ``original`` and ``compressed``; bytes by file format.
     quality
-        Values by stage: ``original``, ``rewritten``, ``recalibrated``, ``finetuned``, and the
-        original tuned alike.
+        Values by stage: ``original``, ``rewritten``, ``recalibrated``, ``finetuned``, and
+        ``control``: the original tuned alike.
     finetuning, control
         How the tuning of the compressed model and of the original went.
     quality_of
@@ -168,13 +170,13 @@ class Report:
     speed: tuple[Speedup, ...]
     recalibration: dict[str, Any] | None
     finetuning: dict[str, Any] | None
-    control: dict[str, Any] | None
     onnx: dict[str, Any] | None
     seconds: dict[str, float]
     failures: tuple[str, ...]
     notes: tuple[str, ...]
     search: SearchReport | None = None
     curve: tuple[CurvePoint, ...] = ()
+    control: dict[str, Any] | None = None
 
     @property
     def measured(self) -> Speedup | None:
@@ -182,6 +184,12 @@ class Report:
         if self.search and self.search.measured:
             return self.search.measured
         return self.speed[0] if self.speed else None
+
+    @property
+    def quality_now(self) -> dict[str, float]:
+        """Of the compressed model as it is delivered."""
+        stages = [values for stage, values in self.quality.items() if stage != CONTROL]
+        return stages[-1] if stages else {}
 
     def derived(self) -> dict[str, Any]:
         """What is shown and follows from the rest.
@@ -199,8 +207,7 @@ class Report:
             for name, pair in counts.items()
             if pair.get("original") and "compressed" in pair
         }
-        stages = list(self.quality.values())
-        before, after = (stages[0], stages[-1]) if stages else ({}, {})
+        before, after = self.quality.get("original", {}), self.quality_now
         change = {name: after[name] - before[name] for name in before.keys() & after.keys()}
         errors = {}
         if self.search and (measured := self.search.measured):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from factorize.report.record import LayerReport, Report
+from factorize.report.record import CONTROL, LayerReport, Report
 from factorize.types import Speedup
 
 _PERCENT = {"top1": "top-1", "top5": "top-5", "agreement": "agreement"}
@@ -15,6 +15,11 @@ _NUMBERS = {"kl": "KL", "relative_difference": "rel. difference"}
 def quality_name(name: str) -> str:
     """``top1`` as ``top-1``; a user's own name as it is."""
     return _PERCENT.get(name) or _NUMBERS.get(name) or name
+
+
+def stage_name(stage: str) -> str:
+    """A stage of `Report.quality` as shown to people."""
+    return "original, tuned alike" if stage == CONTROL else stage
 
 
 def is_percent(name: str) -> bool:
@@ -99,7 +104,7 @@ def quality_line(report: Report) -> str:
     """The headline quality of the last stage and its change: ``top-1 91.02 % (-0.71)``."""
     if not report.quality:
         return ""
-    after = list(report.quality.values())[-1]
+    after = report.quality_now
     name = headline(after)
     if name is None:
         return ""
