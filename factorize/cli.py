@@ -288,6 +288,8 @@ def _finish(result: Result, folder: Path, described: str, *, timed: bool) -> Non
     if report.failures:
         raise typer.Exit(1)
     if report.finetuning and report.finetuning["diverged"]:
+        told = f"fine-tuning diverged: {report.finetuning['stopped']}. The best so far is kept."
+        _err.print(Text(told, style="bold red"), soft_wrap=True)
         raise typer.Exit(UNREACHED)
     judged = verdict(report)
     if timed and judged and not (judged[1] and report.search and report.search.reached):

@@ -7,13 +7,13 @@ tune. One process alone needs nothing of this: then every function here gives ba
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from factorize.errors import FactorizeError
@@ -92,6 +92,27 @@ def total(values: Tensor) -> Tensor:
     summed = values.detach().clone()
     dist.all_reduce(summed)
     return summed
+
+
+def spread(model: nn.Module) -> None:
+    """Give a model the main process's values, in place."""
+    if count() > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.data, src=0)
+
+
+def add_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Sum gradients over all processes, in place.
+
+    In one go after the backward pass: torch's DistributedDataParallel, which sums on the way, does
+    not take parameters that no loss reaches together with gradients gathered from several passes.
+    """
+    held = [p.grad for p in parameters if p.grad is not None]
+    if count() == 1 or not held:
+        return
+    flat = total(torch.cat([gradient.flatten() for gradient in held]))
+    for gradient, part in zip(held, flat.split([g.numel() for g in held]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 class _Total(Function):

@@ -233,9 +233,7 @@ class Training:
     def _alone(self) -> ProcessError:
         kept = "No checkpoint was asked for: start again."
         if self.saved_steps is not None:
-            kept = (
-                f"{self.config.checkpoint} of step {self.saved_steps} is kept: start with resume."
-            )
+            kept = f"{self.config.checkpoint} of step {self.saved_steps} is kept, --resume goes on."
         return ProcessError(
             f"fine-tuning: another of the {processes.count()} processes ended at step "
             f"{self.state.steps + 1}. {kept}"

@@ -51,12 +51,10 @@ def optimizer_of(parameters: list[nn.Parameter], config: FinetuneConfig) -> torc
 
 def pace(optimizer: Any, config: FinetuneConfig, step: int, total: int) -> float:
     """Set the learning rate, and the momentum of one-cycle, of a step; return the rate."""
-    share, momentum = _one_cycle(step, total), None
     if config.schedule == "cosine":
-        share = _cosine(step, total, config.warmup)
+        share, momentum = _cosine(step, total, config.warmup), None
     else:
-        low, high = MOMENTA
-        momentum = high - (high - low) * share
+        share, momentum = _one_cycle(step, total)
     for group in optimizer.param_groups:
         group["lr"] = config.peak * share
         if momentum is not None and "betas" in group:
@@ -74,14 +72,15 @@ def _cosine(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
 
 
-def _one_cycle(step: int, total: int) -> float:
-    """The share of the peak: half a cosine up from 1/25, another down to 1/250,000 (Smith 2018)."""
+def _one_cycle(step: int, total: int) -> tuple[float, float]:
+    """The share of the peak and the momentum: each by half a cosine there and back (Smith 2018)."""
     rising = max(1.0, RISE * total - 1)
-    if step <= rising:
-        start, end, done = 1 / 25, 1.0, step / rising
-    else:
-        start, end, done = 1.0, 1 / 250_000, (step - rising) / max(1.0, total - 1 - rising)
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    done = step / rising if step <= rising else (step - rising) / max(1.0, total - 1 - rising)
+    near = 0.5 * (1 - math.cos(math.pi * min(1.0, done)))  # how far this half has come
+    height = near if step <= rising else 1 - near
+    ends = 1 / 25 if step <= rising else 1 / 250_000
+    low, high = MOMENTA
+    return ends + (1 - ends) * height, high - (high - low) * height
 
 
 class Average:

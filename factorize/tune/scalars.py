@@ -53,5 +53,5 @@ def check_scalars() -> None:
     except ImportError:
         raise DataError(
             "tensorboard: scalars need the package tensorboard, which is not installed. "
-            "Run pip install tensorboard."
+            "Run pip install 'factorize[tensorboard]'."
         ) from None

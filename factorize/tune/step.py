@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,9 +30,9 @@ class Step:
         self.parameters = trainable(model, original)
         self.optimizer = accelerator.prepare(optimizer_of(self.parameters, config))
         self.objective = Objective(model, original, data, config)
+        processes.spread(model)
         self.average = Average(model, config.ema) if config.ema else None
-        self.shared = _shared(model, accelerator.device)
-        student, teacher = self.shared, original
+        student, teacher = model, original
         if config.compile:
             student, teacher = torch.compile(student), torch.compile(original)
         self.student, self.teacher = self._cast(student), self._cast(teacher)
@@ -64,10 +64,10 @@ class Step:
         -------
         The loss, that of a model that always answers zeros, and the flags.
         """
-        config, workers = self.config, processes.count()
+        config = self.config
         pace(self.optimizer, config, step, total)
         images = moved(to_model(batch[0], self.model), config, size, processes.part(size))
-        if workers > 1:  # from here on each process draws for its own images
+        if processes.count() > 1:  # from here on each process draws for its own images
             torch.manual_seed(torch.initial_seed() + processes.rank())
         images, shares = mixed(images, config)
         if config.channels_last and images.ndim == 4:
@@ -76,18 +76,17 @@ class Step:
         self.optimizer.zero_grad()
         sums = torch.zeros(2 + len(flags), dtype=torch.float64)
         parts = torch.arange(len(images)).chunk(config.micro_batches)
-        for number, chunk in enumerate(parts):
+        for chunk in parts:
             rows = slice(int(chunk[0]), int(chunk[-1]) + 1)
-            alone = workers > 1 and number < len(parts) - 1
-            with self.accelerator.no_sync(self.shared) if alone else nullcontext():
-                loss, blank = self.objective(
-                    self.student, self.teacher, images[rows],
-                    labels if labels is None or shares is not None else labels[rows],
-                    None if shares is None else shares[rows],
-                )  # fmt: skip
-                share = len(chunk) / size
-                self.accelerator.backward(loss * (share * workers))  # gradients are averaged
+            loss, blank = self.objective(
+                self.student, self.teacher, images[rows],
+                labels if labels is None or shares is not None else labels[rows],
+                None if shares is None else shares[rows],
+            )  # fmt: skip
+            share = len(chunk) / size
+            self.accelerator.backward(loss * share)
             sums[:2] += share * torch.stack([loss.detach(), blank]).double().cpu()
+        processes.add_gradients(self.parameters)
         sums[2:] = torch.tensor(flags, dtype=torch.float64)
         value, blank, *told = processes.total(sums.to(images.device)).tolist()
         if math.isfinite(value):
@@ -128,14 +127,3 @@ class Step:
         if self.average:
             for key, value in content["average"].items():
                 self.average.held[key].copy_(value)
-
-
-def _shared(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model as it is called: where there are several processes, gradients are averaged."""
-    if processes.count() == 1:
-        return model
-    from torch.nn.parallel import DistributedDataParallel
-
-    # Heads that a loss does not reach have no gradient.
-    own = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=own, find_unused_parameters=True)

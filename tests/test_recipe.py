@@ -1,0 +1,353 @@
+"""Recipes: what a file may say, and what each setting does to a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from factorize.errors import DataError, UnsupportedLayerError
+from factorize.io.images import PixelSet, Shuffled
+from factorize.tune import FinetuneConfig, finetune, read_recipe, with_recipe
+from factorize.tune.augment import mixed, moved
+from factorize.tune.distance import label_loss
+from factorize.tune.diverging import Losses
+from factorize.tune.optimizer import Average, optimizer_of, pace
+from factorize.tune.order import Feed
+from factorize.types import Data
+
+
+def net(seed: int, chain: bool = False, width: int = 8, norm: bool = False) -> nn.Module:
+    torch.manual_seed(seed)
+    conv: nn.Module = nn.Conv2d(width, width, 3, padding=1)
+    if chain:
+        conv = nn.Sequential(nn.Conv2d(width, 4, (3, 1), padding=(1, 0)),
+                             nn.Conv2d(4, width, (1, 3), padding=(0, 1)))  # fmt: skip
+    middle = nn.BatchNorm2d(width) if norm else nn.Identity()
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), middle, nn.ReLU(), conv, nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))  # fmt: skip
+
+
+def images_of(count: int = 64, labelled: bool = True, batch: int = 16) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, 8, 8, generator=generator)
+    labels = torch.randint(0, 4, (count,), generator=generator)
+    held = (images, labels) if labelled else (images,)
+    train = DataLoader(TensorDataset(*held), batch_size=batch, shuffle=True)
+    return Data(train, [tuple(t[:32] for t in held)], None, labelled, 4, "random images")
+
+
+def same(a: nn.Module, b: nn.Module, **close: float) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.allclose(x, y, **close) for x, y in pairs)
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
+    toml, plain = tmp_path / "a.toml", tmp_path / "a.json"
+    toml.write_text('epochs = 3\noptimizer = "sgd"\nlr = 1\nflip = true  # and a remark\n')
+    plain.write_text(json.dumps({"epochs": 3, "optimizer": "sgd", "lr": 1, "flip": True}))
+    assert read_recipe(toml) == read_recipe(plain)
+    config = with_recipe(read_recipe(toml), epochs=None, lr=None, seed=4)
+    want = FinetuneConfig(3, optimizer="sgd", lr=1.0, flip=True, seed=4)
+    assert config == want
+    assert with_recipe(read_recipe(toml), epochs=5, lr=0.1) == FinetuneConfig(
+        5, optimizer="sgd", lr=0.1, flip=True
+    )
+
+
+def test_the_default_rate_is_the_optimizers() -> None:
+    assert FinetuneConfig(1).peak == 2e-3
+    assert FinetuneConfig(1, optimizer="sgd").peak == 0.05
+    assert with_recipe({"optimizer": "sgd"}, lr=None).peak == 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("epoch = 3", "Did you mean epochs?"),
+        ("checkpoint = 'a'", "is no setting of a recipe"),
+        ("epochs = 1.5", "epochs must be a int, got 1.5"),
+        ("epochs = true", "epochs must be a int, got True"),
+        ("flip = 1", "flip must be a bool, got 1"),
+        ("lr = 'fast'", "lr must be a float, got 'fast'"),
+        ("lr = nan", "lr must be a float, got nan"),
+        ("lr = -1.0", "lr: the learning rate must be above 0"),
+        ("optimizer = 'adam'", "optimizer: must be adamw or sgd, got 'adam'"),
+        ("ema = 1.0", "ema: must be in 0..0.999999, got 1"),
+        ("crop = -1", "crop: must be in 0..10000, got -1"),
+        ("micro_batches = 0", "micro_batches: must be at least 1, got 0"),
+        ("logit_weight = 0\nlabel_weight = 0", "must be above 0, got 0 for all"),
+        ("epochs = ", "does not parse"),
+        ("= 3", "does not parse"),
+    ],
+)
+def test_a_bad_recipe_is_told(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(DataError) as failed:
+        with_recipe(read_recipe(path))
+    assert told in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.json", b"[1]"), ("a.json", b"[" * 10**5), ("a.toml", b"\xff\xfe"), ("b.toml", None)],
+)
+def test_what_is_no_recipe_is_told(tmp_path: Path, name: str, content: bytes | None) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"recipe"):
+        read_recipe(path)
+
+
+def test_every_setting_is_documented() -> None:
+    told = FinetuneConfig.__doc__ or ""
+    for field in fields(FinetuneConfig):
+        assert field.name in ("epochs", "seed") or field.name in told, field.name
+
+
+# --- images ----------------------------------------------------------------------------------
+
+
+def test_each_image_is_itself_mirrored_and_shifted() -> None:
+    torch.manual_seed(0)
+    images = torch.arange(40 * 3 * 9 * 9.0).view(40, 3, 9, 9)
+    config = FinetuneConfig(1, flip=True, crop=2)
+    result = moved(images, config, 40, slice(0, 40))
+    found = set()
+    for image, got in zip(images, result, strict=True):
+        for mirrored in (False, True):
+            flipped = image.flip(-1) if mirrored else image
+            padded = F.pad(flipped, (2,) * 4, mode="reflect")
+            for dy in range(5):
+                for dx in range(5):
+                    if torch.equal(padded[:, dy : dy + 9, dx : dx + 9], got):
+                        found.add((mirrored, dy, dx))
+                        break
+    assert len(found) > 20  # many of the fifty ways
+
+
+def test_a_part_of_a_batch_is_moved_as_it_is_in_the_whole() -> None:
+    images, config = torch.randn(10, 3, 8, 8), FinetuneConfig(1, flip=True, crop=3)
+    torch.manual_seed(5)
+    whole = moved(images, config, 10, slice(0, 10))
+    torch.manual_seed(5)
+    assert torch.equal(moved(images[4:], config, 10, slice(4, 10)), whole[4:])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (2, 3, 4, 4)])
+def test_what_cannot_be_shifted_is_told(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="larger than 4 pixels"):
+        moved(torch.zeros(shape), FinetuneConfig(1, crop=4), 2, slice(0, 2))
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_shares_say_what_was_mixed(kind: str) -> None:
+    torch.manual_seed(1)
+    images = torch.rand(6, 1, 1, 1).expand(6, 3, 16, 16).clone()
+    result, shares = mixed(images, FinetuneConfig(1, **{kind: 1.0}))
+    assert shares is not None
+    assert torch.allclose(shares.sum(1), torch.ones(6))
+    assert not torch.allclose(shares, torch.eye(6))
+    means = shares @ images.mean((1, 2, 3))
+    assert torch.allclose(result.mean((1, 2, 3)), means, atol=1e-5)
+    assert mixed(images, FinetuneConfig(1))[1] is None
+
+
+def test_labels_of_mixed_images() -> None:
+    logits, labels = torch.randn(3, 5), torch.tensor([4, 0, 2])
+    shares = torch.tensor([[0.7, 0.3, 0.0], [0.0, 1.0, 0.0]])
+    log_p = F.log_softmax(logits[:2], 1)
+    want = -(0.7 * log_p[0, 4] + 0.3 * log_p[0, 0] + log_p[1, 0]) / 2
+    assert torch.allclose(label_loss(logits[:2], labels, shares=shares), want)
+
+
+def test_pixels_are_fed_as_the_loader_would() -> None:
+    pixels = torch.randint(0, 256, (50, 3, 6, 6), dtype=torch.uint8)
+    whole = PixelSet(pixels, torch.arange(50), lambda x: x.float() / 255)
+    rest = Subset(whole, list(range(49, 9, -1)))
+    loader = DataLoader(rest, 8, sampler=Shuffled(40, 0), collate_fn=lambda batch: batch)
+    fed = Feed(loader, torch.device("cpu"))
+    assert fed.held is not None
+    for first in (0, 3):
+        read = list(loader)[first:]
+        for batch, (size, got) in zip(read, fed.batches(first, 5), strict=True):
+            assert size == len(batch[0])
+            assert all(map(torch.equal, batch, got))
+
+
+# --- what a setting does ---------------------------------------------------------------------
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole() -> None:
+    models = []
+    for parts in (1, 3):
+        model = net(1, chain=True)
+        config = FinetuneConfig(2, optimizer="sgd", lr=0.1, micro_batches=parts, flip=True)
+        finetune(model, net(0), images_of(), config, may_stay=False)
+        models.append(model)
+    assert same(*models, atol=1e-6)
+    assert not same(models[0], net(1, chain=True), atol=1e-3)
+
+
+def test_features_alone_bring_the_replaced_layer_closer() -> None:
+    original, model = net(0), net(0, chain=True)
+    data = images_of(labelled=False)
+    config = FinetuneConfig(10, lr=1e-2, logit_weight=0, label_weight=0, feature_weight=1.0)
+
+    def far(tuned: nn.Module) -> float:
+        x = data.holdout[0][0]  # type: ignore[index]
+        a, b = original[:4](x), tuned[:4](x)  # type: ignore[index]
+        return float(((a - b).square().mean() / a.square().mean()).detach())
+
+    before = far(model)
+    finetune(model, original, data, config, score=lambda m: -far(m))
+    assert far(model) < 0.5 * before
+
+
+def test_features_need_a_replaced_layer() -> None:
+    config = FinetuneConfig(1, feature_weight=1.0)
+    with pytest.raises(UnsupportedLayerError, match="layers that were replaced"):
+        finetune(net(1), net(0), images_of(), config)
+
+
+def test_the_average_is_what_is_kept() -> None:
+    seen: list[torch.Tensor] = []
+    model = net(1)
+
+    def score(m: nn.Module) -> float:
+        seen.append(m[0].weight.detach().clone())  # type: ignore[index]
+        return float(len(seen))
+
+    finetune(model, net(0), images_of(), FinetuneConfig(2, ema=0.99), score=score)
+    plain: list[torch.Tensor] = []
+    other = net(1)
+    finetune(other, net(0), images_of(), FinetuneConfig(2), progress=lambda *_: plain.append(
+        other[0].weight.detach().clone()), score=lambda m: float(len(plain)))  # fmt: skip
+    want = seen[0].clone()
+    for step, weight in enumerate(plain):
+        decay = min(0.99, (1 + step) / (10 + step))
+        want = decay * want + (1 - decay) * weight
+    assert torch.allclose(model[0].weight, want, atol=1e-6)  # type: ignore[index]
+    assert not torch.allclose(want, plain[-1], atol=1e-4)
+
+
+def test_an_average_is_swapped_in_and_out() -> None:
+    model = net(1, norm=True)
+    average = Average(model, 0.5)
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.add_(1)
+    average.swap()
+    assert all(torch.equal(v, start[k]) for k, v in model.state_dict().items())
+    average.swap()
+    assert all(torch.equal(v, start[k] + 1) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_one_cycle_is_torchs(optimizer: str) -> None:
+    config = FinetuneConfig(1, lr=0.3, optimizer=optimizer, schedule="one_cycle")
+    weight = nn.Parameter(torch.ones(2, 2))
+    ours, theirs = (optimizer_of([weight], config) for _ in range(2))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(theirs, 0.3, 50, final_div_factor=1e4)
+    for step in range(50):
+        pace(ours, config, step, 50)
+        for name in ("lr", "betas" if optimizer == "adamw" else "momentum"):
+            assert ours.param_groups[0][name] == pytest.approx(theirs.param_groups[0][name])
+        if step < 49:
+            theirs.step()
+            schedule.step()
+
+
+def test_no_patience_is_left() -> None:
+    scores = iter([0.1, 0.9, 0.5, 0.6, 0.7])
+    result = finetune(
+        net(1), net(0), images_of(), FinetuneConfig(9, patience=2), score=lambda m: next(scores)
+    )
+    assert result.epochs_done == 3
+    assert result.best_epoch == 1
+    assert result.stopped == "no better score for 2 epochs"
+    assert not result.diverged
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_diverging_run_ends_with_the_best(optimizer: str) -> None:
+    original = net(0)
+    torch.nn.init.normal_(original[-1].weight, std=3.0)  # type: ignore[index]
+    model = net(0)
+    model.load_state_dict(original.state_dict())
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    config = FinetuneConfig(20, lr=100.0, optimizer=optimizer, max_grad_norm=0, label_weight=0)
+    result = finetune(model, original, images_of(labelled=False), config)
+    assert result.diverged
+    assert result.stopped is not None
+    assert "lower the learning rate, 100" in result.stopped
+    assert result.epochs_done < 20
+    assert result.best_epoch == 0
+    assert all(torch.equal(v, start[k]) for k, v in model.state_dict().items())
+
+
+def test_divergence_is_told_from_a_hard_start() -> None:
+    healthy, hard, dead, rising = (Losses() for _ in range(4))
+    for step in range(60):
+        healthy.add(0.1 + 0.05 * (step % 3), 3.0)
+        hard.add(max(2.9, 6.0 - 0.1 * step), 3.0)  # worse than blank at first, falling
+        dead.add(0.1 if step == 0 else 3.0, 3.0)
+        rising.add(0.1 * 1.2**step, 3.0)
+    assert healthy.diverged(True) is None
+    assert hard.diverged(True) is None
+    assert dead.diverged(False) is None
+    assert "always answering the same" in (dead.diverged(True) or "")
+    assert "where always answering zeros has 3" in (rising.diverged(False) or "")
+
+
+def test_memory_format_and_half_precision_are_of_the_run_alone() -> None:
+    model, original = net(1, norm=True), net(0, norm=True)
+    config = FinetuneConfig(1, channels_last=True, precision="bfloat16")
+    result = finetune(model, original, images_of(), config, may_stay=False)
+    assert result.mixed_precision == "bf16"
+    for one in (model, original):
+        weight = one[0].weight  # type: ignore[index]
+        assert weight.is_contiguous()
+        assert weight.dtype == torch.float32
+    plain = net(1, norm=True)
+    finetune(plain, original, images_of(), FinetuneConfig(1), may_stay=False)
+    assert same(model, plain, atol=0.05)
+    assert not same(model, plain, atol=1e-7)
+
+
+def test_scalars_are_written(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = FinetuneConfig(2, tensorboard=tmp_path)
+    result = finetune(net(1), net(0), images_of(), config, name="run")
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    tags: dict[str, Any] = events.Tags()
+    assert {"loss", "lr", "images/s", "held-out score"} <= set(tags["scalars"])
+    assert len(events.Scalars("loss")) == result.steps
+    scores = [event.value for event in events.Scalars("held-out score")]
+    assert scores == pytest.approx([entry["score"] for entry in result.history])
+
+
+def test_the_weights_it_came_with_may_be_ruled_out() -> None:
+    scores = iter([0.9, 0.1, 0.2, 0.1])
+    result = finetune(
+        net(1), net(0), images_of(), FinetuneConfig(3), score=lambda m: next(scores), may_stay=False
+    )
+    assert result.best_epoch == 2
+    assert not math.isnan(result.seconds)
