@@ -342,6 +342,50 @@ def test_pairs_alternate_in_order(monkeypatch):
     assert pairs.tolist() == [[1.0, 2.0]] * 4
 
 
+def test_warms_up_after_the_first_runs_that_compile(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+
+    def run():
+        took = [30.0, 5.0, 5.0]  # compiled, recorded, replayed first
+
+        def once() -> float:
+            ms = took.pop(0) if took else 1.0
+            now[0] += ms / 30
+            return ms
+
+        return once
+
+    assert _interleave(run(), run(), runs=4).tolist() == [[1.0, 1.0]] * 4
+
+
+def test_every_net_is_compiled_however_many_came_before(monkeypatch):
+    target = Target("torch-cpu", 1)
+    object.__setattr__(target, "compiled", True)  # the GPU's way, with a compiler for the CPU
+    real, compiled = torch.compile, []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda model, mode: real(model, backend=backend))
+    for depth in range(1, 11):  # torch gives up after eight nets of a class
+        with latency.torch_runs(target, [_Deep(depth)], torch.randn(1, 3, 4, 4)) as (run,):
+            run()
+    assert len(compiled) == 10
+
+
+class _Deep(nn.Module):
+    """Nets of one class, each of another depth."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
 def test_torch_speedup():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     threads = torch.get_num_threads()

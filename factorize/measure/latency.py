@@ -110,6 +110,7 @@ def torch_runs(
         placed = [copy.deepcopy(m).to(dtype, memory_format=torch.channels_last) for m in placed]  # type: ignore[call-overload]
         inputs = tree_map(lambda v: _as_on_cuda(v, dtype), inputs)
     if target.compiled:
+        torch.compiler.reset()  # else torch runs a class's ninth net uncompiled, without an error
         placed = [torch.compile(model, mode="reduce-overhead") for model in placed]
 
     def run(model: Any) -> Run:
@@ -165,6 +166,8 @@ def _interleave(
     original: Callable[[], float], compressed: Callable[[], float], runs: int
 ) -> np.ndarray:
     """Take the times in ms of pairs of runs, (pairs, 2); each comes first every other time."""
+    for run in (original, compressed):
+        run()  # what is compiled here would use up the time of the warm-up
     begin = time.perf_counter()
     # Warm-up: allocation, kernel choice, caches, and threads that settle on their cores.
     while time.perf_counter() - begin < _WARMUP:
