@@ -30,7 +30,7 @@ from factorize.measure import (
 )
 from factorize.measure.latency import _interleave
 from factorize.spec import ConvSpec
-from factorize.tensor.call import batch_size, call, evaluating, model_on
+from factorize.tensor.call import batch_size, call, evaluating, laid_out_, model_on
 
 # torch warns that it pads a copy of the input for 'same' with an even kernel
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -420,6 +420,19 @@ def test_onnx_speedup(tmp_path):
     got = onnx_speedup(path, path, torch.randn(1, 3), Target(threads=1, batch=2), runs=3)
     assert 0 < got.speedup_p10 <= got.speedup <= got.speedup_p90
     assert (got.runtime, got.dtype, got.batch, got.runs) == ("onnxruntime", "float32", 2, 3)
+
+
+def test_channels_last_beside_kernels_of_five_axes():
+    flat = [nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 1), nn.ConvTranspose2d(4, 6, 2)]
+    wanted = [copy.deepcopy(one).to(memory_format=torch.channels_last).weight for one in flat]
+    model = nn.ModuleList([*flat, nn.Conv3d(4, 6, 3), nn.Linear(4, 6)])
+    before = [p.clone() for p in model.parameters()]
+    assert laid_out_(model, torch.channels_last) is model
+    assert [one.weight.stride() for one in flat] == [weight.stride() for weight in wanted]
+    assert model[3].weight.is_contiguous()
+    assert all(map(torch.equal, model.parameters(), before))
+    laid_out_(model, torch.contiguous_format)
+    assert all(p.is_contiguous() for p in model.parameters())
 
 
 def test_a_model_elsewhere_is_copied_not_moved():

@@ -592,6 +592,17 @@ def test_a_last_batch_of_one_image_has_no_statistics():
     assert all(math.isfinite(h["distance"]) for h in result.history)
 
 
+def test_channels_last_with_kernels_of_five_axes():
+    def volumes(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv3d(3, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+
+    batches = [(torch.randn(8, 3, 4, 4, 4),) for _ in range(2)]
+    data = Data(batches, batches, None, labelled=False, classes=None, source="noise")
+    result = finetune(volumes(0), volumes(1), data, FinetuneConfig(1, channels_last=True))
+    assert result.steps == 2
+
+
 def test_nothing_of_the_process_is_changed():
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState

@@ -21,6 +21,7 @@ from factorize.tensor.call import (
     call,
     evaluating,
     input_on,
+    laid_out_,
     model_dtype,
     model_on,
     onnx_feeds,
@@ -107,7 +108,7 @@ def torch_runs(
     timed = _wall_ms
     if target.device == "cuda":
         timed, dtype = _cuda_ms, getattr(torch, target.dtype)
-        placed = [copy.deepcopy(m).to(dtype, memory_format=torch.channels_last) for m in placed]  # type: ignore[call-overload]
+        placed = [laid_out_(copy.deepcopy(m).to(dtype), torch.channels_last) for m in placed]
         inputs = tree_map(lambda v: _as_on_cuda(v, dtype), inputs)
     if target.compiled:
         torch.compiler.reset()  # else torch runs a class's ninth net uncompiled, without an error

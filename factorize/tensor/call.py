@@ -84,6 +84,17 @@ def model_on(model: nn.Module, device: torch.device | str) -> nn.Module:
     return copy.deepcopy(model).to(device)
 
 
+def laid_out_(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Hold a model's tensors of four axes in a memory format, in place; returns the model.
+
+    ``Module.to`` fails where there are kernels of five axes too.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=layout)
+    return model
+
+
 def input_on(example_input: Any, device: torch.device | str) -> Any:
     """Return the example input with each of its tensors on the device."""
     return tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, example_input)

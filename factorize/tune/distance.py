@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from factorize.errors import DataError
-from factorize.tensor.call import evaluating, model_dtype
+from factorize.tensor.call import evaluating, laid_out_, model_dtype
 from factorize.types import Data
 
 
@@ -195,8 +195,8 @@ def channels_last(wanted: bool, *models: nn.Module) -> Iterator[None]:
         return
     try:
         for model in models:
-            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            laid_out_(model, torch.channels_last)
         yield
     finally:
         for model in models:
-            model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+            laid_out_(model, torch.contiguous_format)
