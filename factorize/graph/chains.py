@@ -72,9 +72,14 @@ def collapse_(model: nn.Module, plan: Plan) -> nn.Module:
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     dense: dict[int, nn.Module] = {}
+    weights: dict[tuple[int, ...], Any] = {}
     for layer in plan.factorized:
-        chain = modules[layer.spec.name]
-        dense[id(chain)] = _collapsed(layer, chain)
+        chain: Any = modules[layer.spec.name]
+        if id(chain) in dense:
+            continue
+        dense[id(chain)] = made = _collapsed(layer, chain)
+        factors = tuple(id(stage.weight) for stage in chain if hasattr(stage, "weight"))
+        made.weight = weights.setdefault(factors, made.weight)  # shared factors, shared weight
     for name, module in modules.items():
         if id(module) in dense and name:
             parent, _, child = name.rpartition(".")

@@ -1,0 +1,131 @@
+"""Cuts in several stages, and the original tuned beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import factorize
+from factorize.errors import DataError, RankError
+from factorize.io.data import load_data
+from factorize.io.digits import load_digits_model
+from factorize.pipeline import Wish, staged
+from factorize.plan import Budget
+
+X = torch.randn(1, 1, 8, 8)
+
+
+def compress(**options: Any) -> factorize.Result:
+    data = load_data("digits", input_shape=(1, 8, 8), batch_size=256)
+    settings = {"latency": False, "device": "cpu", "data": data, **options}
+    return factorize.compress(load_digits_model(), X, **settings)
+
+
+def equal(a: factorize.Result, b: factorize.Result) -> bool:
+    pairs = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
+    return all(map(torch.equal, *zip(*pairs, strict=True)))
+
+
+def pressed_at(stage: str, count: int) -> Any:
+    seen = 0
+
+    def progress(name: str, done: int, total: int, values: dict[str, float]) -> None:
+        nonlocal seen
+        seen += name == stage
+        if seen == count:
+            seen += 1
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_stages_cut_by_equal_shares() -> None:
+    whole = Wish(None, Budget(macs=0.25, speedup=4.0), None, {})
+    budgets = [wish.budget for wish in staged(whole, 2)]
+    assert [b.macs for b in budgets if b] == pytest.approx([0.5, 0.25])
+    assert [b.speedup for b in budgets if b] == pytest.approx([2.0, 4.0])
+    ranks = [wish.choice["rank"] for wish in staged(Wish(None, None, None, {"rank": 0.125}), 3)]
+    assert ranks == pytest.approx([0.5, 0.25, 0.125])
+
+
+@pytest.mark.parametrize(
+    "options", [{"rank": 8}, {"rank": "vbmf"}, {"energy": 0.9}, {"budget": Budget(max_drop=1.0)}]
+)
+def test_what_has_no_steps_is_told(options: dict[str, Any]) -> None:
+    with pytest.raises(RankError, match="--stages needs --speedup, --macs"):
+        compress(stages=2, finetune=1, **options)
+    with pytest.raises(RankError, match="at least 1, got 0"):
+        compress(stages=0, finetune=1, **options)
+
+
+def test_stages_need_a_tuning() -> None:
+    with pytest.raises(DataError, match="stages: is for a fine-tuning"):
+        compress(stages=2, rank=0.25)
+
+
+def test_a_staged_run_tunes_after_each_cut_and_resumes(tmp_path: Path) -> None:
+    out, config = tmp_path / "out", factorize.FinetuneConfig(1)
+    options = {"rank": 0.1, "stages": 2}
+    whole = compress(finetune=config, **options)
+    once = compress(finetune=config, rank=0.1)
+    quality = whole.report.quality
+    stages = [name for name in quality if "recalibrated" not in name]
+    assert stages == [
+        "original", "rewritten, stage 1 of 2", "finetuned, stage 1 of 2",
+        "rewritten, stage 2 of 2", "finetuned, stage 2 of 2", "control",
+    ]  # fmt: skip
+    assert whole.report.macs == once.report.macs
+    assert [layer.rank for layer in whole.plan.layers] == [layer.rank for layer in once.plan.layers]
+    assert whole.report.quality_now["top1"] > 95
+    assert whole.report.quality_now == quality["finetuned, stage 2 of 2"]
+
+    first = pressed_at("fine-tuning", 3)
+    cut = compress(finetune=config, out=out, progress=first, **options)
+    assert [p.name for p in out.glob("*.ckpt")] == ["finetune-1.ckpt"]
+    assert "rewritten, stage 2 of 2" not in cut.report.quality
+    resume = factorize.FinetuneConfig(1, resume=True)
+    with pytest.raises(KeyboardInterrupt):  # in the second cut
+        compress(finetune=resume, out=out, progress=pressed_at("factorize", 6), **options)
+    resumed = compress(finetune=resume, out=out, **options)
+    assert equal(whole, resumed)
+    assert not list(out.glob("*.ckpt"))
+
+
+def test_the_original_is_tuned_alike_beside_the_result(tmp_path: Path) -> None:
+    config = factorize.FinetuneConfig(2, lr=5e-3)
+    whole = compress(rank=8, finetune=config)
+    control, tuned = whole.report.control, whole.report.finetuning
+    assert control is not None
+    assert tuned is not None
+    assert (control["steps"], control["epochs_done"]) == (tuned["steps"], tuned["epochs_done"])
+    assert control["best_epoch"] > 0
+    assert whole.report.quality["control"]["agreement"] < 100  # it has moved
+    assert whole.report.quality_now == whole.report.quality["finetuned"]
+
+    out = tmp_path / "out"
+    cut = compress(rank=8, finetune=config, out=out, progress=pressed_at("tuning the original", 60))
+    assert cut.report.control is not None
+    assert cut.report.control["interrupted"]
+    assert (out / "control-finetune.ckpt").exists()
+    again = factorize.FinetuneConfig(2, lr=5e-3, resume=True)
+    resumed = compress(rank=8, finetune=again, out=out)
+    assert resumed.report.quality == whole.report.quality
+    assert resumed.report.control is not None
+    assert resumed.report.control["history"] == control["history"]
+    assert not list(out.glob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"control": False}, None), ({"label_weight": 0.0}, "without labels")],
+)
+def test_no_control_where_there_is_nothing_to_learn(
+    settings: dict[str, Any], told: str | None
+) -> None:
+    report = compress(rank=8, finetune=factorize.FinetuneConfig(1, **settings)).report
+    assert report.control is None
+    assert "control" not in report.quality
+    assert told is None or any(told in note for note in report.notes)
