@@ -63,6 +63,8 @@ class Run:
         By stage.
     remarks
         What its user should know.
+    output
+        Of the rewritten model for the example input.
     """
 
     model: nn.Module
@@ -79,6 +81,7 @@ class Run:
     remarks: list[str]
     quality: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    output: Any = None
     outcome: Outcome | None = None
     recalibration: tune.Recalibration | None = None
     tuned: tune.FinetuneResult | None = None
@@ -134,9 +137,9 @@ class Run:
             if last and not exact:
                 self.remarks += fit_remarks(self.how, fitted, reconstructed=self.fit.reconstruct)
             compressed = apply_(copied(reference), fitted)
-            output = check_runs(compressed, plan, self.example_input)
+            self.output = check_runs(compressed, plan, self.example_input)
             if last:
-                self.remarks += class_remark(output, self.data)
+                self.remarks += class_remark(self.output, self.data)
             if number == 1:
                 self.rate("original", self.model)
             self.rate(f"rewritten{name}", compressed)
@@ -189,7 +192,7 @@ class Run:
             return
         if self.tuned.interrupted or self.tuned.diverged:
             return
-        if not (data.labelled and config.label_weight):
+        if not (config.label_weight and tune.uses_labels(data, tune.tensors(self.output)[0])):
             self.remarks.append("no control: without labels the original has nothing to learn")
             return
         with self.timed("tune the original"):

@@ -17,7 +17,6 @@ from factorize import graph, methods
 from factorize.graph.rewrite import swapped
 from factorize.types import LayerPlan
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
@@ -50,4 +51,6 @@ class Bars:
         )
         if not self.console.is_terminal and time.monotonic() - self.logged > LOG_SECONDS:
             self.logged = time.monotonic()
+            left = next(t for t in self.progress.tasks if t.id == self.tasks[stage]).time_remaining
+            shown += "" if left is None else f"  {timedelta(seconds=round(left))} left"
             self.console.print(f"{stage} {count}  {shown}", highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from factorize.tune.checkpoint import missing_checkpoint
 from factorize.tune.config import FinetuneConfig, read_recipe, with_recipe
-from factorize.tune.distance import placed, to_model
+from factorize.tune.distance import placed, tensors, to_model, uses_labels
 from factorize.tune.finetune import FinetuneResult, finetune
 from factorize.tune.order import ordered
 from factorize.tune.recalibrate import Recalibration, recalibrate
@@ -19,6 +19,8 @@ __all__ = [
     "placed",
     "read_recipe",
     "recalibrate",
+    "tensors",
     "to_model",
+    "uses_labels",
     "with_recipe",
 ]
