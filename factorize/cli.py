@@ -120,6 +120,7 @@ def run(
     resize: options.Resize = None,
     crop: options.Crop = None,
     batch_size: options.BatchSize = 128,
+    workers: options.Workers = None,
     evaluate: options.Evaluate = None,
     fit: options.Fit = None,
     calibration_images: options.CalibrationImages = 1000,
@@ -183,8 +184,9 @@ def run(
     images = None
     if data is not None and (shape is None or searching or not dry_run):
         images = load_data(
-            data, preprocessing=preprocessing, input_shape=shape, batch_size=batch_size, seed=seed
-        )
+            data, preprocessing=preprocessing, input_shape=shape, batch_size=batch_size, seed=seed,
+            workers=workers,
+        )  # fmt: skip
     sample = example(loaded, shape, images, seed)
     described = f"{loaded.arch}, input {'x'.join(map(str, sample.shape[1:]))}"
 
@@ -269,7 +271,8 @@ def main() -> None:
 
 
 def _fail(message: str) -> int:
-    line = " ".join(message.split())
+    # A worker that reads images hands its error on as the end of a traceback.
+    line = " ".join(message.rpartition("\nfactorize.errors.DataError: ")[2].split())
     if len(line) > LONGEST:  # the place is at its start, the fix at its end
         line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
     _err.print(f"error: {line}", style="bold red", markup=False,

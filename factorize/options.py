@@ -110,6 +110,9 @@ Crop = Annotated[int | None, typer.Option(
     help="Side of the central crop in pixels.", rich_help_panel=_DATA)]
 BatchSize = Annotated[int, typer.Option(
     min=1, help="Images per batch.", rich_help_panel=_DATA)]
+Workers = Annotated[int | None, typer.Option(
+    min=0, max=256, metavar="N", help="Processes that read images; default: up to 8 for a folder "
+    "of images where there is a GPU, else none.", rich_help_panel=_DATA)]
 Evaluate = Annotated[str | None, typer.Option(
     metavar="REF",
     help="Your own measure, module:function or path/file.py:function: model -> number or "

@@ -193,7 +193,9 @@ class Run:
         if self.tuned.interrupted or self.tuned.diverged:
             return
         if not (config.label_weight and tune.uses_labels(data, tune.tensors(self.output)[0])):
-            self.remarks.append("no control: without labels the original has nothing to learn")
+            self.remarks.append(
+                "no control: no labels are tuned to, so that the original has nothing to learn"
+            )
             return
         with self.timed("tune the original"):
             model, self.control = control(

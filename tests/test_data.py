@@ -181,6 +181,14 @@ def test_classes_are_numbered_by_the_training_split(tmp_path):
     assert next(iter(load_data(tmp_path).test))[1].tolist() == [2, 2]
 
 
+def test_workers_read_the_same(tmp_path):
+    save_images(tmp_path / "train" / "a", 6)
+    save_images(tmp_path / "train" / "b", 6)
+    both = [load_data(tmp_path, workers=n, batch_size=4) for n in (0, 1)]
+    for one, two in zip(*(list(data.train) for data in both), strict=True):
+        assert all(map(torch.equal, one, two))
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_folder_without_classes(tmp_path, nested):
     save_images(tmp_path / "train" if nested else tmp_path, 10, mode="L")

@@ -120,7 +120,7 @@ def test_the_original_is_tuned_alike_beside_the_result(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [({"control": False}, None), ({"label_weight": 0.0}, "without labels")],
+    [({"control": False}, None), ({"label_weight": 0.0}, "no labels are tuned to")],
 )
 def test_no_control_where_there_is_nothing_to_learn(
     settings: dict[str, Any], told: str | None

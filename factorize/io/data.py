@@ -5,10 +5,13 @@ The use of each split is fixed: tune on train, choose on holdout, report on test
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
@@ -22,6 +25,7 @@ from factorize.io.preprocessing import Preprocessing
 from factorize.types import Batch, Data
 
 _MOST_PIXELS = 10_000  # of a side
+_MOST_WORKERS = 8
 
 
 def load_data(
@@ -32,7 +36,7 @@ def load_data(
     batch_size: int = 128,
     seed: int = 0,
     holdout: int = 1000,
-    workers: int = 0,
+    workers: int | None = None,
 ) -> Data:
     """Load a dataset for a model that takes images of ``input_shape`` (C, H, W).
 
@@ -56,7 +60,8 @@ def load_data(
     holdout
         Images taken off the training split and never trained on; at most 20 % of it.
     workers
-        Processes that read images; 0 reads in this one.
+        Processes that read images; 0 reads in this one. None: up to 8 for a folder of images where
+        there is a GPU that they would keep waiting, else 0.
 
     Raises
     ------
@@ -64,7 +69,7 @@ def load_data(
         If it cannot be read or does not fit the model.
     """
     _check_numbers(preprocessing, seed)
-    loading = Loading(batch_size, seed, holdout, workers)
+    loading = Loading(batch_size, seed, holdout, workers or 0)
     name, path = str(source), Path(source).expanduser()
     if name == "digits":
         if input_shape not in (None, (1, 8, 8)):
@@ -72,7 +77,7 @@ def load_data(
                 f"digits: the images are 1x8x8, the model takes {'x'.join(map(str, input_shape))}. "
                 "Use it with the digits model, or give the data the model was trained on."
             )
-        return digits_data(batch_size, seed, holdout, workers)
+        return digits_data(batch_size, seed, holdout, loading.workers)
     if ":" in name and not path.exists():
         return _from_function(name, loading)
     transform = Transform.of(preprocessing, input_shape)
@@ -83,6 +88,8 @@ def load_data(
             parts = npz_folder(trains, tests[0] if tests else None, transform)
         else:
             parts = image_folder(path, transform)
+            if workers is None and torch.cuda.is_available():
+                loading = replace(loading, workers=min(_MOST_WORKERS, os.cpu_count() or 1))
     elif path.suffix == ".npz" and path.is_file():
         parts = npz_file(path, transform, seed)
     else:

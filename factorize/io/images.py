@@ -243,6 +243,7 @@ def build(
         return DataLoader(
             images,
             num_workers=loading.workers,
+            pin_memory=torch.cuda.is_available(),  # the copy to the device then does not wait
             collate_fn=_as_read,
             generator=torch.Generator().manual_seed(loading.seed),  # leaves the global one alone
             **how,
