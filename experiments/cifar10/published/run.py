@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, default=HERE / "full.toml")
     parser.add_argument("--net", choices=("resnet20", "resnet56"), action="append")
+    parser.add_argument(
+        "--only", default="*", help="a glob on METHOD-SHARE; dense-1 is the control"
+    )
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--images", type=int, help="train on so many only")
     parser.add_argument("--device", default="auto")
@@ -75,7 +79,8 @@ def _run(
     if options.images:
         data = fewer(data, options.images, seed)
     device = resolve_device(options.device)
-    for method, macs in wanted:
+    chosen = [one for one in wanted if fnmatchcase(f"{one[0]}-{one[1]:g}", options.only)]
+    for method, macs in chosen:
         key = {"net": net, "method": method, "macs_wanted": macs, "seed": seed,
                "recipe": options.recipe.name, "images": options.images}  # fmt: skip
         if any(key.items() <= row.items() for row in rows(options.out)):
