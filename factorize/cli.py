@@ -215,7 +215,7 @@ def run(
 
     folder = out or default_out(model)
     tuning = with_recipe(
-        read_recipe(recipe) if recipe else {}, epochs=finetune, lr=lr, seed=seed,
+        read_recipe(recipe) if recipe else {}, epochs=finetune, lr=lr, seed=seed or None,
         resume=resume, tensorboard=tensorboard,
     )  # fmt: skip
     if lr is not None and not tuning.epochs:

@@ -50,10 +50,15 @@ def tuned(
 ) -> tune.FinetuneResult:
     """Fine-tune `model`, which `plan` made of `original`, with the help of all processes."""
     processes.share(_Task(plan, config, origin))
-    return tune.finetune(
-        model, original, data, config, device=device, progress=progress, origin=origin, name=name,
-        may_stay=may_stay,
-    )  # fmt: skip
+    try:
+        return tune.finetune(
+            model, original, data, config, device=device, progress=progress, origin=origin,
+            name=name, may_stay=may_stay,
+        )  # fmt: skip
+    except BaseException as failure:
+        # The others failed alike, or wait in a step: they hear of it when this process ends.
+        failure.__dict__["in_step"] = True
+        raise
 
 
 def assist(model: nn.Module, data: Data | None, device: str) -> Any:
@@ -80,9 +85,14 @@ def assist(model: nn.Module, data: Data | None, device: str) -> Any:
 
 def dismiss(value: Any = None, failure: BaseException | None = None) -> None:
     """Tell the other processes that the main one is done."""
-    if processes.count() > 1 and not isinstance(failure, ProcessError):
-        told = failure and (str(failure) or type(failure).__name__)
+    if processes.count() == 1 or vars(failure or Exception()).get("in_step"):
+        return
+    told = failure and (str(failure) or type(failure).__name__)
+    try:
         processes.share(_End(value, told))
+    except RuntimeError as error:
+        if failure is None or not processes.is_lost(error):
+            raise
 
 
 def control(

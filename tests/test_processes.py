@@ -16,7 +16,7 @@ import interrupting
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from factorize.tune import FinetuneConfig, finetune
 from factorize.types import Data
@@ -30,6 +30,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "features, moved": {
         "feature_weight": 1.0, "flip": True, "crop": 2, "max_grad_norm": 0.0,
     },
+    "parts": {"micro_batches": 5},
+    "a last batch of one image": {"batch": 37},
 }  # fmt: skip
 TESTS = Path(__file__).parent
 
@@ -55,14 +57,16 @@ class Net(nn.Module):
         return self.head(z.mean((2, 3))), z
 
 
-def tuned(**settings: Any) -> dict[str, Any]:
-    """A run whose last batch does not divide evenly."""
+def tuned(batch: int = 16, **settings: Any) -> dict[str, Any]:
+    """A run whose last batch does not divide evenly; the order is for the seed to decide."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(75, 3, 8, 8, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 4, (75,), generator=generator)
-    train = DataLoader(TensorDataset(images, labels), batch_size=16, shuffle=True)
+    pairs = TensorDataset(images, labels)
+    train = DataLoader(pairs, batch_sampler=BatchSampler(RandomSampler(pairs), batch, False))
     data = Data(train, [(images[:20], labels[:20])], None, True, 4, "random images")
     original, model = Net(0, False).double(), Net(1, True).double()
+    torch.manual_seed(int(os.environ.get("RANK", "7")))
     result = finetune(model, original, data, FinetuneConfig(3, **settings))
     return {"state": model.state_dict(), "history": result.history, "processes": result.processes}
 
@@ -88,6 +92,8 @@ def test_two_processes_tune_as_one(tmp_path: Path) -> None:
         for rank in range(2):
             two = torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True)
             assert (one["processes"], two["processes"]) == (1, 2)
+            if "micro_batches" in settings and rank == 0:
+                one = {**two, "processes": 1}  # norms see other parts than in one process
             for key, value in one["state"].items():
                 assert torch.allclose(value, two["state"][key], rtol=1e-7, atol=1e-9), (name, key)
             for a, b in zip(one["history"], two["history"], strict=True):
@@ -143,6 +149,39 @@ def test_bad_input_is_told_once(tmp_path: Path) -> None:
     assert ran.stderr.count("error: ") == 1, ran.stderr[-3000:]
 
 
+def test_what_the_main_process_alone_meets_ends_all(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    interrupting.prepare(folder)
+    ran = launch(__file__, "fail", *interrupting.ARGUMENTS, folder=folder)
+    assert ran.returncode != 0
+    assert ran.stderr.count("error: finetune.ckpt: no room") == 1, ran.stderr[-3000:]
+    (folder / "out").mkdir(exist_ok=True)
+    (folder / "out" / "finetune.ckpt").write_bytes(b"damaged")
+    ran = launch("-m", "factorize", *interrupting.ARGUMENTS, "--resume", folder=folder)
+    assert ran.returncode != 0
+    assert ran.stderr.count("error: ") == 1, ran.stderr[-3000:]
+    assert "not a readable fine-tuning checkpoint" in ran.stderr
+
+
+def _fail(arguments: list[str]) -> None:
+    """Where the others are in a step already."""
+    from factorize.errors import OutputError
+    from factorize.tune import checkpoint
+
+    def write(*_: Any) -> None:
+        if len(tried) == 1:
+            raise OutputError("finetune.ckpt: no room.")
+        tried.append(1)
+
+    tried: list[int] = []
+    if os.environ["RANK"] == "0":
+        checkpoint.write = write
+    sys.argv = ["factorize", *arguments]
+    from factorize.cli import main
+
+    main()
+
+
 def _lose(arguments: list[str]) -> None:
     if os.environ["RANK"] == "1":
         interrupting.strike_at(
@@ -159,6 +198,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "lose":
         _lose(sys.argv[2:])
+    elif sys.argv[1] == "fail":
+        _fail(sys.argv[2:])
     else:
         for number, settings in enumerate(RUNS.values()):
             torch.save(tuned(**settings), f"{number}-{os.environ['RANK']}.pt")

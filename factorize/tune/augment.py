@@ -62,6 +62,11 @@ def mixed(images: Tensor, config: FinetuneConfig) -> tuple[Tensor, Tensor | None
         (N, C, H, W).
     shares
         (N, N): how much of each image of the batch is in each; None where nothing was mixed.
+
+    Raises
+    ------
+    DataError
+        If they are no images.
     """
     from torchvision.transforms import v2
 
@@ -70,6 +75,11 @@ def mixed(images: Tensor, config: FinetuneConfig) -> tuple[Tensor, Tensor | None
     kinds += [v2.CutMix(alpha=config.cutmix, num_classes=size)] if config.cutmix else []
     if not kinds:
         return images, None
+    if images.ndim != 4:
+        raise DataError(
+            f"mixup: images must be (C, H, W), got {tuple(images.shape[1:])}. Leave mixup and cutmix "
+            "out of the recipe."
+        )
     # Each image a class of its own: the mixed labels then are the shares.
     return kinds[int(torch.randint(len(kinds), ()))](
         images, torch.arange(size, device=images.device)

@@ -55,11 +55,11 @@ class RunState:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Copy a state dict that later training leaves alone."""
-    return {
-        key: value.detach().clone() if isinstance(value, Tensor) else value
-        for key, value in model.state_dict().items()
-    }
+    """Copy a state dict, with the versions of its modules, that later training leaves alone."""
+    state = model.state_dict()
+    for key, value in state.items():
+        state[key] = value.detach().clone() if isinstance(value, Tensor) else value
+    return state
 
 
 def fingerprint(start: nn.Module, original: nn.Module, **settings: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from factorize import processes
-from factorize.errors import ModelLoadError, ProcessError
+from factorize.errors import DataError, ModelLoadError, ProcessError
 from factorize.signals import Terminated, collected, uninterrupted
 from factorize.tune import checkpoint
 from factorize.tune.batch_norm import together
@@ -127,8 +127,11 @@ class Training:
                 torch.manual_seed((config.seed * 1_000_003 + state.steps) % 2**63)
                 start = time.monotonic()
                 size, batch = next(batches, (0, ()))
-                if size < processes.count() or (size == 1 and state.batch):
+                last = state.batch == self.per_epoch - 1 > 0
+                if not size or (last and (size == 1 or size < processes.count())):
                     break  # a last batch of one image has no batch statistics
+                if size < processes.count():
+                    raise _too_small(size)
                 with uninterrupted():
                     self._take(batch, size, start)
                 if self.stopped:
@@ -238,3 +241,11 @@ class Training:
             f"fine-tuning: another of the {processes.count()} processes ended at step "
             f"{self.state.steps + 1}. {kept}"
         )
+
+
+def _too_small(size: int) -> DataError:
+    count = processes.count()
+    return DataError(
+        f"train: a batch must have an image for each of the {count} processes, got {size}. Give "
+        "larger batches, or start fewer processes."
+    )

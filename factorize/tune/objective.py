@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from factorize import processes
-from factorize.errors import UnsupportedLayerError
+from factorize.errors import DataError, UnsupportedLayerError
 from factorize.tensor.call import evaluating
 from factorize.tune.config import FinetuneConfig
 from factorize.tune.distance import distance, label_loss, relative, tensors, uses_labels
@@ -70,6 +70,11 @@ class Objective:
             far_off = [relative(s, t, _energy) for s, t in zip(features, wanted, strict=True)]
             loss = loss + config.feature_weight * torch.stack(far_off).mean()
             blank = blank + config.feature_weight
+        if not loss.requires_grad:
+            raise DataError(
+                "label_weight: must have labels of the model's classes where nothing else counts, "
+                "got none. Give the data the model was trained on, or a logit_weight."
+            )
         return loss, blank.detach()
 
     @property

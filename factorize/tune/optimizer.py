@@ -110,4 +110,7 @@ class Average:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    """Each one once: exchanging a shared one by each of its names would mix it up."""
+    state = model.state_dict(keep_vars=True)
+    names = {id(v): k for k, v in reversed(state.items()) if isinstance(v, Tensor)}
+    return {name: state[name] for name in names.values()}

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from factorize import processes
 from factorize.errors import DataError
@@ -41,6 +41,7 @@ def length(batches: Iterable[Batch]) -> int:
 def ordered(train: Iterable[Batch], seed: int) -> Iterator[None]:
     """Let the seed alone decide the order in which a DataLoader takes its samples."""
     sampler: Any = getattr(train, "sampler", None)
+    sampler = getattr(getattr(train, "batch_sampler", None), "sampler", sampler)
     if hasattr(sampler, "set_epoch"):
         before = getattr(sampler, "epoch", 0)
         sampler.set_epoch(seed)
@@ -83,12 +84,14 @@ class Feed:
         begins is drawn here, not with the first batch.
         """
         train = self.train
-        sampler = train.batch_sampler if isinstance(train, DataLoader) else None
+        listing = isinstance(train, DataLoader) and not isinstance(train.dataset, IterableDataset)
+        sampler = train.batch_sampler if listing else None
         whole = first == 0 and processes.count() == 1 and self.held is None
         if sampler is None or whole:
             return map(_part_of, islice(iter(train), first, end))
         listed = [list(batch) for batch in islice(iter(sampler), first, end)]
-        parts = [batch[processes.part(len(batch))] for batch in listed]
+        # A batch of fewer images than processes is left out, but no loader can read nothing.
+        parts = [batch[processes.part(len(batch))] or batch[:1] for batch in listed]
         return zip(map(len, listed), self._read(parts), strict=True)
 
     def _read(self, parts: list[list[int]]) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from factorize import processes
+from factorize.signals import uninterrupted
 from factorize.tune.augment import mixed, moved
 from factorize.tune.config import FinetuneConfig
 from factorize.tune.distance import to_model
@@ -75,8 +76,9 @@ class Step:
         labels = batch[1] if len(batch) > 1 else None
         self.optimizer.zero_grad()
         sums = torch.zeros(2 + len(flags), dtype=torch.float64)
-        parts = torch.arange(len(images)).chunk(config.micro_batches)
-        for chunk in parts:
+        # As many parts in all processes, which wait for each other in each; of two images at least.
+        parts = min(config.micro_batches, max(1, size // processes.count() // 2))
+        for chunk in torch.arange(len(images)).tensor_split(parts):
             rows = slice(int(chunk[0]), int(chunk[-1]) + 1)
             loss, blank = self.objective(
                 self.student, self.teacher, images[rows],
@@ -100,13 +102,17 @@ class Step:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Let the model have the averaged weights, where there are any."""
-        if self.average:
-            self.average.swap()
+        swapped = False
         try:
+            with uninterrupted():  # half of them exchanged would be saved as the state of the run
+                if self.average:
+                    self.average.swap()
+                    swapped = True
             yield
         finally:
-            if self.average:
-                self.average.swap()
+            with uninterrupted():
+                if self.average and swapped:
+                    self.average.swap()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
