@@ -23,7 +23,8 @@ from factorize.plan import Budget
 from factorize.report import CONTROL
 from factorize.search import Outcome, SearchConfig, run_search
 from factorize.stages import copied, make_plan, measure
-from factorize.tuning import control, tuned
+from factorize.tensor.call import call, evaluating
+from factorize.tuning import control, control_checkpoint, tuned
 from factorize.types import Data, Metric, Plan, Progress
 
 CHECKPOINT = "finetune.ckpt"
@@ -87,14 +88,18 @@ class Run:
     tuned: tune.FinetuneResult | None = None
     control: tune.FinetuneResult | None = None
 
-    def cut(self, reference: nn.Module, wish: Wish, kept: Path | None) -> tuple[Plan, Fitted]:
-        """Choose methods and ranks for a model, and fit the chains.
+    def cut(
+        self, reference: nn.Module, wish: Wish, kept: Path | None, last: bool
+    ) -> tuple[Plan, Fitted | None]:
+        """Choose methods and ranks for a model, and fit the chains; None where none is worth it.
 
         Parameters
         ----------
         kept
             The plan that an interrupted run searched: times differ from run to run, and what was
             tuned so far belongs to it.
+        last
+            Whether it is an error then: the first of several stages may well cut too little.
         """
         if wish.searching and kept is not None and kept.exists():
             wish = Wish(planning.load_plan(kept), None, None, {})
@@ -114,6 +119,8 @@ class Run:
                     reference, self.example_input, edited=wish.plan, seed=self.seed,
                     progress=self.progress, **wish.choice,
                 )  # fmt: skip
+                if not last and not plan.factorized:
+                    return plan, None
                 check_not_empty(plan)
             with self.timed("factorize"):
                 fitted = fit_layers(
@@ -127,20 +134,24 @@ class Run:
     def compress(self, wishes: list[Wish]) -> tuple[nn.Module, Plan, Fitted]:
         """Cut, recalibrate and tune, once for each wish, from the last one's result on."""
         reference = self.model
+        self._forget(len(wishes))
         exact = wishes[-1].choice.get("rank") == "lossless"
         for number, wish in enumerate(wishes, 1):
             last = number == len(wishes)
             name = "" if len(wishes) == 1 else f", stage {number} of {len(wishes)}"
             tuning = of_stage(self.tuning, number, len(wishes))
             kept = searched(tuning.checkpoint) if tuning.checkpoint and tuning.resume else None
-            plan, fitted = self.cut(reference, wish, kept)
+            plan, fitted = self.cut(reference, wish, kept, last)
+            if fitted is None:
+                self.remarks.append(f"no layer is cheaper as a chain{name}: nothing was cut")
+                continue
             if last and not exact:
                 self.remarks += fit_remarks(self.how, fitted, reconstructed=self.fit.reconstruct)
             compressed = apply_(copied(reference), fitted)
             self.output = check_runs(compressed, plan, self.example_input)
             if last:
                 self.remarks += class_remark(self.output, self.data)
-            if number == 1:
+            if not self.quality:
                 self.rate("original", self.model)
             self.rate(f"rewritten{name}", compressed)
             if self.data is not None and not exact:
@@ -151,7 +162,18 @@ class Run:
                         break
             if not last:
                 reference = graph.collapse_(copied(compressed), plan)
+        assert fitted is not None
         return compressed, plan, fitted
+
+    def _forget(self, stages: int) -> None:
+        """Remove what an earlier run left of later tunings, which this one is not to resume."""
+        if self.tuning.resume or not self.tuning.epochs:
+            return
+        of_stages = [of_stage(self.tuning, number, stages).checkpoint
+                     for number in range(2, stages + 1)]  # fmt: skip
+        for path in (*of_stages, control_checkpoint(self.tuning)):
+            if path is not None and path.is_file():
+                path.unlink()
 
     def _recalibrate(self, compressed: nn.Module, data: Data, name: str) -> None:
         with self.timed("recalibrate"):
@@ -204,6 +226,8 @@ class Run:
         self.rate(CONTROL, model)
         if self.control.interrupted:
             self.remarks.append("tuning the original interrupted; --resume goes on")
+        if self.control.stopped:
+            self.remarks.append(f"tuning the original stopped early: {self.control.stopped}")
 
     @property
     def interrupted(self) -> bool:

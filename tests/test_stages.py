@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import factorize
-from factorize.errors import DataError, RankError
+from factorize.errors import DataError, NoConvolutionError, RankError
 from factorize.io.data import load_data
 from factorize.io.digits import load_digits_model
 from factorize.pipeline import Wish, staged
@@ -116,6 +117,34 @@ def test_the_original_is_tuned_alike_beside_the_result(tmp_path: Path) -> None:
     assert resumed.report.control is not None
     assert resumed.report.control["history"] == control["history"]
     assert not list(out.glob("*.ckpt"))
+
+
+def test_a_first_stage_that_would_cut_nothing_is_left_out() -> None:
+    quality = compress(rank=0.25, stages=4, finetune=factorize.FinetuneConfig(1)).report.quality
+    assert "rewritten, stage 1 of 4" not in quality
+    assert "rewritten, stage 4 of 4" in quality
+    with pytest.raises(NoConvolutionError):
+        compress(rank=0.9, stages=2, finetune=1)
+
+
+def test_no_control_by_labels_that_are_not_the_models() -> None:
+    data = replace(load_data("digits", input_shape=(1, 8, 8), batch_size=256), classes=7)
+    config = factorize.FinetuneConfig(1, logit_weight=0.0, feature_weight=1.0)
+    report = compress(rank=8, finetune=config, data=data).report
+    assert report.control is None
+    assert any("no control" in note for note in report.notes)
+
+
+def test_a_run_does_not_resume_what_an_earlier_one_left(tmp_path: Path) -> None:
+    out, slow = tmp_path / "out", factorize.FinetuneConfig(1, lr=1e-3)
+    pressed = pressed_at("tuning the original", 3)
+    compress(rank=8, finetune=slow, out=out, progress=pressed)
+    assert (out / "control-finetune.ckpt").exists()
+    config = factorize.FinetuneConfig(1)
+    pressed = pressed_at("fine-tuning", 3)
+    compress(rank=8, finetune=config, out=out, progress=pressed, force=True)
+    resumed = compress(rank=8, finetune=replace(config, resume=True), out=out)
+    assert resumed.report.control is not None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from torch.utils.data import (
     RandomSampler,
     TensorDataset,
 )
+from typer.testing import CliRunner
 
+from factorize import cli
 from factorize.errors import DataError
 from factorize.tune import FinetuneConfig, finetune
 from factorize.tune.checkpoint import snapshot
@@ -135,3 +137,20 @@ def test_only_images_are_mixed(setting: str) -> None:
     config = FinetuneConfig(1, **{setting: 1.0})  # type: ignore[arg-type]
     with pytest.raises(DataError, match="mixup: images must be"):
         finetune(nn.Linear(6, 4), nn.Linear(6, 4), one, config)
+
+
+@pytest.mark.parametrize(("given", "seed"), [([], 5), (["--seed", "3"], 3)])
+def test_a_recipes_seed_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], seed: int
+) -> None:
+    def compress(*_: Any, finetune: FinetuneConfig, **__: Any) -> None:
+        seen.append(finetune.seed)
+        raise KeyboardInterrupt
+
+    seen: list[int] = []
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text('{"seed": 5}')
+    monkeypatch.setattr(cli, "compress", compress)
+    monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(cli.app, ["digits", "--rank", "8", "--recipe", str(recipe), *given])
+    assert seen == [seed]

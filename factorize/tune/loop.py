@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import Any
@@ -80,6 +80,7 @@ class Training:
                 if processes.count() > 1:
                     self.pressed = held.enter_context(collected())
                 self._epochs()
+                self._heed(processes.total(torch.tensor(self._asked()).to(self.device)).tolist())
         except KeyboardInterrupt as pressed:
             self._save()
             if not self.state.history or isinstance(pressed, Terminated):
@@ -145,9 +146,8 @@ class Training:
         """One step, and what it tells; raises Ctrl-C in all processes alike."""
         state, config = self.state, self.config
         total = config.epochs * self.per_epoch
-        asked = tuple(float(n in self.pressed) for n in (signal.SIGINT, signal.SIGTERM))
         at = state.epoch * self.per_epoch + state.batch
-        loss, blank, told = self.step(batch, size, at, total, asked if self.pressed else (0.0, 0.0))
+        loss, blank, told = self.step(batch, size, at, total, self._asked())
         if not math.isfinite(loss):
             return self._stop(f"the loss was {loss} at step {state.steps + 1}")
         state.losses.add(loss, blank)
@@ -167,11 +167,18 @@ class Training:
             self.scalars.add(values, state.steps)
             if self.progress:
                 self.progress(self.name, state.steps, total, values)
-        if any(told):
-            raise Terminated if told[1] else KeyboardInterrupt
+        self._heed(told)
         if reason := state.losses.diverged(ends_epoch=False):
             return self._stop(reason)
         return None
+
+    def _asked(self) -> tuple[float, float]:
+        """Whether Ctrl-C and SIGTERM came to this one of several processes."""
+        return float(signal.SIGINT in self.pressed), float(signal.SIGTERM in self.pressed)
+
+    def _heed(self, told: Sequence[float]) -> None:
+        if any(told):
+            raise Terminated if told[1] else KeyboardInterrupt
 
     def _stop(self, reason: str) -> None:
         self.stopped = f"{reason}; lower the learning rate, {self.config.peak:g}"
