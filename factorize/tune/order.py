@@ -84,8 +84,9 @@ class Feed:
         begins is drawn here, not with the first batch.
         """
         train = self.train
-        listing = isinstance(train, DataLoader) and not isinstance(train.dataset, IterableDataset)
-        sampler = train.batch_sampler if listing else None
+        sampler = train.batch_sampler if isinstance(train, DataLoader) else None
+        if isinstance(train, DataLoader) and isinstance(train.dataset, IterableDataset):
+            sampler = None  # it has no indices
         whole = first == 0 and processes.count() == 1 and self.held is None
         if sampler is None or whole:
             return map(_part_of, islice(iter(train), first, end))
