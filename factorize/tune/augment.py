@@ -77,8 +77,8 @@ def mixed(images: Tensor, config: FinetuneConfig) -> tuple[Tensor, Tensor | None
         return images, None
     if images.ndim != 4:
         raise DataError(
-            f"mixup: images must be (C, H, W), got {tuple(images.shape[1:])}. Leave mixup and cutmix "
-            "out of the recipe."
+            f"mixup: images must be (C, H, W), got {tuple(images.shape[1:])}. Leave mixup and "
+            "cutmix out of the recipe."
         )
     # Each image a class of its own: the mixed labels then are the shares.
     return kinds[int(torch.randint(len(kinds), ()))](
