@@ -17,11 +17,12 @@ from factorize.delivery import deliver, reported
 from factorize.errors import DataError, PlanError, RankError
 from factorize.fit import FitConfig
 from factorize.measure import Target
-from factorize.pipeline import CHECKPOINT, Run, Wish, of_stage, staged, work_files
+from factorize.pipeline import Run
 from factorize.plan import Budget
 from factorize.report import Report, write_html
 from factorize.search import SearchConfig, latency_model
 from factorize.stages import beside, copied, unfitted
+from factorize.staging import CHECKPOINT, Wish, of_stage, staged, work_files
 from factorize.tensor.call import batch_size
 from factorize.tuning import assist, dismiss
 from factorize.types import Data, Metric, Plan, Progress

@@ -21,6 +21,8 @@ from factorize.types import Data
 
 _MOST_VALUES = 10**8  # of one input
 
+LONGEST = 900  # characters of a message: a value in it may be of any length
+
 
 def rank_of(text: str | None) -> int | float | str | None:
     """An integer, a share, or a word."""
@@ -182,3 +184,10 @@ def check_wish(
             "one of --rank, --energy, --lossless, --plan and a budget (--speedup, --macs, "
             "--params, --max-drop, --sweep) is needed, for example --speedup 2."
         )
+
+
+def one_line(message: str) -> str:
+    """A message as it is shown; its place is at the start, the fix at the end."""
+    # A worker that reads images hands its error on as the end of a traceback.
+    line = " ".join(message.rpartition("\nfactorize.errors.DataError: ")[2].split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"

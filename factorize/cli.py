@@ -21,6 +21,7 @@ from factorize.arguments import (
     default_out,
     example,
     json_object,
+    one_line,
     pick_of,
     preprocessing_of,
     rank_of,
@@ -39,6 +40,7 @@ from factorize.measure import Target
 from factorize.plan import load_plan
 from factorize.report import Bars, Console, compare_reports, plan_table, show, verdict
 from factorize.search import SearchConfig
+from factorize.signals import terminable
 from factorize.stages import make_plan, search_plan
 from factorize.tune import read_recipe, with_recipe
 
@@ -82,10 +84,8 @@ reason is in the table.
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 compare_app = typer.Typer(add_completion=False)
-LONGEST = 900  # characters of a message: a value in it may be of any length
 UNREACHED = 3  # exit code: what was asked for cannot be had, or is not faster
-_quiet = not processes.is_main()
-_out, _err = Console(quiet=_quiet), Console(stderr=True, quiet=_quiet)
+_out, _err = (Console(stderr=err, quiet=not processes.is_main()) for err in (False, True))
 
 
 @app.command(help=_HELP, no_args_is_help=True)
@@ -213,13 +213,13 @@ def run(
         check_not_empty(planned)
         return
 
-    folder = out or default_out(model)
     tuning = with_recipe(
         read_recipe(recipe) if recipe else {}, epochs=finetune, lr=lr, seed=seed or None,
         resume=resume, tensorboard=tensorboard,
     )  # fmt: skip
-    if lr is not None and not tuning.epochs:
-        raise DataError("--lr is for a fine-tuning, got 0 epochs. Give --finetune EPOCHS.")
+    if (lr is not None or recipe) and not tuning.epochs:
+        raise DataError("--lr, --recipe: are for a tuning, got 0 epochs. Give --finetune EPOCHS.")
+    folder = out or default_out(model)
     before = written(folder)
     try:
         with Bars(_err) as bars:
@@ -227,9 +227,8 @@ def run(
                 loaded.model, sample, plan=given, budget=budget, target=timed,
                 search=config if searching else None,
                 data=images, evaluate=metric, fit=fitting, finetune=tuning, stages=stages,
-                refresh=refresh,
-                command=shlex.join(["factorize", *sys.argv[1:]]), out=folder, force=force,
-                device=device, threads=threads, seed=seed, name=loaded.arch, notes=loaded.notes,
+                refresh=refresh, command=shlex.join(["factorize", *sys.argv[1:]]), out=folder,
+                force=force, device=device, threads=threads, seed=seed, name=loaded.arch, notes=loaded.notes,
                 progress=bars.update, **choice,
             )  # fmt: skip
         by_time = sweep is not None or (budget is not None and budget.timed)
@@ -250,33 +249,35 @@ def compare(
 
 def main() -> None:
     """Run the command; an error is one line, and exit code 2, or 3 where a budget can't be kept."""
-    comparing = sys.argv[1:2] == ["compare"]
-    command = typer.main.get_command(compare_app if comparing else app)
-    try:
-        code = command(sys.argv[2:] if comparing else None, standalone_mode=False)
-    except BudgetError as error:
-        _fail(str(error))
-        code = UNREACHED
-    except FactorizeError as error:
-        code = _fail(str(error))
-    except (RunInterrupted, typer.Abort) as error:
-        left = str(error) or "nothing was written"
-        _err.print(Text(f"interrupted: {left}", style="bold red"), soft_wrap=True)
-        code = getattr(error, "code", 128 + signal.SIGINT)
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # not the parser's own complaint: a bug of ours
-            raise
-        code = _fail(f"{error.format_message().rstrip('.')}. See --help.")  # type: ignore[attr-defined]
+    with terminable():  # until what there is to tell is told
+        code = _ended()
     sys.exit(code or 0)
 
 
-def _fail(message: str) -> int:
-    # A worker that reads images hands its error on as the end of a traceback.
-    line = " ".join(message.rpartition("\nfactorize.errors.DataError: ")[2].split())
-    if len(line) > LONGEST:  # the place is at its start, the fix at its end
-        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
-    _err.print(f"error: {line}", style="bold red", markup=False,
-               highlight=False, soft_wrap=True)  # fmt: skip
+def _ended() -> int | None:
+    comparing = sys.argv[1:2] == ["compare"]
+    command = typer.main.get_command(compare_app if comparing else app)
+    try:
+        return command(sys.argv[2:] if comparing else None, standalone_mode=False)
+    except BudgetError as error:
+        _fail(str(error))
+        return UNREACHED
+    except FactorizeError as error:
+        return _fail(str(error), alone=processes.is_own(error))
+    except (RunInterrupted, typer.Abort) as error:
+        left = str(error) or "nothing was written"
+        _err.print(Text(f"interrupted: {left}", style="bold red"), soft_wrap=True)
+        return getattr(error, "code", 128 + signal.SIGINT)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not the parser's own complaint: a bug of ours
+            raise
+        return _fail(f"{error.format_message().rstrip('.')}. See --help.")  # type: ignore[attr-defined]
+
+
+def _fail(message: str, alone: bool = False) -> int:
+    console = Console(stderr=True) if alone else _err
+    console.print(f"error: {one_line(message)}", style="bold red", markup=False,
+                  highlight=False, soft_wrap=True)  # fmt: skip
     return 2
 
 

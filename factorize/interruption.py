@@ -11,8 +11,8 @@ from typing import Any
 
 from factorize.api import OUTPUTS
 from factorize.checks import exists
-from factorize.pipeline import CHECKPOINT, work_files
 from factorize.signals import Terminated, terminable
+from factorize.staging import CHECKPOINT, work_files
 
 
 class RunInterrupted(Exception):  # noqa: N818, it is no fault

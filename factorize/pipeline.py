@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,15 @@ from torch import nn
 from factorize import graph, tune
 from factorize import plan as planning
 from factorize.checks import check_not_empty, check_runs, class_remark
-from factorize.errors import RankError
 from factorize.fit import FitConfig, Fitted, apply_, as_fitted, fit_remarks
 from factorize.fit import fit as fit_layers
 from factorize.measure import LatencyModel
-from factorize.plan import Budget
 from factorize.report import CONTROL
 from factorize.search import Outcome, SearchConfig, run_search
 from factorize.stages import copied, make_plan, measure
-from factorize.tensor.call import call, evaluating
+from factorize.staging import Wish, of_stage, searched
 from factorize.tuning import control, control_checkpoint, tuned
 from factorize.types import Data, Metric, Plan, Progress
-
-CHECKPOINT = "finetune.ckpt"
-_WORK = re.compile(r"(control-)?finetune(-\d+)?\.(ckpt|plan\.json)")
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is to be done to the layers.
-
-    Attributes
-    ----------
-    plan
-        Given, not made.
-    choice
-        For `make_plan`, or of `run_search`.
-    """
-
-    plan: Plan | None
-    budget: Budget | None
-    search: SearchConfig | None
-    choice: Mapping[str, Any]
-
-    @property
-    def searching(self) -> bool:
-        """Whether methods and ranks are searched."""
-        return self.budget is not None or self.search is not None
 
 
 @dataclass
@@ -193,7 +164,7 @@ class Run:
         with self.timed("finetune"):
             self.tuned = tuned(
                 compressed, self.model, plan, data, config, device=self.device,
-                progress=self.progress, name="fine-tuning",
+                progress=self.progress, name=f"fine-tuning{name}",
                 origin={"fit": self.how, "images": self.fit.images, "stage": name,
                         "reconstruct": self.fit.reconstruct,
                         "calibration": str(self.fit.calibration)},
@@ -253,55 +224,3 @@ class Run:
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-def staged(wish: Wish, stages: int) -> list[Wish]:
-    """What each of several stages is to do: the same share of what is left each time.
-
-    Raises
-    ------
-    RankError
-        What is asked for has no steps.
-    """
-    if stages < 1:
-        raise RankError(f"--stages must be at least 1, got {stages}.")
-    if stages == 1:
-        return [wish]
-    rank, budget = wish.choice.get("rank"), wish.budget
-    by_share = isinstance(rank, float) and 0 < rank <= 1
-    by_budget = budget is not None and budget.max_drop is None
-    if wish.plan is not None or (wish.search and wish.search.sweep) or not (by_share or by_budget):
-        raise RankError(
-            "--stages needs --speedup, --macs, --params or a share as --rank, which can be cut in "
-            "steps. Give one of them, or leave it out."
-        )
-    return [_part(wish, number / stages) for number in range(1, stages + 1)]
-
-
-def _part(wish: Wish, part: float) -> Wish:
-    if wish.budget is None:
-        return replace(wish, choice={**wish.choice, "rank": wish.choice["rank"] ** part})
-    given = {name: value**part for name, value in vars(wish.budget).items() if value is not None}
-    return replace(wish, budget=Budget(**given))
-
-
-def work_files(folder: Path) -> list[str]:
-    """Names of the files from which an interrupted run goes on; none where there is no folder."""
-    try:
-        return sorted(path.name for path in folder.iterdir() if _WORK.fullmatch(path.name))
-    except (OSError, ValueError):
-        return []
-
-
-def of_stage(config: tune.FinetuneConfig, number: int, stages: int) -> tune.FinetuneConfig:
-    """The settings of one stage of several: a checkpoint of its own."""
-    path = config.checkpoint
-    if stages > 1 and path is not None:
-        path = path.with_name(f"{path.stem}-{number}{path.suffix}")
-        return replace(config, checkpoint=path, resume=config.resume and path.exists())
-    return config
-
-
-def searched(checkpoint: Path) -> Path:
-    """Where the plan is kept that a tuning belongs to: times, and so plans, differ between runs."""
-    return checkpoint.with_suffix(".plan.json")

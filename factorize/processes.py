@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from factorize.errors import FactorizeError
+from factorize.errors import FactorizeError, ProcessError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # the others wait while the main one searches
@@ -55,7 +55,12 @@ def share(value: T) -> T:
     if count() == 1:
         return value
     held: list[Any] = [value if rank() == 0 else None]
-    dist.broadcast_object_list(held, src=0)
+    try:
+        dist.broadcast_object_list(held, src=0)
+    except RuntimeError as error:
+        if is_lost(error):
+            raise ProcessError(f"one of the {count()} processes has ended. Start again.") from error
+        raise
     return held[0]
 
 
@@ -74,7 +79,7 @@ def first(function: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     if ended is not None:
-        raise ended
+        raise ended from ProcessError("so it ended in the main process")
     return share(result)
 
 
@@ -136,8 +141,14 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error tells that another process does not answer any more."""
     if count() == 1 or not isinstance(error, RuntimeError):
         return False
-    known = isinstance(error, getattr(dist, "DistError", ()))
+    known = isinstance(error, (ProcessError, getattr(dist, "DistError", ProcessError)))
     return known or any(word in str(error) for word in ("gloo", "NCCL", "onnection"))
+
+
+def is_own(error: BaseException) -> bool:
+    """Whether it is the fault of this process, which helps, and no other one's."""
+    others = isinstance(error, ProcessError) or isinstance(error.__cause__, ProcessError)
+    return count() > 1 and not is_main() and not others
 
 
 def part(size: int) -> slice:

@@ -6,6 +6,7 @@ The main process runs the whole pipeline and hands out tasks; the others do noth
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,8 @@ def dismiss(value: Any = None, failure: BaseException | None = None) -> None:
     if processes.count() == 1 or vars(failure or Exception()).get("in_step"):
         return
     told = failure and (str(failure) or type(failure).__name__)
-    try:
+    with suppress(ProcessError):  # there is nobody to tell
         processes.share(_End(value, told))
-    except RuntimeError as error:
-        if failure is None or not processes.is_lost(error):
-            raise
 
 
 def control(

@@ -18,7 +18,7 @@ from factorize.errors import DataError, UnsupportedLayerError
 from factorize.io.images import PixelSet, Shuffled
 from factorize.tune import FinetuneConfig, finetune, read_recipe, with_recipe
 from factorize.tune.augment import mixed, moved
-from factorize.tune.distance import label_loss
+from factorize.tune.distance import distance, label_loss
 from factorize.tune.diverging import Losses
 from factorize.tune.optimizer import Average, optimizer_of, pace
 from factorize.tune.order import Feed
@@ -303,15 +303,28 @@ def test_a_diverging_run_ends_with_the_best(optimizer: str) -> None:
 def test_divergence_is_told_from_a_hard_start() -> None:
     healthy, hard, dead, rising = (Losses() for _ in range(4))
     for step in range(60):
-        healthy.add(0.1 + 0.05 * (step % 3), 3.0)
-        hard.add(max(2.9, 6.0 - 0.1 * step), 3.0)  # worse than blank at first, falling
-        dead.add(0.1 if step == 0 else 3.0, 3.0)
-        rising.add(0.1 * 1.2**step, 3.0)
+        healthy.add(0.1 + 0.05 * (step % 3), 3.0, 128)
+        hard.add(max(2.9, 6.0 - 0.1 * step), 3.0, 128)  # worse than blank at first, falling
+        dead.add(0.1 if step == 0 else 3.0, 3.0, 128)
+        rising.add(0.1 * 1.2**step, 3.0, 128)
     assert healthy.diverged(True) is None
     assert hard.diverged(True) is None
     assert dead.diverged(False) is None
     assert "always answering the same" in (dead.diverged(True) or "")
     assert "where always answering zeros has 3" in (rising.diverged(False) or "")
+
+
+@pytest.mark.parametrize("batch", [2, 8, 64])
+def test_a_net_that_knows_nothing_and_learns_nothing_is_not_taken_to_diverge(batch: int) -> None:
+    told = 0
+    for seed in range(40):
+        losses, draw = Losses(), torch.Generator().manual_seed(seed)
+        for _ in range(150):
+            answers, wanted = (3 * torch.randn(batch, 10, generator=draw) for _ in range(2))
+            loss = float(distance([answers], [wanted]))
+            losses.add(loss, float(distance([torch.zeros_like(wanted)], [wanted])), batch)
+        told += losses.diverged(ends_epoch=True) is not None
+    assert told == 0
 
 
 def test_memory_format_and_half_precision_are_of_the_run_alone() -> None:

@@ -13,8 +13,8 @@ import factorize
 from factorize.errors import DataError, NoConvolutionError, RankError
 from factorize.io.data import load_data
 from factorize.io.digits import load_digits_model
-from factorize.pipeline import Wish, staged
 from factorize.plan import Budget
+from factorize.staging import Wish, staged
 
 X = torch.randn(1, 1, 8, 8)
 

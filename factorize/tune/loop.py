@@ -150,7 +150,7 @@ class Training:
         loss, blank, told = self.step(batch, size, at, total, self._asked())
         if not math.isfinite(loss):
             return self._stop(f"the loss was {loss} at step {state.steps + 1}")
-        state.losses.add(loss, blank)
+        state.losses.add(loss, blank, size)
         state.loss_sum += loss
         state.batch += 1
         state.steps += 1

@@ -22,11 +22,6 @@ class Scalars:
         return self.folder is not None
 
     def __enter__(self) -> Scalars:
-        if self.folder is not None:
-            check_scalars()
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(self.folder))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -34,10 +29,16 @@ class Scalars:
             self.writer.close()
 
     def add(self, values: dict[str, float], step: int) -> None:
-        """Write values by name."""
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+        """Write values by name; what an interrupted run wrote of later steps does not count."""
+        if self.folder is None:
+            return
+        if self.writer is None:
+            check_scalars()
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(self.folder), purge_step=step)
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
 
 
 def check_scalars() -> None:
