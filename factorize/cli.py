@@ -227,9 +227,9 @@ def run(
                 loaded.model, sample, plan=given, budget=budget, target=timed,
                 search=config if searching else None,
                 data=images, evaluate=metric, fit=fitting, finetune=tuning, stages=stages,
-                refresh=refresh, command=shlex.join(["factorize", *sys.argv[1:]]), out=folder,
-                force=force, device=device, threads=threads, seed=seed, name=loaded.arch, notes=loaded.notes,
-                progress=bars.update, **choice,
+                refresh=refresh, out=folder, force=force, device=device, threads=threads,
+                command=shlex.join(["factorize", *sys.argv[1:]]), seed=seed, name=loaded.arch,
+                notes=loaded.notes, progress=bars.update, **choice,
             )  # fmt: skip
         by_time = sweep is not None or (budget is not None and budget.timed)
         _finish(result, folder, described, timed=by_time)

@@ -118,6 +118,8 @@ class Run:
                 continue
             if last and not exact:
                 self.remarks += fit_remarks(self.how, fitted, reconstructed=self.fit.reconstruct)
+                if reference is not self.model:
+                    self.remarks.append("errors of layers are to the net of the stage before")
             compressed = apply_(copied(reference), fitted)
             self.output = check_runs(compressed, plan, self.example_input)
             if last:

@@ -26,6 +26,7 @@ class _Task:
     plan: Plan | None
     config: tune.FinetuneConfig
     origin: Mapping[str, Any]
+    may_stay: bool
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def tuned(
     may_stay: bool = True,
 ) -> tune.FinetuneResult:
     """Fine-tune `model`, which `plan` made of `original`, with the help of all processes."""
-    processes.share(_Task(plan, config, origin))
+    processes.share(_Task(plan, config, origin, may_stay))
     try:
         return tune.finetune(
             model, original, data, config, device=device, progress=progress, origin=origin,
@@ -77,7 +78,10 @@ def assist(model: nn.Module, data: Data | None, device: str) -> Any:
             student = copied(model)
             if task.plan is not None:  # the main one's weights come with the first step
                 student = graph.rewrite_(student, unfitted(student, task.plan))
-            tune.finetune(student, model, data, task.config, device=device, origin=task.origin)
+            tune.finetune(
+                student, model, data, task.config, device=device, origin=task.origin,
+                may_stay=task.may_stay,
+            )  # fmt: skip
         elif task.failure is not None:
             raise ProcessError(f"the main process ended: {task.failure}")
         else:

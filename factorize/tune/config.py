@@ -51,8 +51,8 @@ class FinetuneConfig:
     mixup, cutmix
         Alpha of these augmentations (Zhang 2018, Yun 2019); with both, one of them for each batch.
     micro_batches
-        Parts that a batch is split into, one after the other, to save memory. Batch norms see a
-        part alone.
+        Parts that a batch is split into, one after the other, to save memory, of two images at
+        least. Batch norms see a part alone.
     precision
         ``auto``: mixed precision on CUDA, bfloat16 or float16 where that is missing, else float32.
     channels_last, compile

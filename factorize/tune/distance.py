@@ -108,7 +108,7 @@ def label_loss(
         If a label has no logit.
     """
     classes = logits.shape[1]
-    # Labels that lie on another device were checked when they were loaded.
+    # On another device lie those of pixels, which were checked when they were loaded.
     low, high = (int(labels.min()), int(labels.max())) if labels.device.type == "cpu" else (0, 0)
     if low < 0 or high >= classes:
         raise DataError(
@@ -189,7 +189,7 @@ def placed(device: str | torch.device, *models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def channels_last(wanted: bool, *models: nn.Module) -> Iterator[None]:
-    """Hold the models in that memory format, if it is wanted, and put them back afterwards."""
+    """Hold the models in that memory format, if it is wanted, and in torch's own afterwards."""
     if not wanted:
         yield
         return
