@@ -149,7 +149,7 @@ def test_a_recipes_seed_counts(
 
     seen: list[int] = []
     recipe = tmp_path / "recipe.json"
-    recipe.write_text('{"seed": 5}')
+    recipe.write_text('{"seed": 5, "epochs": 1}')
     monkeypatch.setattr(cli, "compress", compress)
     monkeypatch.chdir(tmp_path)
     CliRunner().invoke(cli.app, ["digits", "--rank", "8", "--recipe", str(recipe), *given])
