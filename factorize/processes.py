@@ -155,10 +155,3 @@ def part(size: int) -> slice:
     """Which of the samples of a batch this process takes."""
     workers, own = count(), rank()
     return slice(own * size // workers, (own + 1) * size // workers)
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that kind which is this process's own."""
-    if name == "cuda" and launched() > 1:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device(name)

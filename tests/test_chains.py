@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from convolutions import layers
+from convolutions import Host, layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,17 +18,6 @@ from factorize.graph.rewrite import swapped
 from factorize.types import LayerPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-
-
-class Host(nn.Module):
-    """A model with one layer; a plain linear model is not one with convolutions."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.unused = layer, nn.Conv1d(1, 1, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x)
 
 
 def uneven(method: str, data: st.DataObject) -> tuple[nn.Module, factorize.Plan, torch.Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import layers, shapes, sizes_of, typical
+from convolutions import Host, layers, shapes, sizes_of, typical
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -34,21 +34,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 ALL = methods.names()
 SVD = [name for name in ALL if isinstance(methods.get(name), SvdMethod)]
-
-
-class Host(nn.Module):
-    """A model with one layer; a plain linear model is not one with convolutions."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.unused = layer, nn.Conv1d(1, 1, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.layer.parameters()).dtype
 
 
 def layer_plan(plan: factorize.Plan) -> LayerPlan:

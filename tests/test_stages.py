@@ -83,7 +83,7 @@ def test_a_staged_run_tunes_after_each_cut_and_resumes(tmp_path: Path) -> None:
     assert whole.report.quality_now["top1"] > 95
     assert whole.report.quality_now == quality["finetuned, stage 2 of 2"]
 
-    first = pressed_at("fine-tuning", 3)
+    first = pressed_at("fine-tuning, stage 1 of 2", 3)
     cut = compress(finetune=config, out=out, progress=first, **options)
     assert [p.name for p in out.glob("*.ckpt")] == ["finetune-1.ckpt"]
     assert "rewritten, stage 2 of 2" not in cut.report.quality

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from factorize import methods
-from factorize.graph.rewrite import dense_module, swapped
+from factorize.graph.rewrite import dense_module, exchanged_, swapped
 from factorize.methods.chain import chain_kernel
 from factorize.spec import ConvSpec
 from factorize.types import LayerPlan, Plan
@@ -80,11 +80,7 @@ def collapse_(model: nn.Module, plan: Plan) -> nn.Module:
         dense[id(chain)] = made = _collapsed(layer, chain)
         factors = tuple(id(stage.weight) for stage in chain if hasattr(stage, "weight"))
         made.weight = weights.setdefault(factors, made.weight)  # shared factors, shared weight
-    for name, module in modules.items():
-        if id(module) in dense and name:
-            parent, _, child = name.rpartition(".")
-            setattr(modules[parent], child, dense[id(module)])
-    return dense.get(id(model), model)
+    return exchanged_(model, dense)
 
 
 def _collapsed(layer: LayerPlan, chain: Any) -> nn.Module:

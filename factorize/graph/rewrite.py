@@ -78,11 +78,20 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
             for stage, mate in pairs:
                 stage.weight = mate
         chains[id(module)] = chain
+    return exchanged_(model, chains)
+
+
+def exchanged_(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
+    """Put modules in the place of those of an ``id``, under each of their names, in place.
+
+    Returns the model, or what takes its own place.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in modules.items():
-        if id(module) in chains and name:
+        if id(module) in others and name:
             parent, _, child = name.rpartition(".")
-            setattr(modules[parent], child, chains[id(module)])
-    return chains.get(id(model), model)
+            setattr(modules[parent], child, others[id(module)])
+    return others.get(id(model), model)
 
 
 def build_chain(made: Factorization, module: Any) -> nn.Sequential:

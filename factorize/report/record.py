@@ -16,8 +16,7 @@ from factorize.types import Factorization, Plan, Speedup
 
 FORMAT = "factorize-report"
 VERSION = 1
-CONTROL = "control"
-"""Stage of the original that was tuned as the compressed model was."""
+CONTROL = "control"  # the stage of the original, tuned as the compressed model was
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,7 @@ class Report:
         Of the whole model, under ``original`` and ``compressed``; bytes by file format.
     quality
         Values by stage: ``original``, ``rewritten``, ``recalibrated``, ``finetuned``, and
-        ``control``: the original tuned alike.
-    finetuning, control
-        How the tuning of the compressed model and of the original went.
+        ``control``: the original tuned alike. `finetuning`, `control`: how these tunings went.
     quality_of
         What these values were measured on.
     seconds
