@@ -222,7 +222,8 @@ def test_interrupted_tuning_keeps_a_checkpoint_and_resumes(tmp_path: Path) -> No
                 raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    options = {"rank": 8, "data": data, "latency": False, "device": "cpu"}
+    options = {"rank": 8, "data": data, "latency": False, "device": "cpu",
+               "fit": factorize.FitConfig("weights")}  # fmt: skip
     config = factorize.FinetuneConfig(epochs=2)
     broken = factorize.compress(
         load_digits_model(), x, out=out, finetune=config, progress=interrupt, **options

@@ -17,11 +17,12 @@ from factorize.plan import Budget
 from factorize.staging import Wish, staged
 
 X = torch.randn(1, 1, 8, 8)
+FIT = factorize.FitConfig("weights")  # in no time
 
 
 def compress(**options: Any) -> factorize.Result:
     data = load_data("digits", input_shape=(1, 8, 8), batch_size=256)
-    settings = {"latency": False, "device": "cpu", "data": data, **options}
+    settings = {"latency": False, "device": "cpu", "data": data, "fit": FIT, **options}
     return factorize.compress(load_digits_model(), X, **settings)
 
 
@@ -84,10 +85,11 @@ def test_a_staged_run_tunes_after_each_cut_and_resumes(tmp_path: Path) -> None:
     assert whole.report.quality_now == quality["finetuned, stage 2 of 2"]
 
     first = pressed_at("fine-tuning, stage 1 of 2", 3)
+    config = replace(config, control=False)
     cut = compress(finetune=config, out=out, progress=first, **options)
     assert [p.name for p in out.glob("*.ckpt")] == ["finetune-1.ckpt"]
     assert "rewritten, stage 2 of 2" not in cut.report.quality
-    resume = factorize.FinetuneConfig(1, resume=True)
+    resume = replace(config, resume=True)
     with pytest.raises(KeyboardInterrupt):  # in the second cut
         compress(finetune=resume, out=out, progress=pressed_at("factorize", 6), **options)
     resumed = compress(finetune=resume, out=out, **options)
