@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from factorize.errors import DeviceError, NoConvolutionError, UnsupportedLayerError
-from factorize.measure import accuracy
 from factorize.tensor.call import call, evaluating
 from factorize.types import Data, Plan
 
@@ -74,27 +73,6 @@ def class_remark(output: Any, data: Data | None) -> list[str]:
     return [
         f"the model has {output.shape[1]} outputs, {data.source} {data.classes} classes: top-1 "
         "means something only if both number them alike, and labels are not used to tune"
-    ]
-
-
-def memory_remark(model: nn.Module, data: Data, top1: float, device: str) -> list[str]:
-    """Held-out images that a model was trained on: it is right on more of them than on test images.
-
-    Parameters
-    ----------
-    top1
-        Of the model on the test images, percent. Three standard errors above it, of as many test
-        images as held-out ones, are no chance.
-    """
-    sizes: list[int] = []
-    known = accuracy(model, data.holdout, device=device, progress=sizes.append)["top1"]
-    error = (2 * top1 * (100 - top1) / sum(sizes)) ** 0.5
-    if known <= top1 + 3 * error:
-        return []
-    return [
-        f"the original is right on {known:.2f} % of the held-out images and {top1:.2f} % of the "
-        "test images: it was trained on the former, which favour the weights before tuning, so "
-        "that these were no choice"
     ]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from factorize import graph, tune
 from factorize import plan as planning
-from factorize.checks import check_not_empty, check_runs, class_remark, memory_remark
+from factorize.checks import check_not_empty, check_runs, class_remark
 from factorize.fit import FitConfig, Fitted, apply_, as_fitted, fit_remarks
 from factorize.fit import fit as fit_layers
 from factorize.measure import LatencyModel
@@ -37,8 +37,6 @@ class Run:
         What its user should know.
     output
         Of the rewritten model for the example input.
-    may_stay
-        Whether the weights before tuning compete with those of its epochs.
     """
 
     model: nn.Module
@@ -56,7 +54,6 @@ class Run:
     quality: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     output: Any = None
-    may_stay: bool = True
     outcome: Outcome | None = None
     recalibration: tune.Recalibration | None = None
     tuned: tune.FinetuneResult | None = None
@@ -129,7 +126,6 @@ class Run:
                 self.remarks += class_remark(self.output, self.data)
             if not self.quality:
                 self.rate("original", self.model)
-                self._check_holdout()
             self.rate(f"rewritten{name}", compressed)
             if self.data is not None and not exact:
                 self._recalibrate(compressed, self.data, name)
@@ -152,19 +148,6 @@ class Run:
             if path is not None and path.is_file():
                 path.unlink()
 
-    def _check_holdout(self) -> None:
-        """Rule the weights before tuning out where the images to choose by are the original's own.
-
-        What imitates a net that knows them by heart always scores best.
-        """
-        data, top1 = self.data, self.quality["original"].get("top1")
-        if not self.tuning.epochs or data is None or data.test is None or top1 is None:
-            return
-        if tune.uses_labels(data, tune.tensors(self.output)[0]):
-            found = memory_remark(self.model, data, top1, self.device)
-            self.may_stay = not found
-            self.remarks += found
-
     def _recalibrate(self, compressed: nn.Module, data: Data, name: str) -> None:
         with self.timed("recalibrate"):
             self.recalibration = tune.recalibrate(
@@ -183,7 +166,7 @@ class Run:
         with self.timed("finetune"):
             self.tuned = tuned(
                 compressed, self.model, plan, data, config, device=self.device,
-                progress=self.progress, name=f"fine-tuning{name}", may_stay=self.may_stay,
+                progress=self.progress, name=f"fine-tuning{name}",
                 origin={"fit": self.how, "images": self.fit.images, "stage": name,
                         "reconstruct": self.fit.reconstruct,
                         "calibration": str(self.fit.calibration)},
