@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,7 @@ class Run:
     def _tune(
         self, compressed: nn.Module, plan: Plan, data: Data, config: tune.FinetuneConfig, name: str
     ) -> None:
+        config = self._with_norms(config)
         if config.checkpoint and self.outcome:
             planning.save_plan(plan, searched(config.checkpoint))
         graph.balance_(compressed, plan)
@@ -180,9 +181,14 @@ class Run:
         if self.tuned.stopped:
             self.remarks.append(f"fine-tuning{name} stopped early: {self.tuned.stopped}")
 
+    def _with_norms(self, config: tune.FinetuneConfig) -> tune.FinetuneConfig:
+        if config.batch_norm != "auto" or self.recalibration is None:
+            return config
+        return replace(config, batch_norm="batch" if self.recalibration.applied else "fixed")
+
     def compare(self) -> None:
         """Tune the original alike, where there is something for it to learn."""
-        config, data = self.tuning, self.data
+        config, data = self._with_norms(self.tuning), self.data
         if not config.epochs or not config.control or data is None or self.tuned is None:
             return
         if self.tuned.interrupted or self.tuned.diverged:

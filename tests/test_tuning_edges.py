@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 from typer.testing import CliRunner
 
+import factorize
 from factorize import cli
 from factorize.errors import DataError
 from factorize.tune import FinetuneConfig, finetune
@@ -117,6 +118,32 @@ def test_averages_of_a_shared_weight_are_exchanged_once() -> None:
     assert torch.allclose(model[0].weight, raw - 1)
     average.swap()
     assert torch.equal(model[0].weight, raw)
+
+
+def test_fixed_batch_norms_keep_their_statistics() -> None:
+    before = net(1).state_dict()
+    after = {norm: tuned(data(), FinetuneConfig(1, batch_norm=norm), may_stay=False)[0]
+             for norm in ("fixed", "batch", "auto")}  # fmt: skip
+    for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+        assert torch.equal(before[name], after["fixed"][name])
+        assert not torch.equal(before[name], after["batch"][name])
+    assert not torch.equal(before["1.weight"], after["fixed"]["1.weight"])
+    assert all(map(torch.equal, after["auto"].values(), after["batch"].values()))
+
+
+@pytest.mark.parametrize(("asked", "taken"), [("auto", "fixed"), ("batch", "batch")])
+def test_statistics_that_were_not_better_are_left_alone_in_tuning(asked: str, taken: str) -> None:
+    original = net(0).eval()  # its statistics are not those of these images
+    result = factorize.compress(
+        original, X[:1], rank=6, method="channel_svd", include=("0",), data=data(),
+        finetune=FinetuneConfig(1, batch_norm=asked), latency=False, device="cpu",
+    )  # fmt: skip
+    report = result.report
+    assert report.recalibration is not None
+    assert not report.recalibration["applied"]
+    for one in (report.finetuning, report.control):
+        assert one is not None
+        assert one["batch_norm"] == taken
 
 
 def test_a_snapshot_keeps_the_versions_of_modules() -> None:

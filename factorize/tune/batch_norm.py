@@ -1,7 +1,7 @@
-"""Batch norms that normalise by the batch of all processes, not by each one's part of it.
+"""Batch norms in tuning: by fixed statistics, or by those of the batch of all processes.
 
-So the result is that of one process with the whole batch. torch's own ``SyncBatchNorm`` does not
-run on the CPU, and takes another module in the model's place.
+By each process's part of the batch the result would not be that of one process with the whole.
+torch's own ``SyncBatchNorm`` does not run on the CPU, and takes another module in its place.
 """
 
 from __future__ import annotations
@@ -38,6 +38,13 @@ def together(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.__dict__.pop("forward", None)
+
+
+def fix(model: nn.Module) -> None:
+    """Let the batch norms of a model that is in train mode keep to their running statistics."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def _forward(layer: _BatchNorm, x: Tensor) -> Tensor:

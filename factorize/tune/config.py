@@ -15,6 +15,7 @@ from factorize.errors import DataError
 LR = {"adamw": 2e-3, "sgd": 0.05}
 SCHEDULES = ("cosine", "one_cycle")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+BATCH_NORMS = ("auto", "batch", "fixed")
 _OF_A_RUN = ("checkpoint", "resume", "checkpoint_minutes", "tensorboard")  # not of a recipe
 
 
@@ -50,6 +51,12 @@ class FinetuneConfig:
         the border).
     mixup, cutmix
         Alpha of these augmentations (Zhang 2018, Yun 2019); with both, one of them for each batch.
+    batch_norm
+        ``batch``: as in training, batch norms normalise by the batch, and their running statistics
+        follow. ``fixed``: by the statistics they came with. ``auto``: of a net that was just
+        compressed, ``fixed`` where new statistics were found to be no better (`recalibrate`): a
+        net fitted to outputs puts out less than the original where it knows less, which
+        normalising by the batch would undo. Otherwise ``batch``.
     micro_batches
         Parts that a batch is split into, one after the other, to save memory, of two images at
         least. Batch norms see a part alone.
@@ -87,6 +94,7 @@ class FinetuneConfig:
     crop: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
+    batch_norm: str = "auto"
     micro_batches: int = 1
     precision: str = "auto"
     channels_last: bool = False
@@ -105,6 +113,7 @@ class FinetuneConfig:
             raise DataError(f"epochs: must be 0 or more, got {self.epochs}. Correct --finetune.")
         for name, known in (
             ("optimizer", tuple(LR)), ("schedule", SCHEDULES), ("precision", PRECISIONS),
+            ("batch_norm", BATCH_NORMS),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise DataError(

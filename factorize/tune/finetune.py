@@ -53,6 +53,7 @@ class FinetuneResult:
     images_per_second: float
     device: str
     mixed_precision: str
+    batch_norm: str
     processes: int
 
 
@@ -132,5 +133,6 @@ def finetune(
             images_per_second=state.images / state.seconds if state.seconds else 0.0,
             device=str(accelerator.device),
             mixed_precision=accelerator.mixed_precision,
+            batch_norm="fixed" if config.batch_norm == "fixed" else "batch",
             processes=processes.count(),
         )

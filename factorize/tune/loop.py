@@ -23,7 +23,7 @@ from factorize import processes
 from factorize.errors import DataError, ModelLoadError, ProcessError
 from factorize.signals import Terminated, collected, uninterrupted
 from factorize.tune import checkpoint
-from factorize.tune.batch_norm import together
+from factorize.tune.batch_norm import fix, together
 from factorize.tune.config import FinetuneConfig
 from factorize.tune.distance import holdout_scores
 from factorize.tune.order import Feed, length, ordered
@@ -122,6 +122,8 @@ class Training:
         """Take the steps of one epoch that are still to be taken."""
         state, config = self.state, self.config
         self.model.train()
+        if config.batch_norm == "fixed":
+            fix(self.model)
         with ordered(self.data.train, config.seed + state.epoch):
             batches = self.feed.batches(state.batch, self.per_epoch)
             while True:
