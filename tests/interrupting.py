@@ -32,7 +32,7 @@ for _name in ("accelerate", "onnx", "onnxruntime", "onnxscript", "torch.onnx", "
     import_module(_name)
 
 ARGUMENTS = (
-    "net.pt", "--data", "images.npz", "--rank", "2", "--finetune", "3", "--lr", "0.005",
+    "net.pt", "--data", "images.npz", "--rank", "2", "--finetune", "3", "--lr", "0.001",
     "--batch-size", "32",
     "--calibration-images", "64", "--device", "cpu", "--threads", "1", "--out", "out",
 )  # fmt: skip

@@ -31,6 +31,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "feature_weight": 1.0, "flip": True, "crop": 2, "max_grad_norm": 0.0,
     },
     "parts": {"micro_batches": 5},
+    "fixed norms": {"batch_norm": "fixed"},
     "a last batch of one image": {"batch": 37},
 }  # fmt: skip
 TESTS = Path(__file__).parent

@@ -59,7 +59,7 @@ class Training:
         self.feed = Feed(data.train, accelerator.device)
         settings = {k: v for k, v in asdict(config).items() if k not in _OF_A_RUN}
         self.fingerprint = checkpoint.fingerprint(
-            model, original, **settings, **origin, data=data.source, batches=self.per_epoch
+            model, original, **origin, **settings, data=data.source, batches=self.per_epoch
         )
         self.state = checkpoint.RunState(best=checkpoint.snapshot(model))
         self.stopped: str | None = None
