@@ -71,12 +71,7 @@ def _run(
     net: str, given: dict[str, str], wanted: list[tuple[str, float]], seed: int,
     options: argparse.Namespace,
 ) -> None:  # fmt: skip
-    path = options.data / "models" / given["checkpoint"]
-    model = load_model(str(path), arch=given["arch"]).model
-    data = load_data(
-        options.data / "cifar10", preprocessing=Preprocessing(MEAN, STD), seed=seed,
-        input_shape=(3, 32, 32),
-    )  # fmt: skip
+    model, data = nets_data(options.data, given, seed)
     if options.images:
         data = fewer(data, options.images, seed)
     device = resolve_device(options.device)
@@ -145,6 +140,16 @@ def _of(tuning: dict[str, Any]) -> dict[str, Any]:
     kept = ("epochs_done", "best_epoch", "steps", "seconds", "images_per_second", "device",
             "mixed_precision", "history")  # fmt: skip
     return {name: tuning[name] for name in kept}
+
+
+def nets_data(folder: Path, given: dict[str, str], seed: int) -> tuple[Any, Data]:
+    """A trained net of config.json, and the images that it is tuned and tested on."""
+    model = load_model(str(folder / "models" / given["checkpoint"]), arch=given["arch"]).model
+    data = load_data(
+        folder / "cifar10", preprocessing=Preprocessing(MEAN, STD), seed=seed,
+        input_shape=(3, 32, 32),
+    )  # fmt: skip
+    return model, data
 
 
 def fewer(data: Data, images: int, seed: int) -> Data:
