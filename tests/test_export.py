@@ -185,6 +185,21 @@ def test_a_chain_that_is_never_called_is_refused(net, x, tmp_path):
         export_onnx(net, x, tmp_path / "net.onnx", chains={"unused": 2})
 
 
+def test_a_chain_of_a_constant_may_become_one(x, tmp_path):
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+            self.bias = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 8))
+            self.register_buffer("table", torch.randn(1, 2))
+
+        def forward(self, x):
+            return self.stem(x) + self.bias(self.table)[..., None, None]
+
+    check = export_onnx(Positions(), x, tmp_path / "net.onnx", chains={"bias": 2})
+    assert check.nodes.keys() <= {"Conv", "Add"}
+
+
 def test_a_padding_node_is_allowed_only_where_conv_cannot_pad(net, x, tmp_path):
     net.conv1 = nn.Sequential(net.conv1[0], nn.ReflectionPad2d(1), nn.Conv2d(3, 8, (3, 3)))
     net.conv1[2].padding = (0, 0)

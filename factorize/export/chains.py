@@ -38,8 +38,15 @@ def layer_nodes(graph: Any, model: nn.Module) -> dict[str, list[str]]:
     return nodes
 
 
-def check_chain(graph: Any, model: nn.Module, layer: str, stages: int) -> None:
+def check_chain(graph: Any, model: nn.Module, layer: str, stages: int, program: Any) -> None:
     """Check that a replaced layer is the nodes of its stages, in a row, wherever it is called.
+
+    One that is called with constants alone, a table of positions, may have become one itself.
+
+    Parameters
+    ----------
+    program
+        The ``torch.export.ExportedProgram`` that the graph was made of.
 
     Raises
     ------
@@ -85,8 +92,14 @@ def check_chain(graph: Any, model: nn.Module, layer: str, stages: int) -> None:
         elif inside and not _pads(node, owner) and not made.isdisjoint(node.input):
             # What only leads to the chain, a slice of its input or a constant, is not in it.
             raise ExportError(f"{where}, got {node.op_type} among them. {fix}")
-    if not called:
+    if not called and not any(modules.get(name) is chain for name in _traced(program)):
         raise ExportError(f"{where}, got none: the model never calls it. Leave it out of `chains`.")
+
+
+def _traced(program: Any) -> set[str]:
+    """Names of the modules that a traced program calls."""
+    stacks = [node.meta.get("nn_module_stack") or {} for node in program.graph.nodes]
+    return {name for stack in stacks for name, _ in stack.values()}
 
 
 def _operators(module: Any) -> tuple[str, ...]:

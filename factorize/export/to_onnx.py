@@ -115,7 +115,7 @@ def export_onnx(
                 f"{_mismatch()}Not written."
             ) from error
         for name, stages in chains.items():
-            check_chain(proto.graph, model, name, stages)
+            check_chain(proto.graph, model, name, stages, program)
         max_abs, max_rel, tolerance = compare(
             model,
             lambda inputs: session.run(None, onnx_feeds(session, inputs)),
