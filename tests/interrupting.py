@@ -89,6 +89,7 @@ MOMENTS = (
 
 def strike_at(moment: Moment, number: int) -> None:
     """Let this process send itself the signal then."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     module, _, path = moment.function.partition(":")
     owner: Any = import_module(module)
     *inner, name = path.split(".")
