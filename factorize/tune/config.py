@@ -54,9 +54,8 @@ class FinetuneConfig:
     batch_norm
         ``batch``: as in training, batch norms normalise by the batch, and their running statistics
         follow. ``fixed``: by the statistics they came with. ``auto``: of a net that was just
-        compressed, ``fixed`` where new statistics were found to be no better (`recalibrate`): a
-        net fitted to outputs puts out less than the original where it knows less, which
-        normalising by the batch would undo. Otherwise ``batch``.
+        compressed, ``fixed`` where new statistics were found to be no better (`recalibrate`): those
+        of the batch would undo its fit to outputs. Otherwise ``batch``.
     micro_batches
         Parts that a batch is split into, one after the other, to save memory, of two images at
         least. Batch norms see a part alone.
