@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ def _layer(path: Path, index: int, entry: Any) -> LayerPlan:
 
 def _spec(name: str, conv: dict[str, Any]) -> ConvSpec:
     """The convolution, its types checked: who reads the plan computes with them."""
+    if unknown := sorted(conv.keys() - {field.name for field in fields(ConvSpec)[1:]}):
+        raise TypeError(f"{unknown[0]!r} is unknown")
     spec = ConvSpec(name=name, **{key: _tuples(value) for key, value in conv.items()})
     per_axis = [spec.kernel, spec.stride, spec.dilation]
     if spec.padding != "same":
