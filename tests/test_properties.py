@@ -16,6 +16,7 @@ from convolutions import (
     DTYPES,
     KINDS,
     PADDING_MODES,
+    Host,
     attributes,
     layers,
     shapes,
@@ -44,21 +45,10 @@ SVD = [name for name in ALL if isinstance(methods.get(name), SvdMethod)]
 FEWER = settings(max_examples=max(settings().max_examples // 5, 1))
 
 
-class Net(nn.Module):
-    """One layer, called once; the other convolution makes it a model of convolutions."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.unused = layer, nn.Conv1d(1, 1, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x)
-
-
 def planned(data: st.DataObject, method: str) -> tuple[Any, torch.Tensor, factorize.Plan]:
     """A model of one layer, an input of its dtype, and a plan at a random rank and order."""
     layer, x = data.draw(layers(method))
-    model: Any = Net(layer)
+    model: Any = Host(layer)
     x = x.to(effective_weight(layer).dtype)
     chosen, spec = methods.get(method), spec_of(layer, "layer", (sizes_of(layer, x),))
     rank = tuple(data.draw(st.integers(1, top)) for top in chosen.max_rank(spec))
@@ -208,7 +198,7 @@ def test_energy_is_kept_and_more_of_it_takes_no_lower_rank(
     method: str, data: st.DataObject
 ) -> None:
     layer, x = data.draw(layers(method))
-    model, weight = Net(layer), effective_weight(layer)
+    model, weight = Host(layer), effective_weight(layer)
     ranks: dict[str, list[int]] = {}
     for percent in sorted(data.draw(st.lists(st.integers(1, 100), min_size=2, max_size=3))):
         (one,) = factorize.plan(
