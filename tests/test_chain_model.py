@@ -186,6 +186,9 @@ def test_copies_make_a_run_as_long_as_a_nets():
     assert copies_of(padded(512, 512), (56, 56), 1) == 1
     middle = padded(64, 64)  # 115.6 million MACs
     assert [copies_of(middle, (56, 56), batch) for batch in (1, 2, 4, 8)] == [4, 2, 1, 1]
+    # A linear layer of one sample takes the time of reading its weight.
+    wide, narrow = (ConvSpec("", "linear", n, 4096, (), (), (), ()) for n in (4096, 256))
+    assert [copies_of(layer, (), 1) for layer in (wide, narrow)] == [1, 11]
 
 
 def test_runners_and_what_the_runtime_refuses():

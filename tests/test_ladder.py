@@ -143,6 +143,24 @@ def test_pairs_of_one_depthwise_stage_save_nothing_on_a_1x1() -> None:
     assert methods.get("spatial_svd").ladder(SPECS["1x1"], step=16) == ((16,), (32,), (48,))
 
 
+@pytest.mark.parametrize("method", methods.names())
+def test_the_variants_of_a_layer_make_all_its_chains(method: str) -> None:
+    chosen = methods.get(method)
+    for spec in (one for one in SPECS.values() if chosen.supports(one) is None):
+        for rank in (*chosen.ladder(spec), chosen.max_rank(spec)):
+            all_, kept = (
+                {chosen.stages(spec, rank, variant) for variant in variants}
+                for variants in (chosen.variants, chosen.variants_of(spec))
+            )
+            assert kept == all_
+
+
+def test_orders_that_are_one_are_tried_once() -> None:
+    chosen = methods.get("channel_svd")
+    assert chosen.variants_of(SPECS["64"]) == chosen.variants
+    assert chosen.variants_of(SPECS["1x1"]) == ("spatial_first",)
+
+
 def test_all_calls_of_a_layer_count() -> None:
     spec = SPECS["64"]
     twice = replace(spec, input_sizes=((56, 56), (28, 28)))

@@ -252,6 +252,8 @@ def test_two_timings_are_enough_where_the_gain_is_steady(machine: Machine):
         machine.nets = 0
         search.choose(Budget(speedup=1.4))
         assert machine.nets == 2
+        search.choose(Budget(speedup=1.3))
+        assert machine.nets == 3  # the gain is known by now
 
 
 def test_the_fastest_net_is_tried_before_giving_up(machine: Machine):

@@ -219,7 +219,9 @@ def test_assembled_net_is_the_spliced_one(
     """What is timed against the original is the net with the planned chains."""
     seen = {}
 
-    def speedup(dense: bytes, spliced: bytes, x: torch.Tensor, target: Target) -> Speedup | None:
+    def speedup(
+        dense: bytes, spliced: bytes, x: torch.Tensor, target: Target, **_: int
+    ) -> Speedup | None:
         seen.update(dense=dense, spliced=spliced, target=target)
         return None
 

@@ -87,7 +87,8 @@ def fit_layer(
 
 def _orders(layer: LayerPlan) -> list[LayerPlan]:
     """The layer in its planned order, and in the others that save MACs."""
-    others = [replace(layer, variant=v) for v in methods.get(layer.method or "").variants]
+    method = methods.get(layer.method or "")
+    others = [replace(layer, variant=v) for v in method.variants_of(layer.spec)]
     return [layer] + [
         other
         for other in others

@@ -132,6 +132,8 @@ def chain_model(stages: Sequence[ConvSpec], size: Size, batch: int, copies: int 
         outputs, weights,
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    if not stages[0].kernel:  # linear layers have but one layout
+        return model.SerializeToString()
     with tempfile.TemporaryDirectory(prefix="factorize-") as folder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

@@ -18,6 +18,7 @@ from factorize.tensor.call import onnx_session
 NOTHING = ConvSpec("", "conv2d", 1, 1, (1, 1), (1, 1), (0, 0), (1, 1), bias=False)
 _CALLS = 200
 _LONG_RUN = 5e8  # MACs: some milliseconds
+_MACS_PER_WEIGHT = 40  # that take as long as reading it from memory
 _MOST_COPIES = 16
 
 
@@ -52,7 +53,8 @@ def copies_of(dense: ConvSpec, size: Size, batch: int) -> int:
     In a short run the threads of the runtime take most of the time to wake up.
     """
     macs = batch * dense.params * prod(dense.output_size(size))
-    return int(min(max(_LONG_RUN / max(macs, 1), 1), _MOST_COPIES))
+    work = max(macs, _MACS_PER_WEIGHT * dense.params, 1)
+    return int(min(max(_LONG_RUN / work, 1), _MOST_COPIES))
 
 
 @cache

@@ -12,7 +12,7 @@ from factorize.measure.quality import accuracy, agreement_on_random_input
 from factorize.tensor.call import evaluating
 from factorize.types import Data, Metric
 
-RANDOM_SAMPLES = 64
+RANDOM_SAMPLES = 32
 
 
 def as_metric(evaluate: Metric | Callable[[nn.Module], Any] | None) -> Metric | None:

@@ -67,6 +67,12 @@ class Method(ABC):
             return f"{spec.kind}: {self.name} needs {axes}"
         return None
 
+    def variants_of(self, spec: ConvSpec) -> tuple[str, ...]:
+        """The variants whose chains differ on a layer: both orders of two 1x1 are one."""
+        most = self.max_rank(spec)
+        chains = {self.stages(spec, most, name): name for name in reversed(self.variants)}
+        return tuple(reversed(chains.values()))
+
     @abstractmethod
     def max_rank(self, spec: ConvSpec) -> Rank:
         """The smallest rank at which some variant reproduces any kernel of this shape."""

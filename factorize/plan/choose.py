@@ -178,7 +178,7 @@ def _choose_layer(
         variant, error = _better(method, spec, weight, rank, allow_costlier)
     else:
         options = []
-        for name in method.variants:
+        for name in method.variants_of(spec):
             if kind == "energy":
                 most = limit if allow_costlier else _most_that_saves(method, spec, name)
                 each = [
@@ -211,7 +211,7 @@ def _better(
 ) -> tuple[str, float | None]:
     """The order with the lower error among those that save MACs; of equal ones the cheaper."""
     options = []
-    for variant in method.variants:
+    for variant in method.variants_of(spec):
         macs, _ = cost(method, spec, rank, variant)
         costlier = macs >= spec.macs and not allow_costlier
         error = predicted_error(method, spec, weight, rank, variant)

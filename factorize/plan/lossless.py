@@ -92,7 +92,7 @@ def _ranks(method: Method, spec: ConvSpec, weight: Tensor, seed: int) -> Iterato
     """The least rank of each order of a chain that is exact."""
     limit = method.max_rank(spec)
     energy = 1 - TOLERANCE**2 / len(limit)
-    for variant in method.variants:
+    for variant in method.variants_of(spec):
         found = [
             method.rank_for_energy(part, energy, variant, most=limit, seed=seed)
             for part in weight.chunk(spec.groups)

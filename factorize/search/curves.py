@@ -28,6 +28,7 @@ from factorize.tensor.moments import (
 from factorize.tensor.norm import Norm
 from factorize.tensor.ranks import discarded_share
 from factorize.tensor.svd import singular_values
+from factorize.tensor.threads import in_threads
 from factorize.types import LayerPlan, Progress
 
 SHARES = (0.15, 0.35, 0.65)
@@ -73,7 +74,7 @@ def curves(
     calibration
         Moments by the layer's name, of all layers, one at a time.
     on_fit
-        Is given kernels as they are made, and those of a probe besides, for each layer.
+        Is given the kernels that were made, and those of a probe besides, layer by layer.
     progress
         Called as ``progress("curves", layers done, layers, {})``.
 
@@ -83,18 +84,29 @@ def curves(
         The calibration lacks a layer.
     """
     found: dict[str, list[Curve]] = {}
-    for names, moments in _arriving(model, specs, calibration):
-        of = {name: offered[name] if isinstance(offered, Mapping) else offered for name in names}
+    of = {name: offered[name] if isinstance(offered, Mapping) else offered for name in specs}
+
+    def measured(
+        arrived: tuple[list[str], LayerCalibration | None],
+    ) -> tuple[dict[Key, dict[Rank, float]], list[Fit]]:
+        names, moments = arrived
         layer = _Layer(specs[names[0]], model.get_submodule(names[0]), moments, seed)
-        tell = None if on_fit is None else _to_all(on_fit, names)
+        fits: list[Fit] = []
+        tell = None if on_fit is None else fits.append
         if tell:
             layer.probe(tell)
         errors = {
             key: layer.errors(key, ranks, tell)
-            for method in dict.fromkeys(method for some in of.values() for method in some)
+            for method in dict.fromkeys(method for name in names for method in of[name])
             for key, ranks in layer.lines(method).items()
         }
+        return errors, fits
+
+    for (names, _), (errors, fits) in in_threads(measured, _arriving(model, specs, calibration)):
         for name in names:
+            for fit in fits:
+                assert on_fit is not None
+                on_fit(name, fit)
             spec = specs[name]  # its own, as it may have another input size
             found[name] = [
                 curve_through(key, {macs_of(spec, key, rank): e for rank, e in by_rank.items()})
@@ -135,7 +147,7 @@ class _Layer:
         method = methods.get(name)
         lines: dict[Key, list[Rank]] = {}
         for rank in method.ladder(self.spec, step=STEP, count=maxsize):
-            for variant in method.variants:
+            for variant in method.variants_of(self.spec):
                 key = name, variant, family_of(method, self.spec, rank)
                 if macs_of(self.spec, key, rank) < self.spec.macs:
                     lines.setdefault(key, []).append(rank)
@@ -208,11 +220,3 @@ def _arriving(
         names = sharing.get(arrived, [])
         if names and all(name in waiting for name in names):
             yield names, summed([waiting.pop(name) for name in names])
-
-
-def _to_all(on_fit: OnFit, names: list[str]) -> Callable[[Fit], None]:
-    def tell(fit: Fit) -> None:
-        for name in names:
-            on_fit(name, fit)
-
-    return tell

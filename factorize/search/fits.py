@@ -11,6 +11,7 @@ from factorize import methods
 from factorize.fit import FitConfig, Fitted, apply_, fit
 from factorize.graph import effective_weight
 from factorize.measure import accuracy
+from factorize.tensor.threads import in_threads
 from factorize.types import Data, Factorization, LayerPlan, Plan, Progress
 
 HOLDOUT = 1000
@@ -88,16 +89,17 @@ class Fits:
     def _to_weights(self, plan: Plan) -> Fitted:
         """Layer by layer: the next plan may want some of them again."""
         modules = dict(self.model.named_modules(remove_duplicate=False))
-        fitted = Fitted({})
-        for done, layer in enumerate(plan.factorized):
-            key = _key(layer)
-            if key not in self._layers:
-                weight = effective_weight(modules[layer.spec.name])
-                self._layers[key] = methods.factorize(layer, weight, seed=self.seed)
-            fitted.layers[layer.spec.name] = self._layers[key]
+        missing = [layer for layer in plan.factorized if _key(layer) not in self._layers]
+
+        def made(layer: LayerPlan) -> Factorization:
+            weight = effective_weight(modules[layer.spec.name])
+            return methods.factorize(layer, weight, seed=self.seed)
+
+        for done, (layer, found) in enumerate(in_threads(made, missing)):
+            self._layers[_key(layer)] = found
             if self.progress:
-                self.progress("factorize", done + 1, len(plan.factorized), {})
-        return fitted
+                self.progress("factorize", done + 1, len(missing), {})
+        return Fitted({layer.spec.name: self._layers[_key(layer)] for layer in plan.factorized})
 
 
 def _key(layer: LayerPlan) -> Hashable:

@@ -156,7 +156,7 @@ def _layer(
         method = methods.get(name)
         count = TIMED_RANKS if latency else COUNTED_RANKS
         for rank in method.ladder(first, step=step, count=count):
-            for variant in method.variants:
+            for variant in method.variants_of(first):
                 made = [method.stages(spec, rank, variant) for spec in specs]
                 cost = sum(stage.macs for chain in made for stage in chain)
                 if cost < macs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from math import ceil, log
 
 import torch
@@ -74,13 +75,17 @@ def reduced(
     norm, inputs
         As in `Reduced`, of the layer.
     """
-    root, inverse = _roots(inputs, weight)
-    grams = _grams(weight, inputs, root)
     made: dict[tuple[bool, bool], Reduced] = {}
+
+    @cache  # a layer of many thousand channels may never need it
+    def bases() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        root, inverse = _roots(inputs, weight)
+        return root, inverse, _grams(weight, inputs, root)
 
     def stand_in(stages: tuple[ConvSpec, ...]) -> Reduced:
         mixed = stages[-1].groups == 1, stages[0].groups == 1
         if mixed not in made:
+            root, inverse, grams = bases()
             left, right = (_directions(g, mixes) for g, mixes in zip(grams, mixed, strict=True))
             into, onto = (root @ right, inverse @ right) if mixed[1] else (right, right)
             small = torch.einsum("oi...,oa,ib->ab...", weight, left, into).contiguous()

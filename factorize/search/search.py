@@ -78,6 +78,7 @@ class Search:
 
     def __init__(self, tables: Tables, fits: Fits, assembled: Assembled | None) -> None:
         self.tables, self.fits, self.assembled = tables, fits, assembled
+        self._gain = 1.0  # time that is really saved, over that which the layers' times predict
 
     def within(self, budget: Budget) -> Found:
         """The best that was found within a budget, `max_drop` left aside.
@@ -151,13 +152,15 @@ class Search:
         least = sum(option.costs["time"] for option in quickest.values())
         low, high = least, dense
         saved = self.tables.time * (1 - 1 / (budget.speedup * MARGIN))
-        limit = min(max(dense - saved, low), high)
+        limit = min(max(dense - saved / self._gain, low), high)
         for timing in range(TIMINGS):
             if timing == TIMINGS - 1 and best is None:
                 limit = least
             chosen = allocate(candidates, {**limits, "time": limit * (1 + 1e-9)})
             choice = self.timed(self._choice(chosen))
             speed = choice.measured_speedup
+            predicted = 1 - 1 / max(choice.predicted or 1.0, 1 + 1e-9)
+            self._gain = min(max((1 - 1 / speed) / predicted, 0.5), 2.0)
             if fastest is None or speed > fastest.measured_speedup:
                 fastest = choice
             if speed >= budget.speedup:
@@ -169,10 +172,7 @@ class Search:
             enough = budget.speedup <= speed <= budget.speedup * MARGIN**2
             if enough or high <= least or high - low < CLOSE * dense:
                 break
-            # Time that is really saved, over that which the layers' times predict.
-            predicted = 1 - 1 / max(choice.predicted or 1.0, 1 + 1e-9)
-            gain = max(1 - 1 / speed, 1e-3) / predicted
-            limit = dense - saved / gain
+            limit = dense - saved / self._gain
             if not low < limit < high:
                 limit = (low + high) / 2
         assert fastest is not None

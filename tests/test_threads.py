@@ -1,0 +1,104 @@
+"""Work that is shared out among threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import convolutions
+import pytest
+import torch
+from torch import nn
+
+from factorize import find
+from factorize.search.curves import curves
+from factorize.search.error_curve import Fit
+from factorize.tensor.threads import MOST, in_threads
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_order_and_gradients_are_off(threads: int):
+    weight = torch.ones(3, requires_grad=True)
+    found = list(in_threads(lambda n: (n * weight).sum(), range(20)))
+    assert [(n, int(total)) for n, total in found] == [(n, 3 * n) for n in range(20)]
+    assert not any(total.requires_grad for _, total in found)
+    assert torch.get_num_threads() == threads
+
+
+def test_as_many_are_worked_on_at_once_as_there_are_threads(threads: int):
+    together = threading.Barrier(threads)  # breaks unless all of them are waiting
+    found = list(in_threads(lambda _: together.wait(timeout=30), range(2 * threads)))
+    assert len(found) == 2 * threads
+
+
+def test_torchs_threads_are_shared_out(threads: int):
+    assert {n for _, n in in_threads(lambda _: torch.get_num_threads(), range(9))} == {1}
+
+
+def test_items_are_asked_for_in_this_thread_and_not_long_before_their_turn(threads: int):
+    asked: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in range(30):
+            assert threading.current_thread() is threading.main_thread()
+            asked.append(n)
+            yield n
+
+    for n, _ in in_threads(lambda n: n, items()):
+        assert len(asked) <= n + 1 + min(threads, MOST)
+
+
+@pytest.mark.parametrize("where", ["function", "items", "caller"])
+def test_an_error_ends_it_and_the_threads_are_as_before(threads: int, where: str):
+    done: list[int] = []
+
+    def items() -> Iterator[int]:
+        yield from range(5)
+        if where == "items":
+            raise ValueError("bad")
+        yield from range(5, 100)
+
+    def function(n: int) -> int:
+        if where == "function" and n == 5:
+            raise ValueError("bad")
+        done.append(n)
+        return n
+
+    def caller() -> None:
+        for n, _ in in_threads(function, items()):
+            if where == "caller" and n == 5:
+                raise ValueError("bad")
+
+    with pytest.raises(ValueError, match="bad"):
+        caller()
+    assert len(done) < 20
+    assert torch.get_num_threads() == threads
+
+
+def test_curves_and_what_is_told_do_not_depend_on_threads(threads: int):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(6)))
+    specs = {site.spec.name: site.spec for site in find(model, torch.zeros(1, 8, 6, 6))}
+    told: dict[int, list[tuple[str, Fit]]] = {1: [], threads: []}
+    found = {}
+    for count, fits in told.items():
+        torch.set_num_threads(count)
+        found[count] = curves(
+            model, specs, convolutions.square(), None,
+            on_fit=lambda name, fit, fits=fits: fits.append((name, fit)),
+        )  # fmt: skip
+    torch.set_num_threads(threads)
+    assert list(found[1]) == list(found[threads]) == [str(n) for n in range(6)]
+    for name, alone in found[1].items():
+        for one, other in zip(alone, found[threads][name], strict=True):
+            assert one.key == other.key
+            assert one.error == pytest.approx(other.error, rel=1e-6)
+    names = [[(name, fit.key, fit.macs) for name, fit in fits] for fits in told.values()]
+    assert names[0] == names[-1]
