@@ -90,6 +90,7 @@ class Fits:
         """Layer by layer: the next plan may want some of them again."""
         modules = dict(self.model.named_modules(remove_duplicate=False))
         missing = [layer for layer in plan.factorized if _key(layer) not in self._layers]
+        missing.sort(key=lambda layer: layer.spec.params, reverse=True)  # what takes long first
 
         def made(layer: LayerPlan) -> Factorization:
             weight = effective_weight(modules[layer.spec.name])
