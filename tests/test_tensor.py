@@ -1,6 +1,7 @@
 """The maths, beside tensorly as the oracle and beside closed forms."""
 
 import itertools
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorly.decomposition import parafac, partial_tucker
 
+from factorize.tensor import svd
 from factorize.tensor.cp import _als, cp, exact_rank
 from factorize.tensor.ranks import discarded_share, energy_rank, vbmf_rank
-from factorize.tensor.svd import leading_subspace, split
+from factorize.tensor.svd import leading_subspace, singular_values, split
 from factorize.tensor.tucker import tucker2
 
 pytestmark = pytest.mark.filterwarnings("ignore:Trying to compute SVD:UserWarning:tensorly")
@@ -80,21 +82,40 @@ def test_cp_shares_each_component_evenly_among_its_factors() -> None:
     assert torch.allclose(norms, norms[:1].expand_as(norms))
 
 
+@pytest.mark.parametrize(("large", "within"), [(svd.LARGE, 1e-12), (1, 1e-7)])
 @given(st.integers(1, 8), st.integers(1, 8), st.data())
 def test_split_is_the_nearest_matrix_of_its_rank(
-    rows: int, columns: int, data: st.DataObject
+    large: int, within: float, rows: int, columns: int, data: st.DataObject
 ) -> None:
     matrix = smooth(rows, columns, seed=data.draw(st.integers(0, 99)))
     rank = data.draw(st.integers(1, min(rows, columns)))
-    left, right = split(matrix, rank)
+    with patch.object(svd, "LARGE", large):
+        left, right = split(matrix, rank)
+        found = singular_values(matrix)
     values = torch.linalg.svdvals(matrix)
+    assert torch.allclose(found, values, rtol=0, atol=within)
     error = (left @ right - matrix).norm()
-    assert float(error) == pytest.approx(float(values[rank:].norm()), abs=1e-12)
+    if rank == min(rows, columns):
+        within = 1e-12
+    assert float(error) == pytest.approx(float(values[rank:].norm()), abs=within)
     assert torch.allclose(left.norm(dim=0), right.norm(dim=1))
     basis = leading_subspace(matrix, min(rank, rows))
     assert float((basis @ (basis.T @ matrix) - matrix).norm()) == pytest.approx(
         float(error), abs=1e-7
     )
+
+
+def test_split_of_a_large_matrix_of_low_rank_is_exact_and_finite() -> None:
+    """What has no energy is not resolved, and must do no harm."""
+    matrix = smooth(30, 4) @ smooth(4, 20)
+    matrix[:, :5] = 0
+    with patch.object(svd, "LARGE", 1):
+        for rank in (4, 15, 20):
+            left, right = split(matrix, rank)
+            assert torch.allclose(left @ right, matrix, rtol=0, atol=1e-7)
+            assert left.isfinite().all()
+            assert right.isfinite().all()
+        assert not split(torch.zeros(6, 3, dtype=torch.float64), 2)[0].any()
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=12), st.floats(0.01, 1))

@@ -14,6 +14,7 @@ MARK = "<!-- made by tables.py: do not edit below -->\n"
 HEAD = (
     "net", "methods", "asked", "measured (p10..p90)", "predicted", "predicted / measured time",
     "MACs ratio", "speedup / MACs ratio", "slower layers", "cache", "seconds", "peak GB", "exit",
+    "processor",
 )  # fmt: skip
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     one = next(row["environment"] for row in rows if "environment" in row)
     loads = [row["load"] for row in rows if "load" in row]
     text = (
-        f"{one['cpu']}, {one['cores']} cores, {one['os']}, Python {one['python']}, torch "
+        f"{one['cores']} cores, {one['os']}, Python {one['python']}, torch "
         f"{one['torch']}, onnxruntime {one['onnxruntime']}; load average {min(loads):.1f} to "
         f"{max(loads):.1f}.\n\n"
     )
@@ -39,6 +40,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     last = [
         "empty" if row["empty_cache"] else "full", f"{row['seconds']:.0f}",
         f"{row['peak_gb']:.1f}", str(row["exit_code"]),
+        row.get("environment", {}).get("cpu", ""),
     ]  # fmt: skip
     if "measured" not in row:
         return [*first, row["message"], *[""] * 5, *last]
