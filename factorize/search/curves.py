@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from sys import maxsize
 
 import torch
@@ -76,7 +76,7 @@ def curves(
     on_fit
         Is given the kernels that were made, and those of a probe besides, layer by layer.
     progress
-        Called as ``progress("curves", layers done, layers, {})``.
+        Called as ``progress("curves", layers begun, layers, {})``.
 
     Raises
     ------
@@ -86,35 +86,34 @@ def curves(
     found: dict[str, list[Curve]] = {}
     of = {name: offered[name] if isinstance(offered, Mapping) else offered for name in specs}
 
-    def measured(
-        arrived: tuple[list[str], LayerCalibration | None],
-    ) -> tuple[dict[Key, dict[Rank, float]], list[Fit]]:
-        names, moments = arrived
-        layer = _Layer(specs[names[0]], model.get_submodule(names[0]), moments, seed)
-        fits: list[Fit] = []
-        tell = None if on_fit is None else fits.append
-        if tell:
-            layer.probe(tell)
-        errors = {
-            key: layer.errors(key, ranks, tell)
-            for method in dict.fromkeys(method for name in names for method in of[name])
-            for key, ranks in layer.lines(method).items()
-        }
-        return errors, fits
+    def tasks() -> Iterator[_Task]:
+        for names, moments in _arriving(model, specs, calibration):
+            layer = _Layer(specs[names[0]], model.get_submodule(names[0]), moments, seed)
+            yield _Task(names, layer)
+            for method in dict.fromkeys(method for name in names for method in of[name]):
+                for key, line in layer.lines(method).items():
+                    yield _Task(names, layer, key, line)
 
-    for (names, _), (errors, fits) in in_threads(measured, _arriving(model, specs, calibration)):
-        for name in names:
-            for fit in fits:
-                assert on_fit is not None
-                on_fit(name, fit)
-            spec = specs[name]  # its own, as it may have another input size
-            found[name] = [
-                curve_through(key, {macs_of(spec, key, rank): e for rank, e in by_rank.items()})
-                for key, by_rank in errors.items()
-                if key[0] in of[name]
-            ]
-        if progress:
-            progress("curves", len(found), len(specs), {})
+    def done(task: _Task) -> tuple[dict[Rank, float], list[Fit]]:
+        fits: list[Fit] = []
+        tell = fits.append if on_fit else None
+        if task.key is not None:
+            return task.layer.errors(task.key, task.line, tell), fits
+        if tell:
+            task.layer.probe(tell)
+        return {}, fits
+
+    with in_threads(done, tasks()) as results:
+        for task, (errors, fits) in results:
+            for name in task.names:
+                for fit in fits:
+                    on_fit(name, fit)  # type: ignore[misc]
+                of_layer, spec = found.setdefault(name, []), specs[name]  # with sizes of its own
+                if task.key and task.key[0] in of[name]:
+                    points = {macs_of(spec, task.key, rank): e for rank, e in errors.items()}
+                    of_layer.append(curve_through(task.key, points))
+            if progress and task.key is None:
+                progress("curves", len(found), len(specs), {})
     if missing := [name for name in specs if name not in found]:
         raise DataError(
             f"{specs[missing[0]].label}: the calibration must have the moments of each layer, and "
@@ -202,6 +201,16 @@ class _Layer:
         """The last rank of a line within a share of the MACs, or the first."""
         count = bisect_right(line, share * self.spec.macs, key=lambda r: macs_of(self.spec, key, r))
         return line[max(count - 1, 0)]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A curve of a layer, or without a key its probe."""
+
+    names: list[str]
+    layer: _Layer
+    key: Key | None = None
+    line: list[Rank] = field(default_factory=list)
 
 
 def _arriving(

@@ -96,10 +96,11 @@ class Fits:
             weight = effective_weight(modules[layer.spec.name])
             return methods.factorize(layer, weight, seed=self.seed)
 
-        for done, (layer, found) in enumerate(in_threads(made, missing)):
-            self._layers[_key(layer)] = found
-            if self.progress:
-                self.progress("factorize", done + 1, len(missing), {})
+        with in_threads(made, missing) as results:
+            for done, (layer, found) in enumerate(results):
+                self._layers[_key(layer)] = found
+                if self.progress:
+                    self.progress("factorize", done + 1, len(missing), {})
         return Fitted({layer.spec.name: self._layers[_key(layer)] for layer in plan.factorized})
 
 

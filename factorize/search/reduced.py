@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, log
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -68,6 +69,8 @@ def reduced(
 ) -> Callable[[tuple[ConvSpec, ...]], Reduced]:
     """The stand-in of a layer for a chain's stages; made once for all chains of one kind.
 
+    It may be asked for from several threads.
+
     Parameters
     ----------
     weight
@@ -75,29 +78,31 @@ def reduced(
     norm, inputs
         As in `Reduced`, of the layer.
     """
-    made: dict[tuple[bool, bool], Reduced] = {}
+    one_at_a_time = Lock()
 
     @cache  # a layer of many thousand channels may never need it
     def bases() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         root, inverse = _roots(inputs, weight)
         return root, inverse, _grams(weight, inputs, root)
 
+    @cache
+    def mixing(*mixed: bool) -> Reduced:
+        root, inverse, grams = bases()
+        left, right = (_directions(g, mixes) for g, mixes in zip(grams, mixed, strict=True))
+        into, onto = (root @ right, inverse @ right) if mixed[1] else (right, right)
+        small = torch.einsum("oi...,oa,ib->ab...", weight, left, into).contiguous()
+        within = _restricted(inputs, onto)
+        after = _grams(small, within, _roots(within, small)[0])
+        before = [_tails(g) for g, mixes in zip(grams, mixed, strict=True) if mixes]
+        now = [_tails(g) for g, mixes in zip(after, mixed, strict=True) if mixes]
+        exponent = sum(before) / sum(now) if sum(now) < 0 else 1.0
+        stand_in_spec = replace(spec, in_channels=small.shape[1], out_channels=small.shape[0])
+        exponent = min(max(exponent, 0.5), 2.0)
+        return Reduced(stand_in_spec, small, _restricted(norm, onto), within, exponent)
+
     def stand_in(stages: tuple[ConvSpec, ...]) -> Reduced:
-        mixed = stages[-1].groups == 1, stages[0].groups == 1
-        if mixed not in made:
-            root, inverse, grams = bases()
-            left, right = (_directions(g, mixes) for g, mixes in zip(grams, mixed, strict=True))
-            into, onto = (root @ right, inverse @ right) if mixed[1] else (right, right)
-            small = torch.einsum("oi...,oa,ib->ab...", weight, left, into).contiguous()
-            within = _restricted(inputs, onto)
-            after = _grams(small, within, _roots(within, small)[0])
-            before = [_tails(g) for g, mixes in zip(grams, mixed, strict=True) if mixes]
-            now = [_tails(g) for g, mixes in zip(after, mixed, strict=True) if mixes]
-            exponent = sum(before) / sum(now) if sum(now) < 0 else 1.0
-            stand_in_spec = replace(spec, in_channels=small.shape[1], out_channels=small.shape[0])
-            exponent = min(max(exponent, 0.5), 2.0)
-            made[mixed] = Reduced(stand_in_spec, small, _restricted(norm, onto), within, exponent)
-        return made[mixed]
+        with one_at_a_time:
+            return mixing(stages[-1].groups == 1, stages[0].groups == 1)
 
     return stand_in
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -15,15 +16,15 @@ Result = TypeVar("Result")
 MOST = 8  # at once, each in memory of its own
 
 
+@contextmanager
 def in_threads(
     function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[tuple[Item, Result]]:
+) -> Iterator[Iterator[tuple[Item, Result]]]:
     """Each item with its result, in the order of the items; several are worked on at once.
 
     Decompositions are long sequences of small products, which leave most cores idle where all of
-    them share each product. Here torch's threads are shared out among as many items, and are as
-    they were once the iterator ends. Items are asked for in the calling thread, not long before
-    their turn. Gradients are off.
+    them share each product. Within the context torch's threads are shared out among as many items.
+    Items are asked for in the calling thread, when it is their turn. Gradients are off.
 
     Raises
     ------
@@ -37,22 +38,21 @@ def in_threads(
 
     threads = torch.get_num_threads()
     workers = min(threads, MOST)
-    if workers == 1:
-        for item in items:
-            yield item, work(item)
-        return
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
-    torch.set_num_threads(threads // workers)
     pool = ThreadPoolExecutor(workers)
-    try:
+
+    def results() -> Iterator[tuple[Item, Result]]:
+        begun: deque[tuple[Item, Future[Result]]] = deque()
         for item in items:
-            waiting.append((item, pool.submit(work, item)))
-            if len(waiting) > workers:
-                first, future = waiting.popleft()
+            begun.append((item, pool.submit(work, item)))
+            if len(begun) == workers:
+                first, future = begun.popleft()
                 yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+        for item, future in begun:
+            yield item, future.result()
+
+    torch.set_num_threads(threads // workers)
+    try:
+        yield results()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         torch.set_num_threads(threads)
