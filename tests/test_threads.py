@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-import convolutions
 import pytest
 import torch
 from torch import nn
 
-from factorize import find
+from factorize import calibrate, find
 from factorize.search.curves import curves
 from factorize.search.error_curve import Fit
 from factorize.tensor.threads import MOST, in_threads
@@ -89,16 +88,21 @@ def test_an_error_ends_it_and_the_threads_are_as_before(threads: int, where: str
     assert torch.get_num_threads() == threads
 
 
-def test_curves_and_what_is_told_do_not_depend_on_threads(threads: int):
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_curves_and_what_is_told_do_not_depend_on_threads(threads: int, calibrated: bool):
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(6)))
     specs = {site.spec.name: site.spec for site in find(model, torch.zeros(1, 8, 6, 6))}
     told: dict[int, list[tuple[str, Fit]]] = {1: [], threads: []}
     found = {}
+    images = [torch.randn(4, 8, 6, 6)]
+    moments = calibrate.collect(model, specs, images).layers if calibrated else {}
+    model[2].eval()
+    modes = [module.training for module in model.modules()]
     for count, fits in told.items():
         torch.set_num_threads(count)
         found[count] = curves(
-            model, specs, convolutions.square(), None,
+            model, specs, ["spatial_svd", "channel_svd", "cp"], moments.items() or None,
             on_fit=lambda name, fit, fits=fits: fits.append((name, fit)),
         )  # fmt: skip
     torch.set_num_threads(threads)
@@ -109,3 +113,4 @@ def test_curves_and_what_is_told_do_not_depend_on_threads(threads: int):
             assert one.error == pytest.approx(other.error, rel=1e-6)
     names = [[(name, fit.key, fit.macs) for name, fit in fits] for fits in told.values()]
     assert names[0] == names[-1]
+    assert [module.training for module in model.modules()] == modes

@@ -19,6 +19,7 @@ from factorize.methods.svd import SvdMethod
 from factorize.search.error_curve import Curve, Fit, Key, curve_through, family_of, macs_of
 from factorize.search.reduced import is_large, reduced
 from factorize.spec import ConvSpec, Rank
+from factorize.tensor.call import evaluating
 from factorize.tensor.moments import (
     LayerCalibration,
     centred,
@@ -103,7 +104,8 @@ def curves(
             task.layer.probe(tell)
         return {}, fits
 
-    with in_threads(done, tasks()) as results:
+    # Whoever asks for a weight puts its layer in eval mode: all at once, nobody changes anything.
+    with evaluating(model), in_threads(done, tasks()) as results:
         for task, (errors, fits) in results:
             for name in task.names:
                 for fit in fits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable
 
-from torch import nn
+from torch import Tensor, nn
 
 from factorize import methods
 from factorize.fit import FitConfig, Fitted, apply_, fit
@@ -92,12 +92,12 @@ class Fits:
         missing = [layer for layer in plan.factorized if _key(layer) not in self._layers]
         missing.sort(key=lambda layer: layer.spec.params, reverse=True)  # what takes long first
 
-        def made(layer: LayerPlan) -> Factorization:
-            weight = effective_weight(modules[layer.spec.name])
-            return methods.factorize(layer, weight, seed=self.seed)
+        def made(asked: tuple[LayerPlan, Tensor]) -> Factorization:
+            return methods.factorize(*asked, seed=self.seed)
 
-        with in_threads(made, missing) as results:
-            for done, (layer, found) in enumerate(results):
+        weights = ((layer, effective_weight(modules[layer.spec.name])) for layer in missing)
+        with in_threads(made, weights) as results:
+            for done, ((layer, _), found) in enumerate(results):
                 self._layers[_key(layer)] = found
                 if self.progress:
                     self.progress("factorize", done + 1, len(missing), {})
