@@ -138,6 +138,15 @@ def test_module_in_two_places_is_replaced_once_and_stays_shared() -> None:
     assert_same_function(model, made)
 
 
+def test_module_in_two_places_may_be_named_by_either() -> None:
+    model = Shared()
+    (layer,) = full(model).layers
+    made = methods.factorize(layer, model.first.weight)
+    changed = rewrite_(copy.deepcopy(model), {"second": made})
+    assert changed.first is changed.second
+    assert_same_function(model, changed)
+
+
 def test_tied_weights_stay_tied_with_biases_of_their_own() -> None:
     model = Tied()
     made = factorize.rewrite(model, full(model))
