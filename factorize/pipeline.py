@@ -24,6 +24,9 @@ from factorize.staging import Wish, of_stage, searched
 from factorize.tuning import control, control_checkpoint, tuned
 from factorize.types import Data, Metric, Plan, Progress
 
+REMEMBERED = 2.0
+"""Points of top-1 by which known images are answered better than new ones, that are told."""
+
 
 @dataclass
 class Run:
@@ -207,6 +210,18 @@ class Run:
             self.remarks.append("tuning the original interrupted; --resume goes on")
         if self.control.stopped:
             self.remarks.append(f"tuning the original stopped early: {self.control.stopped}")
+        if self.tuned.best_epoch == 0 and data.test is not None:
+            self._tell_of_known_images(100 * self.control.history[0]["score"])
+
+    def _tell_of_known_images(self, known: float) -> None:
+        """Say so if the start may have won by what the original remembers of held-out images."""
+        new = self.quality["original"]["top1"]
+        if known > new + REMEMBERED:
+            self.remarks.append(
+                f"fine-tuning kept its start, the best on held-out images. The original knows "
+                f"those ({known:.1f} % right, {new:.1f} % of the test split), which favours what "
+                "is close to it: may_stay = false in a --recipe takes the best epoch"
+            )
 
     @property
     def interrupted(self) -> bool:

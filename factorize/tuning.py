@@ -26,7 +26,6 @@ class _Task:
     plan: Plan | None
     config: tune.FinetuneConfig
     origin: Mapping[str, Any]
-    may_stay: bool
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,13 @@ def tuned(
     origin: Mapping[str, Any],
     name: str,
     progress: Progress | None,
-    may_stay: bool = True,
 ) -> tune.FinetuneResult:
     """Fine-tune `model`, which `plan` made of `original`, with the help of all processes."""
-    processes.share(_Task(plan, config, origin, may_stay))
+    processes.share(_Task(plan, config, origin))
     try:
         return tune.finetune(
             model, original, data, config, device=device, progress=progress, origin=origin,
-            name=name, may_stay=may_stay,
+            name=name,
         )  # fmt: skip
     except BaseException as failure:
         # The others failed alike, or wait in a step: they hear of it when this process ends.
@@ -79,8 +77,7 @@ def assist(model: nn.Module, data: Data | None, device: str) -> Any:
             if task.plan is not None:  # the main one's weights come with the first step
                 student = graph.rewrite_(student, unfitted(student, task.plan))
             tune.finetune(
-                student, model, data, task.config, device=device, origin=task.origin,
-                may_stay=task.may_stay,
+                student, model, data, task.config, device=device, origin=task.origin
             )  # fmt: skip
         elif task.failure is not None:
             raise ProcessError(f"the main process ended: {task.failure}")
@@ -112,11 +109,11 @@ def control(
     """
     path = control_checkpoint(config)
     resume = config.resume and path is not None and path.exists()
-    config = replace(config, feature_weight=0.0, checkpoint=path, resume=resume)
+    config = replace(config, feature_weight=0.0, may_stay=False, checkpoint=path, resume=resume)
     model = copied(original)
     result = tuned(
         model, original, None, data, config, device=device, origin={"control": True},
-        name="tuning the original", progress=progress, may_stay=False,
+        name="tuning the original", progress=progress,
     )  # fmt: skip
     return model, result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole() -> None:
     for parts in (1, 3):
         model = net(1, chain=True)
         config = FinetuneConfig(2, optimizer="sgd", lr=0.1, micro_batches=parts, flip=True)
-        finetune(model, net(0), images_of(), config, may_stay=False)
+        finetune(model, net(0), images_of(), replace(config, may_stay=False))
         models.append(model)
     assert same(*models, atol=1e-6)
     assert not same(models[0], net(1, chain=True), atol=1e-3)
@@ -330,14 +330,14 @@ def test_a_net_that_knows_nothing_and_learns_nothing_is_not_taken_to_diverge(bat
 def test_memory_format_and_half_precision_are_of_the_run_alone() -> None:
     model, original = net(1, norm=True), net(0, norm=True)
     config = FinetuneConfig(1, channels_last=True, precision="bfloat16")
-    result = finetune(model, original, images_of(), config, may_stay=False)
+    result = finetune(model, original, images_of(), replace(config, may_stay=False))
     assert result.mixed_precision == "bf16"
     for one in (model, original):
         weight = one[0].weight  # type: ignore[index]
         assert weight.is_contiguous()
         assert weight.dtype == torch.float32
     plain = net(1, norm=True)
-    finetune(plain, original, images_of(), FinetuneConfig(1), may_stay=False)
+    finetune(plain, original, images_of(), FinetuneConfig(1, may_stay=False))
     assert same(model, plain, atol=0.05)
     assert not same(model, plain, atol=1e-7)
 
@@ -360,7 +360,7 @@ def test_scalars_are_written(tmp_path: Path) -> None:
 def test_the_weights_it_came_with_may_be_ruled_out() -> None:
     scores = iter([0.9, 0.1, 0.2, 0.1])
     result = finetune(
-        net(1), net(0), images_of(), FinetuneConfig(3), score=lambda m: next(scores), may_stay=False
+        net(1), net(0), images_of(), FinetuneConfig(3, may_stay=False), score=lambda m: next(scores)
     )
     assert result.best_epoch == 2
     assert not math.isnan(result.seconds)

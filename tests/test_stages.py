@@ -160,3 +160,16 @@ def test_no_control_where_there_is_nothing_to_learn(
     assert report.control is None
     assert "control" not in report.quality
     assert told is None or any(told in note for note in report.notes)
+
+
+def test_a_start_that_wins_on_images_that_the_original_knows_is_told() -> None:
+    data = load_data("digits", input_shape=(1, 8, 8), batch_size=256)
+    assert data.test is not None
+    new = replace(data, test=[(x, (y + 1) % 10) for x, y in data.test])  # all wrong
+    config = factorize.FinetuneConfig(1, lr=5e-3)
+    free = replace(config, may_stay=False)
+    for images, how, epoch, told in ((new, config, 0, 1), (new, free, 1, 0), (data, config, 0, 0)):
+        report = compress(rank=0.4, data=images, finetune=how).report
+        assert report.finetuning is not None
+        assert report.finetuning["best_epoch"] == epoch
+        assert sum("fine-tuning kept its start" in note for note in report.notes) == told

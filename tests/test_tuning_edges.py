@@ -122,7 +122,7 @@ def test_averages_of_a_shared_weight_are_exchanged_once() -> None:
 
 def test_fixed_batch_norms_keep_their_statistics() -> None:
     before = net(1).state_dict()
-    after = {norm: tuned(data(), FinetuneConfig(1, batch_norm=norm), may_stay=False)[0]
+    after = {norm: tuned(data(), FinetuneConfig(1, batch_norm=norm, may_stay=False))[0]
              for norm in ("fixed", "batch", "auto")}  # fmt: skip
     for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
         assert torch.equal(before[name], after["fixed"][name])

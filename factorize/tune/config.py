@@ -63,6 +63,9 @@ class FinetuneConfig:
         ``auto``: mixed precision on CUDA, bfloat16 or float16 where that is missing, else float32.
     channels_last, compile
         Memory format; ``torch.compile`` of both models.
+    may_stay
+        Whether the weights that the model came with may be the best. The original has often been
+        trained on the held-out images too, and what is close to it shares that advantage there.
     patience
         End after so many epochs without a better score; 0: never.
     control
@@ -98,6 +101,7 @@ class FinetuneConfig:
     precision: str = "auto"
     channels_last: bool = False
     compile: bool = False
+    may_stay: bool = True
     patience: int = 0
     control: bool = True
     seed: int = 0

@@ -68,7 +68,6 @@ def finetune(
     score: Callable[[nn.Module], float] | None = None,
     origin: Mapping[str, Any] = {},
     name: str = "fine-tuning",
-    may_stay: bool = True,
 ) -> FinetuneResult:
     """Tune ``model`` in place to answer as ``original``; it ends with its best held-out score.
 
@@ -95,8 +94,6 @@ def finetune(
         checkpoint. Strings and numbers by name.
     name
         Of the run, for `progress` and scalars.
-    may_stay
-        Whether the weights that the model came with may be the best.
 
     Raises
     ------
@@ -117,7 +114,7 @@ def finetune(
         channels_last(config.channels_last, model, original),
     ):
         training = Training(
-            model, original, data, config, accelerator, progress, score, origin, name, may_stay
+            model, original, data, config, accelerator, progress, score, origin, name
         )
         interrupted = training.run()
         state = training.state

@@ -48,11 +48,9 @@ class Training:
         score: Callable[[nn.Module], float] | None,
         origin: Mapping[str, Any],
         name: str,
-        may_stay: bool,
     ) -> None:
         self.model, self.original, self.data, self.config = model, original, data, config
         self.device, self.score, self.name = accelerator.device, score, name
-        self.may_stay = may_stay
         self.progress = progress if processes.is_main() else None
         self.per_epoch = length(data.train)
         self.step = Step(model, original, data, config, accelerator)
@@ -200,7 +198,7 @@ class Training:
             with uninterrupted():
                 state.history.append({**entry, "score": value, "distance": far})
                 self.scalars.add({"held-out score": value, "distance": far}, state.steps)
-                counts = self.may_stay or entry["epoch"] > 0
+                counts = self.config.may_stay or entry["epoch"] > 0
                 if counts and not any(map(math.isnan, key)) and key > state.best_key:
                     state.best, state.best_key = checkpoint.snapshot(self.model), key
                     state.best_epoch = entry["epoch"]

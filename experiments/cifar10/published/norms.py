@@ -46,8 +46,8 @@ def main() -> None:
     some = fewer(data, IMAGES, seed=0)
     for norms in ("batch", "fixed"):
         tuned = copy.deepcopy(made)
-        config = factorize.FinetuneConfig(1, lr=STILL, batch_norm=norms)
-        steps = factorize.finetune(tuned, model, some, config, may_stay=False).steps
+        config = factorize.FinetuneConfig(1, lr=STILL, batch_norm=norms, may_stay=False)
+        steps = factorize.finetune(tuned, model, some, config).steps
         top1 = factorize.measure(model, tuned, example, data=data)["top1"]
         found[norms] = {"steps": steps, "top1": top1}
     (HERE / "norms.json").write_text(json.dumps(found, indent=1) + "\n")

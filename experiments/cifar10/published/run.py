@@ -121,7 +121,7 @@ def _tuned(
     )  # fmt: skip
     tuned, report = graph.balance_(made.model, made.plan), made.report
     result = factorize.finetune(
-        tuned, model, data, tuning, device=device, progress=shown, may_stay=False
+        tuned, model, data, replace(tuning, may_stay=False), device=device, progress=shown
     )
     after = factorize.measure(model, tuned, example, data=data, device=device)
     used: dict[str, int] = {}
