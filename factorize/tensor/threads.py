@@ -24,7 +24,7 @@ def in_threads(
 
     Decompositions are long sequences of small products, which leave most cores idle where all of
     them share each product. Within the context torch's threads are shared out among as many items.
-    Items are asked for in the calling thread, when it is their turn. Gradients are off.
+    Items are asked for in the calling thread, not long before their turn. Gradients are off.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def in_threads(
         begun: deque[tuple[Item, Future[Result]]] = deque()
         for item in items:
             begun.append((item, pool.submit(work, item)))
-            if len(begun) == workers:
+            if len(begun) == 2 * workers:  # while the first is waited for, others go on
                 first, future = begun.popleft()
                 yield first, future.result()
         for item, future in begun:
