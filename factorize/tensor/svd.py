@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 LARGE = 1024
-"""Of a matrix's smaller side: from here on the Gram matrix is used, in a quarter of the time."""
+"""Of a matrix's smaller side: from here on the Gram matrix is used, which is faster."""
 
 
 def split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
