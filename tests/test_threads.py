@@ -99,11 +99,17 @@ def test_curves_and_what_is_told_do_not_depend_on_threads(threads: int, calibrat
     moments = calibrate.collect(model, specs, images).layers if calibrated else {}
     model[2].eval()
     modes = [module.training for module in model.modules()]
+    training = set()
     for count, fits in told.items():
         torch.set_num_threads(count)
+
+        def tell(name: str, fit: Fit, fits: list[tuple[str, Fit]] = fits) -> None:
+            fits.append((name, fit))
+            training.update(module.training for module in model.modules())
+
         found[count] = curves(
             model, specs, ["spatial_svd", "channel_svd", "cp"], moments.items() or None,
-            on_fit=lambda name, fit, fits=fits: fits.append((name, fit)),
+            on_fit=tell,
         )  # fmt: skip
     torch.set_num_threads(threads)
     assert list(found[1]) == list(found[threads]) == [str(n) for n in range(6)]
@@ -113,4 +119,5 @@ def test_curves_and_what_is_told_do_not_depend_on_threads(threads: int, calibrat
             assert one.error == pytest.approx(other.error, rel=1e-6)
     names = [[(name, fit.key, fit.macs) for name, fit in fits] for fits in told.values()]
     assert names[0] == names[-1]
+    assert training == {False}  # whoever asks for a weight would change the mode of its layer
     assert [module.training for module in model.modules()] == modes
