@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import sleep
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from factorize import calibrate, find
+from factorize import calibrate, find, methods
+from factorize.fit import FitConfig
+from factorize.search import reduced as reduced_module
 from factorize.search.curves import curves
 from factorize.search.error_curve import Fit
+from factorize.search.fits import Fits
+from factorize.spec import Rank
+from factorize.tensor.norm import Norm
 from factorize.tensor.threads import MOST, in_threads
+from factorize.types import Factorization, LayerPlan, Plan
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -88,6 +97,70 @@ def test_an_error_ends_it_and_the_threads_are_as_before(threads: int, where: str
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_what_waits_for_a_thread_is_dropped_where_the_caller_gives_up(threads: int):
+    del threads
+    before, go = set(threading.enumerate()), threading.Event()
+    begun: list[int] = []
+
+    def function(n: int) -> None:
+        begun.append(n)
+        if n:
+            go.wait(30)
+
+    def caller() -> None:
+        with in_threads(function, range(9)) as results:
+            for _ in results:  # 1 and 2 are worked on, 3 waits
+                raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        caller()
+    go.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+    assert 3 not in begun
+
+
+def test_a_stand_in_is_made_once_for_all_threads(monkeypatch: pytest.MonkeyPatch):
+    made, spec = [], find(nn.Conv2d(72, 72, 3), torch.zeros(1, 72, 4, 4))[0].spec
+    roots = reduced_module._roots
+
+    def slow(norm: Norm, weight: Tensor) -> tuple[Tensor, Tensor]:
+        made.append(weight.shape)
+        sleep(0.05)  # so that all others ask meanwhile
+        return roots(norm, weight)
+
+    monkeypatch.setattr(reduced_module, "_roots", slow)
+    weight = torch.randn(72, 72, 3, 3, dtype=torch.float64)
+    stand_in = reduced_module.reduced(spec, weight, Norm(), Norm())
+    stages = methods.get("cp").stages(spec, (8,), "")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(stand_in, [stages] * 4))
+    assert made == [(72, 72, 3, 3), (36, 36, 3, 3)]
+
+
+def test_a_layer_is_fitted_once_for_all_plans(monkeypatch: pytest.MonkeyPatch):
+    fitted: list[tuple[str, Rank]] = []
+    factorize = methods.factorize
+
+    def counted(layer: LayerPlan, weight: Tensor, **options: Any) -> Factorization:
+        fitted.append((layer.spec.name, layer.rank))
+        return factorize(layer, weight, **options)
+
+    monkeypatch.setattr(methods, "factorize", counted)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    specs = [site.spec for site in find(model, torch.zeros(1, 8, 6, 6))]
+    fits = Fits(model, data=None, config=FitConfig(), device="cpu", seed=0, progress=None)
+
+    def plan(*ranks: int) -> Plan:
+        chosen = zip(specs, ranks, strict=True)
+        return Plan(tuple(LayerPlan(spec, "cp", (r,)) for spec, r in chosen), {})
+
+    one, two = fits.of(plan(2, 3)), fits.of(plan(2, 4))
+    assert sorted(fitted) == [("0", (2,)), ("1", (3,)), ("1", (4,))]
+    assert one.layers["0"] is two.layers["0"]
+
+
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_curves_and_what_is_told_do_not_depend_on_threads(threads: int, calibrated: bool):
     torch.manual_seed(0)
@@ -99,7 +172,7 @@ def test_curves_and_what_is_told_do_not_depend_on_threads(threads: int, calibrat
     moments = calibrate.collect(model, specs, images).layers if calibrated else {}
     model[2].eval()
     modes = [module.training for module in model.modules()]
-    training = set()
+    training: set[bool] = set()
     for count, fits in told.items():
         torch.set_num_threads(count)
 
