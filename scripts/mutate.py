@@ -33,7 +33,10 @@ RESULTS = HERE / "experiments" / "mutations" / "results.json"
 MARK = "<!-- made by scripts/mutate.py: do not edit below -->\n"
 LONGEST = 900  # seconds of a run of the tests
 
-TESTS = ("graph", "merge", "methods", "calibrate", "measure", "plan", "lossless", "export", "fit")
+TESTS = (
+    "graph", "merge", "methods", "calibrate", "calibrate_collect", "calibrate_file", "measure",
+    "plan", "lossless", "export", "fit", "fit_models", "fit_passes",
+)  # fmt: skip
 FIRST = {
     "calibrate/patches.py": ("calibrate",),
     "export/chains.py": ("export",),

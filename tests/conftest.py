@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from greenlet import getcurrent, greenlet
 from hypothesis import HealthCheck, settings
 
 from factorize import cli
@@ -29,6 +31,28 @@ def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FACTORIZE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Nets this small lose more than they win by a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def paused_passes() -> list[greenlet]:
+    """Forward passes that stand still somewhere, with all that they hold."""
+    passes = [found for found in gc.get_objects() if type(found) is greenlet]
+    return [found for found in passes if found and found is not getcurrent()]
+
+
+@pytest.fixture
+def no_pass_is_left() -> Iterator[None]:
+    """No forward pass of a fit still stands where it was paused."""
+    yield
+    assert not paused_passes()
 
 
 class Ran:

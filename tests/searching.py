@@ -1,4 +1,4 @@
-"""What the tests of searches share: a machine whose times are known, and small nets.
+"""What the tests of searches share: a machine whose times are known, small nets, and searches.
 
 A convolution takes its MACs and `CALL` besides, so that chains of many stages are not faster; a
 net takes the times of its convolutions and `REST` besides. Of the time that chains save by
@@ -19,14 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factorize import find, methods
-from factorize.measure import Chain, ChainTime, LatencyCache, LatencyModel, Target
+from factorize import compress, find, methods
+from factorize.api import Result
+from factorize.measure import Chain, ChainTime, LatencyCache, LatencyModel, Target, count
+from factorize.plan import Budget
+from factorize.search.prepare import prepare
+from factorize.search.search import Search
 from factorize.spec import ConvSpec, Size
 from factorize.types import Data, Latency, LayerPlan, Speedup
 
 UNIT_MS = 1e-4
 REST = 1e6
 NOISE = 1.02
+QUICK = "spatial_svd,channel_svd"
 TARGET = Target("onnxruntime", threads=1)
 PIXELS = torch.randn(60, 3, 12, 12, generator=torch.Generator().manual_seed(7))
 
@@ -105,6 +110,16 @@ class Machine:
         patch.setattr(layers, "reference", lambda target: None)
         patch.setattr(layers, "in_units", lambda target, run: (1.0, UNIT_MS))
         patch.setattr(measure, "speedups", self.speedups)
+
+
+def installed(patch: pytest.MonkeyPatch, cache: Path) -> Machine:
+    """A machine with a cache of its own; what is exported is other tests' matter."""
+    machine = Machine()
+    machine.install(patch)
+    patch.setenv("FACTORIZE_CACHE", str(cache))
+    export = import_module("factorize.export")
+    patch.setattr(export, "export_all", lambda *_: (None, {}, []))
+    return machine
 
 
 def compressible(weight: Tensor) -> Tensor:
@@ -207,3 +222,20 @@ def images(labelled: bool = False, model: nn.Module | None = None) -> Data:
         with torch.no_grad():
             batches = [(x, model(x).argmax(1)) for (x,) in batches]
     return Data(batches[:4], batches[4:], None, labelled, 5 if labelled else None, "made up")
+
+
+def searched(model: nn.Module, budget: Budget | None, **options: Any) -> Result:
+    return compress(
+        model, EXAMPLE, budget=budget, target=TARGET, **{"method": QUICK, **options}
+    )  # fmt: skip
+
+
+def prepared(machine: Machine, model: nn.Module, **options: Any) -> Search:
+    options = {"names": QUICK.split(","), "never_slower": True, **options}
+    return prepare(model, EXAMPLE, latency=machine.latency(), **options)
+
+
+def shares(before: nn.Module, after: nn.Module) -> tuple[float, float]:
+    """Of MACs and parameters that are left in a real net."""
+    (params, macs), (left, cheaper) = count(before, EXAMPLE), count(after, EXAMPLE)
+    return cheaper / macs, left / params

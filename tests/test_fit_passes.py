@@ -1,0 +1,139 @@
+"""The passes of a fit: what they hold, what they tell, and what they leave behind."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import paused_passes
+from fitting import Plain, Residual, Twice, batches, calibration, images, made, plan_of
+from torch import Tensor, nn
+
+from factorize.errors import DataError
+from factorize.fit import fit_outputs, fit_sequential, fit_weights
+from factorize.fit import sequential as sequential_module
+from factorize.fit.lockstep import Lockstep
+
+pytestmark = pytest.mark.usefixtures("no_pass_is_left")
+
+
+@pytest.mark.parametrize("kind", [Plain, Residual, Twice])
+@pytest.mark.parametrize("memory", [0.0, 4e5])
+def test_little_memory_takes_longer_and_gives_the_same(
+    kind: type[nn.Module], memory: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = made(kind), images()
+    plan = plan_of(model)
+    runs = []
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: (runs.append(len(x)), forward(self, x))[1])
+    whole = fit_sequential(model, plan, batches(x))
+    at_once = len(runs)
+    low = fit_sequential(model, plan, batches(x), memory=memory)
+    assert len(runs) - at_once > at_once
+    for name, one in whole.layers.items():
+        two = low.layers[name]
+        assert (one.error, one.held_out_error) == (two.error, two.held_out_error)
+        assert all(torch.equal(a, b) for a, b in zip(one.weights, two.weights, strict=True))
+    assert all(torch.equal(whole.means[name], low.means[name]) for name in low.means)
+
+
+def test_activations_held_by_a_paused_batch_are_counted() -> None:
+    model, x = made(Plain), images(1)
+    with Lockstep(model, {"first": model.get_submodule("first")}, [x], 0.0) as lockstep:
+        held = lockstep._held_per_image()
+    assert held == 2 * (6 + 8) * 12 * 12 * 8  # input and output, in both networks, in float64
+
+
+def state(model: nn.Module) -> list[Any]:
+    """All that a fit might leave behind in a model."""
+    hooks = [
+        (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), m.training)
+        for m in model.modules()
+    ]
+    return [*hooks, *((n, v._version, v.sum().item()) for n, v in model.state_dict().items())]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("where", ["fit", "sums", "forward", "example", "open"])
+@pytest.mark.parametrize("memory", [0.0, 2e9])
+def test_model_is_not_changed_whatever_happens(
+    error: type[BaseException] | None, where: str, memory: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = made(Residual), images()
+    model.train()
+    model.convs[2].eval()
+    before, flags = copy.deepcopy(model.state_dict()), state(model)
+    plan = plan_of(model)
+
+    def failing(function: Callable[..., Any], when: Callable[..., bool]) -> Callable[..., Any]:
+        count = [0]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            count[0] += 1
+            if error and when(count[0], args):
+                raise error("stop here")
+            return function(*args, **kwargs)
+
+        return call
+
+    target, name, when = {
+        "fit": (sequential_module, "fit_layer", lambda count, args: count == 3),
+        "sums": (sequential_module.MomentSums, "add", lambda count, args: count == 12),
+        "forward": (Residual, "forward", lambda count, args: len(args[1]) == 26),
+        "example": (Residual, "forward", lambda count, args: len(args[1]) == 2),
+        "open": (sequential_module.Lockstep, "_start", lambda count, args: count == 2),
+    }[where]
+    monkeypatch.setattr(target, name, failing(getattr(target, name), when))
+    if error is None:
+        fit_sequential(model, plan, batches(x), memory=memory)
+    else:
+        with pytest.raises((error, DataError)):
+            fit_sequential(model, plan, batches(x), memory=memory)
+    assert not paused_passes()
+    assert state(model) == flags
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("memory", [0.0, 2e9])
+def test_modes_that_the_model_switches_on_stay_in_the_model(memory: float) -> None:
+    class Inference(Plain):
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    class Cast(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu"):
+                return super().forward(x)
+
+    for kind in (Inference, Cast):
+        model = made(kind).float()
+        before = state(model)
+        x = images().float()
+        fitted = fit_sequential(model, plan_of(made(Plain)), batches(x), memory=memory)
+        assert not torch.is_inference_mode_enabled()
+        assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_grad_enabled()
+        weights = [weight for found in fitted.layers.values() for weight in found.weights]
+        assert not any(weight.is_inference() for weight in weights)
+        assert state(model) == before
+
+
+@pytest.mark.parametrize("way", ["weights", "outputs", "sequential"])
+def test_progress_counts_the_layers(way: str) -> None:
+    model, x = made(Twice), images()
+    plan, told = plan_of(model), []
+
+    def progress(stage: str, done: int, total: int, values: dict[str, float]) -> None:
+        told.append((stage, done, total))
+
+    if way == "weights":
+        fit_weights(model, plan, progress=progress)
+    elif way == "outputs":
+        fit_outputs(model, plan, calibration(model, plan, x), progress=progress)
+    else:
+        fit_sequential(model, plan, batches(x), progress=progress)
+    assert told[-1] == ("factorize", 3, 3)
+    assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
