@@ -7,9 +7,11 @@ import subprocess
 import sys
 import textwrap
 
+import exporting
 import onnx
 import pytest
 import torch
+from exporting import CHAINS, Net
 from safetensors.torch import load_model
 from torch import nn
 from torch.torch_version import TorchVersion
@@ -19,45 +21,14 @@ from factorize.export import export_onnx, export_program, save_weights, to_onnx
 from factorize.tensor.call import onnx_feeds, onnx_session
 
 
-def chain(i: int, o: int, **first) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(i, 3, (3, 1), padding=(1, 0), bias=False, **first),
-        nn.Conv2d(3, o, (1, 3), padding=(0, 1)),
-    )
-
-
-class Net(nn.Module):
-    """Residual, with batch norms behind and a replaced layer that is called twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.conv1, self.bn1 = chain(8, 8), nn.BatchNorm2d(8)
-        self.conv2 = chain(8, 8, padding_mode="reflect")
-        self.fc = nn.Linear(8, 5)
-
-    def forward(self, x):
-        x = torch.relu(self.stem(x))
-        x = torch.relu(self.bn1(self.conv1(x))) + x
-        x = self.conv2(self.conv2(x)) + x
-        return self.fc(x.mean((2, 3)))
-
-
-CHAINS = {"conv1": 2, "conv2": 2}
-
-
 @pytest.fixture
 def net() -> Net:
-    torch.manual_seed(0)
-    model = Net()
-    model(torch.randn(8, 3, 9, 9))  # batch-norm statistics other than 0 and 1
-    nn.init.normal_(model.bn1.weight)
-    return model
+    return exporting.net()
 
 
 @pytest.fixture
 def x() -> torch.Tensor:
-    return torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    return exporting.image()
 
 
 def run(path, inputs) -> torch.Tensor:
@@ -114,106 +85,6 @@ def test_half_precision_has_a_looser_tolerance(net, x, tmp_path):
     assert 1e-4 < check.tolerance < 0.1
     with pytest.raises(ExportError, match="bfloat16"):
         export_onnx(net.bfloat16(), x.bfloat16(), tmp_path / "other.onnx")
-
-
-def test_a_chain_that_is_the_root(x, tmp_path):
-    model = chain(3, 4)
-    assert export_onnx(model, x, tmp_path / "a.onnx", chains={"": 2}).nodes == {"Conv": 2}
-    with pytest.raises(ExportError, match=r"the model itself.*3 Conv"):
-        export_onnx(model, x, tmp_path / "b.onnx", chains={"": 3})
-
-
-def test_a_chain_of_transposed_convolutions(x, tmp_path):
-    model = nn.Sequential(
-        nn.ConvTranspose2d(3, 3, (3, 1), (2, 1), bias=False), nn.ConvTranspose2d(3, 4, (1, 3))
-    )
-    check = export_onnx(model, x, tmp_path / "a.onnx", chains={"": 2})
-    assert check.nodes == {"ConvTranspose": 2}
-
-
-def test_a_chain_shared_by_two_names(net, x, tmp_path):
-    net.bn1 = net.conv1
-    check = export_onnx(net, x, tmp_path / "net.onnx", chains=CHAINS | {"bn1": 2})
-    assert check.nodes["Conv"] == 1 + 4 + 4
-
-
-def test_chains_with_one_weight(net, x, tmp_path):
-    net.conv2 = chain(8, 8)
-    for ours, theirs in zip(net.conv2, net.conv1, strict=True):
-        ours.weight = theirs.weight
-    export_onnx(net, x, tmp_path / "net.onnx", chains=CHAINS)
-
-
-class Interrupted(nn.Sequential):
-    def forward(self, x):
-        return self[1](torch.relu(self[0](x)))
-
-
-class Trailed(nn.Sequential):
-    def forward(self, x):
-        return torch.relu(super().forward(x))
-
-
-class Tapped(nn.Sequential):
-    def forward(self, x):
-        middle = self[0](x)
-        return self[1](middle) + middle.mean()
-
-
-@pytest.mark.parametrize(
-    ("layer", "stages", "message"),
-    [
-        (chain(8, 8), 3, "conv1: must be 3 Conv nodes .* got 2 modules"),
-        (nn.Sequential(chain(8, 8)[0], nn.ReLU(), chain(8, 8)[1]), 3, "got Relu after its Conv 0"),
-        (nn.Sequential(*chain(8, 8), nn.ReLU()), 3, "got .* after its Conv 1"),
-        (nn.Sequential(*chain(8, 8), nn.Sigmoid()), 2, "got 3 modules"),
-        (Interrupted(*chain(8, 8)), 2, "got Relu after its Conv 0"),
-        (Trailed(*chain(8, 8)), 2, "got Relu among them"),
-        (Tapped(*chain(8, 8)), 2, "got .*ReduceMean.* after its Conv 0"),
-    ],
-)
-def test_a_chain_of_anything_but_convolutions_is_refused(net, x, tmp_path, layer, stages, message):
-    net.conv1 = layer
-    with pytest.raises(ExportError, match=message):
-        export_onnx(net, x, tmp_path / "net.onnx", chains={"conv1": stages})
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_chain_that_is_never_called_is_refused(net, x, tmp_path):
-    net.unused = chain(8, 8)
-    with pytest.raises(ExportError, match=r"unused: .*never calls it"):
-        export_onnx(net, x, tmp_path / "net.onnx", chains={"unused": 2})
-
-
-def test_a_chain_of_a_constant_may_become_one(x, tmp_path):
-    class Positions(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(3, 8, 3)
-            self.bias = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 8))
-            self.register_buffer("table", torch.randn(1, 2))
-
-        def forward(self, x):
-            return self.stem(x) + self.bias(self.table)[..., None, None]
-
-    check = export_onnx(Positions(), x, tmp_path / "net.onnx", chains={"bias": 2})
-    assert check.nodes.keys() <= {"Conv", "Add"}
-
-
-def test_a_padding_node_is_allowed_only_where_conv_cannot_pad(net, x, tmp_path):
-    net.conv1 = nn.Sequential(net.conv1[0], nn.ReflectionPad2d(1), nn.Conv2d(3, 8, (3, 3)))
-    net.conv1[2].padding = (0, 0)
-    with pytest.raises(ExportError, match="got Pad after its Conv 0"):
-        export_onnx(net, x, tmp_path / "net.onnx", chains={"conv1": 3})
-
-
-# torch warns that it pads a copy of the input
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_same_padding_with_an_even_kernel(net, x, tmp_path):
-    net.conv1 = nn.Sequential(
-        nn.Conv2d(8, 3, (4, 1), padding="same"), nn.Conv2d(3, 8, (1, 4), padding="same")
-    )
-    export_onnx(net, x, tmp_path / "net.onnx", chains={"conv1": 2})
 
 
 @pytest.mark.parametrize("export", [export_onnx, export_program])
@@ -311,7 +182,7 @@ def test_pt2_loads_without_this_library_or_the_models_class(net, x, tmp_path):
     torch.save(inputs, tmp_path / "inputs.pt")
     script = f"""
         import sys, importlib.util, torch
-        assert importlib.util.find_spec("test_export") is None
+        assert importlib.util.find_spec("exporting") is None
         sys.modules["factorize"] = None  # importing it is an error
         model = torch.export.load(r"{path}").module()
         out = [model(torch.load(r"{tmp_path}/inputs.pt")[:n]) for n in (1, 3)]
@@ -359,22 +230,3 @@ def test_an_existing_file_or_a_missing_folder_is_refused(net, x, tmp_path, expor
     assert path.read_bytes() == b"mine"
     with pytest.raises(OutputError, match="folder must exist"):
         export(*arguments, tmp_path / "none" / "net.file")
-
-
-class Halves(nn.Module):
-    """Splits a tensor that was changed in place: the exporter slices it anew where it is read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.both, self.part = nn.Conv2d(3, 16, 3), nn.Sequential(*chain(8, 8))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        left, right = nn.functional.silu(self.both(x), inplace=True).split(8, dim=1)
-        return torch.cat((left, nn.functional.silu(self.part(right), inplace=True)), 1)
-
-
-def test_what_leads_to_a_chain_is_not_in_it(tmp_path):
-    check = export_onnx(
-        Halves().eval(), torch.randn(1, 3, 12, 12), tmp_path / "m.onnx", chains={"part": 2}
-    )
-    assert check.nodes["Conv"] == 3
