@@ -23,9 +23,6 @@ from factorize.spec import ConvSpec
 from factorize.tensor.norm import Norm
 from factorize.types import LayerPlan
 
-ITERATIVE = ("cp", "cp4", "tucker2", "block_term")
-
-
 # A curve
 
 

@@ -92,7 +92,7 @@ def test_a_point_is_picked(machine: Machine):
         assert result.report.search.measured.speedup == pytest.approx(picked.speedup)
 
 
-def test_the_knee_is_where_loss_begins_to_rise(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+def test_the_knee_is_where_loss_begins_to_rise():
     sweep = import_module("factorize.search.sweep")
 
     def found(speed: float, loss: float) -> Any:
