@@ -37,3 +37,10 @@ def data_of(images: Tensor) -> Data:
     """Unlabelled images, some of them for each use."""
     train = [(batch,) for batch in images[:-10].split(16)]
     return Data(train, [(images[-10:],)], None, False, None, "photographs")
+
+
+def distance(model: nn.Module, original: nn.Module, images: Tensor) -> float:
+    """Relative difference of the outputs."""
+    with torch.no_grad():
+        wanted = original(images)
+        return float((model(images) - wanted).norm() / wanted.norm())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from factorize.types import Factorization, Progress
 
 STEPS, BATCH = 300, 64
 RATE = 0.002  # peak step of a weight, relative to the root mean square of its tensor
-MOST = 4  # planned layers in a block; larger ones are no blocks but nets
+MOST = 4  # fitted layers in a block
 
 
 def reconstruct(
@@ -32,11 +33,12 @@ def reconstruct(
 ) -> Fitted:
     """Tune fitted layers block by block; labels and whole-net training are not needed.
 
-    A block is the module that holds a fitted layer, called once with one tensor, for one. Its
-    factors are tuned by Adam so that its output, given what the blocks before it hand on, comes
-    close to its output in the original: past its nonlinearities, which no layer's own fit sees. A
-    block keeps its fit where that is no better on the held-out images, and so does a layer that is
-    in no block.
+    A block is the module that holds up to `MOST` fitted layers, called once with one tensor, for
+    one; of an ``nn.Sequential`` with more, so many at a time with what follows them. Its factors
+    are tuned by Adam so that its output, given what the blocks before it hand on, comes close to
+    its output in the original: past its nonlinearities, which no layer's own fit sees. A block
+    keeps its fit where that is no better on the held-out images, and so does a layer that is in no
+    block.
 
     Parameters
     ----------
@@ -44,6 +46,10 @@ def reconstruct(
         The original; it is not changed.
     images
         As for `fit_sequential`.
+    memory
+        Bytes that paused batches may hold, and as many for what a block is tuned on.
+    progress
+        Called as ``progress("reconstruct", blocks done, blocks, {})``.
 
     Returns
     -------
@@ -51,54 +57,126 @@ def reconstruct(
     """
     modules = dict(model.named_modules())
     fit, held_out = calibrate.split(images)
-    blocks = _blocks(modules, fitted)
-    blocks = {n: blocks[n] for n in _called_once(model, {n: modules[n] for n in blocks}, fit[0])}
-    inside = {name for names in blocks.values() for name in names}
-    norms = [n for n in fitted.means if not any(_within(n, block) for block in blocks)]
-    alone = [n for n in fitted.layers if n not in inside]
-    stops = {name: modules[name] for name in (*blocks, *alone, *norms)}
+    blocks = list(_blocks(modules, fitted))
+    called = {name: modules[name] for block in blocks for name in block.called}
+    calls = _calls(model, called, fit[0])
+    starts = {block.start: block for block in blocks if block.is_plain(calls)}
+    whole = [name for name in starts if name not in fitted.layers]
+    alone = [n for n in (*fitted.layers, *fitted.means) if not any(_within(n, b) for b in whole)]
     tuned, done = dict(fitted.layers), 0
+    room = memory / 2 / sum(map(len, images))  # twice while batches are joined
     generator = torch.Generator().manual_seed(seed)
+    stops = {name: modules[name] for name in (*whole, *alone)}
     with evaluating(model), Lockstep(model, stops, [*fit, *held_out], memory) as lockstep:
         while (name := lockstep.next()) is not None:
-            if name not in blocks:
-                lockstep.decide(_as_fitted(name, modules[name], fitted))
+            now = replace(fitted, layers=tuned)
+            if name not in starts:
+                lockstep.decide(_as_fitted(name, modules[name], now))
                 continue
-            part = Fitted(
-                {_inner(n, name): _renamed(fitted.layers[n], n, name) for n in blocks[name]},
-                {_inner(n, name): m for n, m in fitted.means.items() if _within(n, name)},
-            )
-            block = apply_(copy.deepcopy(modules[name]), part)
-            _tune(block, list(part.layers), lockstep.arrivals, len(fit), generator)
-            lockstep.decide(block)
-            for layer in blocks[name]:
-                chain = block.get_submodule(_inner(layer, name))
+            block = starts[name]
+            part = block.apply(now)
+            _tune(part, block, lockstep.arrivals, len(fit), room, generator)
+            for layer in block.layers:
+                chain = part.get_submodule(block.inside[layer])
                 assert isinstance(chain, nn.Sequential)
                 tuned[layer] = _with_weights(tuned[layer], chain)
+            # Of a run its first layer stands here; the others are decided when they are reached.
+            lockstep.decide(part if name in whole else next(part.children()))
             done += 1
             if progress:
-                progress("reconstruct", done, len(blocks), {})
+                progress("reconstruct", done, len(starts), {})
     return replace(fitted, layers=tuned)
 
 
-def _blocks(modules: dict[str, nn.Module], fitted: Fitted) -> dict[str, list[str]]:
-    """Names of fitted layers by the name of the module that holds them."""
-    blocks: dict[str, list[str]] = {}
+@dataclass(frozen=True)
+class _Block:
+    """A part of the original that makes one tensor of one, and the fitted layers in it.
+
+    Attributes
+    ----------
+    start
+        The module that its input arrives at.
+    holder
+        What names in `module` are relative to.
+    called
+        What has to be called with one tensor for one; the first once.
+    """
+
+    start: str
+    holder: str
+    module: nn.Module
+    layers: list[str]
+    called: tuple[str, ...]
+
+    @property
+    def inside(self) -> dict[str, str]:
+        """Names of modules in `module` by those in the model."""
+        names = (name for name, _ in self.module.named_modules() if name)
+        return {f"{self.holder}.{name}".lstrip("."): name for name in names}
+
+    def is_plain(self, calls: Mapping[str, list[bool]]) -> bool:
+        """Whether it is called so."""
+        return len(calls[self.called[0]]) == 1 and all(all(calls[name]) for name in self.called)
+
+    def apply(self, fitted: Fitted) -> nn.Module:
+        """A copy with the fit."""
+        layers, inside = {}, self.inside
+        for name in self.layers:
+            made = fitted.layers[name]
+            layers[inside[name]] = replace(made, spec=replace(made.spec, name=inside[name]))
+        means = {inside[name]: mean for name, mean in fitted.means.items() if name in inside}
+        return apply_(copy.deepcopy(self.module), Fitted(layers, means))
+
+    def wanted(self, arrival: Arrival, dtype: torch.dtype) -> Tensor:
+        """What the original makes of its input."""
+        if self.start == self.holder:
+            return arrival.output.to(dtype)
+        with torch.no_grad():  # a run: what arrives is its first layer's
+            return self.module(arrival.original.to(dtype))
+
+
+def _blocks(modules: Mapping[str, nn.Module], fitted: Fitted) -> Iterator[_Block]:
+    """Modules that hold a few fitted layers and no other block, and runs of other sequences."""
+    held: dict[str, list[str]] = {}
     for name, made in fitted.layers.items():
         if name in modules and len(made.spec.input_sizes) == 1:
-            blocks.setdefault(name.rpartition(".")[0], []).append(name)
-    return {
-        block: names
-        for block, names in blocks.items()
-        if block and len(names) <= MOST and not any(_within(b, block) for b in blocks if b != block)
-    }
+            held.setdefault(name.rpartition(".")[0], []).append(name)
+    for holder, layers in held.items():
+        nested = any(_within(other, holder) for other in held)
+        if holder and len(layers) <= MOST and not nested:
+            yield _Block(holder, holder, modules[holder], layers, (holder,))
+        elif type(modules[holder]).forward is nn.Sequential.forward:
+            for run in _runs(holder, list(modules[holder]._modules), layers, fitted):
+                parts = OrderedDict((name.rpartition(".")[2], modules[name]) for name in run)
+                few = [name for name in run if name in layers]
+                yield _Block(run[0], holder, nn.Sequential(parts), few, (holder, run[-1]))
 
 
-def _called_once(
-    model: nn.Module, blocks: Mapping[str, nn.Module], images: Tensor
-) -> Iterator[str]:
-    """The blocks that are called once, with one tensor and nothing else, and give one back."""
-    calls: dict[str, list[bool]] = {name: [] for name in blocks}
+def _runs(
+    holder: str, children: Sequence[str], layers: Sequence[str], fitted: Fitted
+) -> list[list[str]]:
+    """Names that follow each other from a fitted layer on, up to `MOST` of those at a time."""
+    runs: list[list[str]] = []
+    left = 0  # fitted layers that the last run has room for; -1: it has ended
+    for child in children:
+        name = f"{holder}.{child}".lstrip(".")
+        if name in layers:
+            if left <= 0:
+                runs.append([])
+                left = MOST
+            left -= 1
+        elif name in fitted.layers or any(_within(layer, name) for layer in fitted.layers):
+            left = -1
+        if runs and left >= 0:
+            runs[-1].append(name)
+    return runs
+
+
+def _calls(
+    model: nn.Module, called: Mapping[str, nn.Module], images: Tensor
+) -> dict[str, list[bool]]:
+    """For each call of the modules whether it takes one tensor, nothing else, and gives one."""
+    calls: dict[str, list[bool]] = {name: [] for name in called}
 
     def hook(name: str) -> Any:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -107,26 +185,18 @@ def _called_once(
 
         return note
 
-    hooks = [m.register_forward_hook(hook(n), with_kwargs=True) for n, m in blocks.items()]
+    hooks = [m.register_forward_hook(hook(n), with_kwargs=True) for n, m in called.items()]
     try:
         with refusing(model), evaluating(model):
             model(images[:1])
     finally:
         for handle in hooks:
             handle.remove()
-    return (name for name, plain in calls.items() if plain == [True])
+    return calls
 
 
 def _within(name: str, block: str) -> bool:
     return name.startswith(f"{block}.")
-
-
-def _inner(name: str, block: str) -> str:
-    return name[len(block) + 1 :]
-
-
-def _renamed(made: Factorization, name: str, block: str) -> Factorization:
-    return replace(made, spec=replace(made.spec, name=_inner(name, block)))
 
 
 def _as_fitted(name: str, module: nn.Module, fitted: Fitted) -> Decision:
@@ -139,18 +209,31 @@ def _as_fitted(name: str, module: nn.Module, fitted: Fitted) -> Decision:
 
 
 def _tune(
-    block: nn.Module,
-    layers: Sequence[str],
+    part: nn.Module,
+    block: _Block,
     arrivals: Callable[[], Iterator[Arrival]],
     fits: int,
+    room: float,
     generator: torch.Generator,
 ) -> None:
-    """Tune the chains of a block in place, or leave them as they are."""
-    weights = [w for name in layers for w in block.get_submodule(name).parameters()]
+    """Tune the chains of a fitted block in place, or leave them as they are.
+
+    Parameters
+    ----------
+    fits
+        Batches to fit to; the others are held out.
+    room
+        Bytes per image; where an image takes more, fewer of each batch are looked at.
+    """
+    chains = [part.get_submodule(block.inside[name]) for name in block.layers]
+    weights = [w for chain in chains for w in chain.parameters()]
     inputs, outputs, held = [], [], []
     for arrival in arrivals():
         # In the block's own precision: autocast around it in the model is off here.
-        x, y = (t.to(weights[0].dtype) for t in (arrival.compressed, arrival.output))
+        x = arrival.compressed.to(weights[0].dtype)
+        y = block.wanted(arrival, x.dtype)
+        kept = max(int(len(x) * min(room / (x[0].nbytes + y[0].nbytes), 1)), 1)
+        x, y = x[:kept].clone(), y[:kept].clone()
         if arrival.batch < fits:
             inputs.append(x)
             outputs.append(y)
@@ -158,8 +241,8 @@ def _tune(
             held.append((x, y))
     x, y = torch.cat(inputs), torch.cat(outputs)
     scale = y.square().mean().clamp_min(torch.finfo(y.dtype).tiny)
-    before, saved = _distance(block, held), [w.detach().clone() for w in weights]
-    for weight in weights:  # frozen ones too: the block is a copy
+    before, saved = _distance(part, held), [w.detach().clone() for w in weights]
+    for weight in weights:  # frozen ones too: the part is a copy
         weight.requires_grad_()
     optimizer = torch.optim.Adam(
         [{"params": [w], "lr": RATE * float(w.detach().square().mean().sqrt())} for w in weights]
@@ -168,13 +251,13 @@ def _tune(
     with torch.enable_grad():
         for _ in range(STEPS):
             some = torch.randint(len(x), (BATCH,), generator=generator).to(x.device)
-            loss = (block(x[some]) - y[some]).square().mean() / scale
+            loss = (part(x[some]) - y[some]).square().mean() / scale
             gradients = torch.autograd.grad(loss, weights)
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight.grad = gradient
             optimizer.step()
             schedule.step()
-    if not _distance(block, held) < before:
+    if not _distance(part, held) < before:
         for weight, value in zip(weights, saved, strict=True):
             weight.data.copy_(value)
 
