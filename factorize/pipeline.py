@@ -120,7 +120,7 @@ class Run:
                 self.remarks.append(f"no layer is cheaper as a chain{name}: nothing was cut")
                 continue
             if last and not exact:
-                self.remarks += fit_remarks(self.how, fitted, reconstructed=self.fit.reconstruct)
+                self.remarks += fit_remarks(self.how, fitted)
                 if reference is not self.model:
                     self.remarks.append("errors of layers are to the net of the stage before")
             compressed = apply_(copied(reference), fitted)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import factorize
 from factorize import calibrate
-from factorize.fit import Fitted, apply_, fit_sequential, reconstruct
+from factorize.fit import Fitted, apply_, fit_remarks, fit_sequential, reconstruct
 from factorize.types import Data
 
 # torch.export's own deprecations, and accelerate's on a machine without a GPU.
@@ -69,8 +69,9 @@ def test_reconstruction_brings_the_outputs_closer_and_is_told(data: Data) -> Non
         factorize.compress(net(), X, fit=replace(FEW, reconstruct=wanted), **options)
         for wanted in (False, True)
     )
-    notes = [any("--reconstruct" in note for note in one.report.notes) for one in (plain, tuned)]
-    assert notes == [False, True]
+    notes = [[n for n in one.report.notes if "--reconstruct" in n] for one in (plain, tuned)]
+    assert not notes[0]
+    assert [note.endswith("tuned 2 block(s)") for note in notes[1]] == [True]
     images, block = photographs(), net()[:3]
     closer, before = (distance(one.model[:3], block, images) for one in (tuned, plain))
     assert closer < before
@@ -185,6 +186,7 @@ def test_a_sequence_that_is_not_called_is_no_block() -> None:
     before, after, steps = reconstructed(Indexed().eval(), list(photographs().split(20)))
     assert steps == []
     assert not moved(before, after)
+    assert [note for note in fit_remarks("sequential", after) if "tuned nothing" in note]
 
 
 @pytest.mark.usefixtures("few_steps")

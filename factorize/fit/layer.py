@@ -30,10 +30,13 @@ class Fitted:
         By the name of the convolution.
     means
         New running means of batch norms, by name.
+    blocks
+        How many were reconstructed; None: that was not asked for.
     """
 
     layers: dict[str, Factorization]
     means: dict[str, Tensor] = field(default_factory=dict)
+    blocks: int | None = None
 
 
 def apply_(model: nn.Module, fitted: Fitted) -> nn.Module:

@@ -26,7 +26,7 @@ def as_fitted(plan: Plan, fitted: Fitted) -> Plan:
     return replace(plan, layers=tuple(settled(layer) for layer in plan.layers))
 
 
-def fit_remarks(how: str, fitted: Fitted, *, reconstructed: bool = False) -> list[str]:
+def fit_remarks(how: str, fitted: Fitted) -> list[str]:
     """What was given up without data, or where too few images were fitted to."""
     remarks = []
     if how == "weights":
@@ -37,8 +37,15 @@ def fit_remarks(how: str, fitted: Fitted, *, reconstructed: bool = False) -> lis
         )
     elif grouped := [made for made in fitted.layers.values() if made.spec.groups > 1]:
         remarks.append(f"{len(grouped)} grouped layer(s) fitted to the weights alone")
-    if reconstructed:
-        remarks.append("errors of layers are those before --reconstruct, which looks at blocks")
+    if fitted.blocks:
+        remarks.append(
+            f"errors of layers are those before --reconstruct, which tuned {fitted.blocks} block(s)"
+        )
+    elif fitted.blocks == 0:
+        remarks.append(
+            "--reconstruct tuned nothing: no fitted layer is in a module of a few layers, or in an "
+            "nn.Sequential, that is called once with one tensor for one"
+        )
     over = {
         made.spec.label: (made.held_out_error or 0) / made.error
         for made in fitted.layers.values()

@@ -85,7 +85,7 @@ def reconstruct(
             done += 1
             if progress:
                 progress("reconstruct", done, len(starts), {})
-    return replace(fitted, layers=tuned)
+    return replace(fitted, layers=tuned, blocks=done)
 
 
 @dataclass(frozen=True)
