@@ -172,21 +172,83 @@ def test_a_run_ends_before_a_block_and_before_a_layer_that_is_called_twice() -> 
     assert moved(before, after) == {"3", "6", "9.0", "13"}
 
 
-def test_a_sequence_that_is_not_called_is_no_block() -> None:
-    class Indexed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = flat()
+class Indexed(nn.Module):
+    """Calls the layers of a sequence itself."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            for layer in self.layers:
-                x = layer(x)
-            return x
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = flat()
 
-    before, after, steps = reconstructed(Indexed().eval(), list(photographs().split(20)))
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Shortcuts(nn.Module):
+    """Holds the layers of a sequence, in which they do not follow each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, layer in flat().named_children():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, *layers = self.get_submodule("0")(x), *list(self.children())[1:]
+        for layer in layers:
+            x = x + layer(x)
+        return x
+
+
+class Halves(nn.Module):
+    """A sequence that puts out two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = flat()
+        self.layers.append(Parting())
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.layers(x)
+        return one + other
+
+
+@pytest.mark.parametrize("kind", [Indexed, Shortcuts, Halves])
+def test_layers_that_are_no_sequence_from_tensor_to_tensor_are_left_alone(
+    kind: type[nn.Module],
+) -> None:
+    before, after, steps = reconstructed(kind().eval(), list(photographs().split(20)))
     assert steps == []
     assert not moved(before, after)
     assert [note for note in fit_remarks("sequential", after) if "tuned nothing" in note]
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_a_run_gets_what_the_tuned_ones_before_it_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, model = import_module("factorize.fit.reconstruct"), flat()
+    tune, images = module._tune, list(photographs().split(20))
+    arrived: dict[str, list[Tensor]] = {}
+    parts: dict[str, nn.Module] = {}
+
+    def noted(part: nn.Module, block: Any, arrivals: Any, *rest: Any) -> None:
+        seen = list(arrivals())
+        arrived[block.start] = [arrival.compressed.clone() for arrival in seen]
+        parts[block.start] = copy.deepcopy(part)
+        tune(part, block, lambda: iter(seen), *rest)
+
+    monkeypatch.setattr(module, "_tune", noted)
+    before, after, _ = reconstructed(model, images)
+    assert before.means
+    fitted, tuned = copy.deepcopy(model), copy.deepcopy(model)
+    apply_(fitted, before)
+    apply_(tuned, after)
+    fit, held_out = calibrate.split(images)
+    with torch.no_grad():
+        for start, seen in arrived.items():
+            for batch, x in zip([*fit, *held_out], seen, strict=True):
+                torch.testing.assert_close(tuned[: int(start)](batch), x)
+        x, first = arrived["3"][0], slice(3, 15)  # four convolutions with what follows them
+        torch.testing.assert_close(parts["3"](x), fitted[first](x))
 
 
 @pytest.mark.usefixtures("few_steps")
