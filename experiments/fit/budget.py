@@ -53,7 +53,7 @@ def specs_of(model: nn.Module, example: Tensor) -> tuple[dict[str, ConvSpec], in
     chosen = {
         s.name: s
         for s in sites
-        if min(s.in_channels, s.out_channels) > 4 and s.groups == 1 and max(s.kernel) > 1
+        if min(s.in_channels, s.out_channels) > 4 and s.groups == 1 and max(s.kernel, default=1) > 1
     }
     return chosen, sum(s.macs for s in sites)
 

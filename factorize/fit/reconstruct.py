@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from factorize.fit.lockstep import Arrival, Decision, Lockstep, refusing
 from factorize.tensor.call import evaluating
 from factorize.types import Factorization, Progress
 
-STEPS, BATCH = 300, 64
+STEPS = 300
+BATCH, POSITIONS = 64, 2**14  # images in a step: at most, and as many as have so many outputs
 RATE = 0.002  # peak step of a weight, relative to the root mean square of its tensor
 MOST = 4  # fitted layers in a block
 
@@ -244,13 +246,14 @@ def _tune(
     before, saved = _distance(part, held), [w.detach().clone() for w in weights]
     for weight in weights:  # frozen ones too: the part is a copy
         weight.requires_grad_()
+    batch = min(BATCH, ceil(POSITIONS / prod(y.shape[2:])))
     optimizer = torch.optim.Adam(
         [{"params": [w], "lr": RATE * float(w.detach().square().mean().sqrt())} for w in weights]
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     with torch.enable_grad():
         for _ in range(STEPS):
-            some = torch.randint(len(x), (BATCH,), generator=generator).to(x.device)
+            some = torch.randint(len(x), (batch,), generator=generator).to(x.device)
             loss = (part(x[some]) - y[some]).square().mean() / scale
             gradients = torch.autograd.grad(loss, weights)
             for weight, gradient in zip(weights, gradients, strict=True):
