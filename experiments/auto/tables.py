@@ -33,8 +33,12 @@ def main() -> None:
 
 def _machine(rows: list[Row]) -> str:
     one = rows[0]["environment"]
+    nets: dict[str, set[str]] = {}
+    for row in rows:
+        nets.setdefault(row["environment"]["cpu"], set()).add(row["net"])
+    where = "; ".join(f"{cpu} ({', '.join(sorted(on))})" for cpu, on in nets.items())
     return (
-        f"{one['cpu']}, {one['cores']} cores, {one['os']}, Python {one['python']}, torch "
+        f"{where}; {one['cores']} cores, {one['os']}, Python {one['python']}, torch "
         f"{one['torch']}; {sorted({row['threads'] for row in rows})} thread(s), other runs "
         f"beside it. {len(rows)} runs.\n"
     )
