@@ -70,12 +70,14 @@ def check_chain(graph: Any, model: nn.Module, layer: str, stages: int, program: 
         for name in node.input:
             consumers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
+    met: list[str] = []  # operators that come from the chain, its stages or not
     called: set[int] = set()
     made: set[str] = set()  # what the chain's nodes put out
     for node in graph.node:
         owner = _owner(node, modules)
         stage = next((i for i, module in enumerate(parts) if module is owner), None)
         inside = any(modules.get(scope) is chain for scope in _scopes(node))
+        met += [node.op_type] if inside or stage is not None else []
         if stage is not None and node.op_type in _operators(owner):
             called.add(stage)
             made.update(node.output)
@@ -92,7 +94,9 @@ def check_chain(graph: Any, model: nn.Module, layer: str, stages: int, program: 
         elif inside and not _pads(node, owner) and not made.isdisjoint(node.input):
             # What only leads to the chain, a slice of its input or a constant, is not in it.
             raise ExportError(f"{where}, got {node.op_type} among them. {fix}")
-    if not called and not any(modules.get(name) is chain for name in _traced(program)):
+    if met and not called:
+        raise ExportError(f"{where}, got {', '.join(met)}. {fix}")
+    if not met and not any(modules.get(name) is chain for name in _traced(program)):
         raise ExportError(f"{where}, got none: the model never calls it. Leave it out of `chains`.")
 
 
