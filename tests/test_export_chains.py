@@ -37,6 +37,13 @@ def test_a_chain_of_transposed_convolutions(x, tmp_path):
     assert check.nodes == {"ConvTranspose": 2}
 
 
+def test_a_chain_of_other_nodes_is_not_taken_for_a_constant(x, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Sigmoid()))
+    with pytest.raises(ExportError, match="2 layer nodes in a row.*got Relu, Sigmoid"):
+        export_onnx(model, x, tmp_path / "a.onnx", chains={"1": 2})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_chain_shared_by_two_names(net, x, tmp_path):
     net.bn1 = net.conv1
     check = export_onnx(net, x, tmp_path / "net.onnx", chains=CHAINS | {"bn1": 2})
