@@ -23,6 +23,7 @@ from factorize import methods
 from factorize.errors import BudgetError
 from factorize.measure import default_cache_path
 from factorize.plan import Budget
+from factorize.search.search import MARGIN
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|onnxscript")
 
@@ -109,8 +110,21 @@ def test_two_timings_are_enough_where_the_gain_is_steady(machine: Machine):
         machine.nets = 0
         search.choose(Budget(speedup=1.4))
         assert machine.nets == 2
-        search.choose(Budget(speedup=1.3))
+        search.choose(Budget(speedup=1.33))
         assert machine.nets == 3  # the gain is known by now
+
+
+def test_more_timings_come_closer_to_what_is_asked_and_none_is_of_the_same_net(machine: Machine):
+    search = prepared(machine, plain())
+    machine.gain = 1.3  # far fewer layers than predicted will do
+    timed, time = [], search.timed
+    search.timed = lambda choice: timed.append(choice.plan) or time(choice)  # type: ignore[method-assign, func-returns-value]
+    for wanted in (1.4, 1.3):
+        timed.clear()
+        choice = search.choose(Budget(speedup=wanted))
+        assert wanted <= choice.measured_speedup <= wanted * MARGIN**2
+        assert len({plan.layers for plan in timed}) == len(timed)
+    assert len(timed) > 2
 
 
 def test_the_fastest_net_is_tried_before_giving_up(machine: Machine):

@@ -103,8 +103,8 @@ def input_on(example_input: Any, device: torch.device | str) -> Any:
 def onnx_session(model: str | Path | bytes, threads: int | None = None) -> Any:
     """Open an ONNX file, or the bytes of one, in ONNX Runtime's CPU provider.
 
-    Its threads sleep when idle: by default they spin, and sessions alive in one process would
-    take each other's cores.
+    Its threads spin while it runs, as is the runtime's default, and sleep between runs: sessions
+    alive in one process would take each other's cores.
     """
     import onnxruntime
 
@@ -112,8 +112,7 @@ def onnx_session(model: str | Path | bytes, threads: int | None = None) -> Any:
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
