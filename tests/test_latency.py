@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from factorize.measure import Target, latency, onnx_speedup, torch_speedup
 from factorize.measure.latency import _interleave
+from factorize.measure.onnx_chain import chain_model
+from factorize.measure.onnx_layers import NOTHING
+from factorize.tensor.call import onnx_session
 
 
 def test_pairs_alternate_in_order(monkeypatch):
@@ -90,6 +93,13 @@ def test_threads_and_flags_are_restored_after_a_failure():
         torch_speedup(model, model, torch.randn(1, 5, 8, 8), Target("torch-cpu", threads + 1))
     assert torch.get_num_threads() == threads
     assert model.training
+
+
+def test_onnx_threads_spin_within_runs_as_deployed_and_sleep_between_them():
+    options = onnx_session(chain_model((NOTHING,), (1, 1), 1), 2).get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    with pytest.raises(RuntimeError):  # left at its default, which is on
+        options.get_session_config_entry("session.intra_op.allow_spinning")
 
 
 def test_onnx_speedup(tmp_path):
