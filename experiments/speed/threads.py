@@ -3,8 +3,9 @@
     python experiments/speed/threads.py
 
 resnet18 beside itself with `tucker2` at a third of the ranks, 1x3x224x224, random weights, 2
-threads. "Alone" is what a program that runs one net sees: a session of its own, the runtime's defaults, no
-other session alive. All others alternate the two nets. Writes threads.json, prints its table.
+threads. "Alone" is what a program that runs one net sees: a session of its own, the runtime's
+defaults, no other session alive. All others alternate the two nets. Writes threads.json and prints
+its table.
 """
 
 from __future__ import annotations
