@@ -33,7 +33,7 @@ Run = Callable[[], float]
 
 _SECONDS = 3.0  # of timing, enough runs given
 _WARMUP = 1.0  # seconds before that
-_ENOUGH = 10  # runs
+_ENOUGH = 20  # runs
 _LIMIT = 30.0  # seconds, however few runs there are
 
 
@@ -56,7 +56,7 @@ def torch_speedup(
         Repeated to the target's batch size, where it is made of tensors with one sample.
     runs
         At most so many pairs of runs; about 3 seconds are spent unless the models are so slow
-        that ten pairs take longer.
+        that twenty pairs take longer.
     """
     with torch_runs(target, (original, compressed), example_input) as (one, two):
         pairs = _interleave(one, two, runs)
