@@ -23,7 +23,9 @@ from factorize import methods
 from factorize.errors import BudgetError
 from factorize.measure import default_cache_path
 from factorize.plan import Budget
+from factorize.search.fits import Fits
 from factorize.search.search import MARGIN
+from factorize.types import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|onnxscript")
 
@@ -133,6 +135,51 @@ def test_the_fastest_net_is_tried_before_giving_up(machine: Machine):
     most = search.fastest(Budget(speedup=2)).measured_speedup
     choice = search.choose(Budget(speedup=most * 0.999))
     assert choice.measured_speedup >= most * 0.999
+
+
+@pytest.mark.parametrize("slowed", [0, 1, 2])
+def test_a_net_that_has_become_too_slow_while_it_was_fitted_is_chosen_anew(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, slowed: int
+):
+    """Of one method, so that each fit is of the plan that was chosen last."""
+    loss, fits = Fits.loss, []
+
+    def slowing(self: Fits, plan: Plan) -> float:
+        fits.append(plan)
+        machine.gain = 1 - 0.1 * min(len(fits), slowed)
+        return loss(self, plan)
+
+    monkeypatch.setattr(Fits, "loss", slowing)
+    budget = Budget(speedup=1.3)
+    search = searched(plain(), budget, method="spatial_svd", data=images()).report.search
+    assert search
+    assert search.reached
+    assert search.measured
+    assert search.measured.speedup >= 1.3
+    assert [row["taken"] for row in search.rounds] == [False] * slowed + [True]
+    speeds = [row["measured_speedup"] for row in search.rounds]
+    assert all(speed < 1.3 for speed in speeds[:-1])  # as measured after the fit
+    assert speeds[-1] >= 1.3
+    assert len({plan.layers for plan in fits}) == slowed + 1
+
+
+def test_what_cannot_be_reached_any_more_is_delivered_as_it_is(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    loss = Fits.loss
+
+    def slowing(self: Fits, plan: Plan) -> float:
+        machine.gain *= 0.5
+        return loss(self, plan)
+
+    monkeypatch.setattr(Fits, "loss", slowing)
+    budget = Budget(speedup=1.5)
+    search = searched(plain(), budget, method="spatial_svd", data=images()).report.search
+    assert search
+    assert search.measured
+    assert not search.reached
+    assert 1 < search.measured.speedup < 1.5
+    assert search.rounds[-1]["taken"]
 
 
 def test_several_limits_are_kept_together(machine: Machine):
