@@ -130,13 +130,24 @@ def test_layers_that_share_a_weight_are_fitted_once(monkeypatch):
         methods, "factorize", lambda layer, *a, _f=methods.factorize, **k: made.append(layer)
         or _f(layer, *a, **k),
     )  # fmt: skip
-    found = curves(model, specs, {"0": ["cp"], "1": ["cp", "tucker2"]}, None)
+    cp, tucker2 = ("cp", "", ()), ("tucker2", "", ())
+    found = curves(model, specs, {"0": [cp], "1": [cp, tucker2]}, None)
     assert {layer.spec.name for layer in made} == {"0"}
     assert len({(layer.method, layer.rank) for layer in made}) == len(made)
     assert [curve.method for curve in found["0"]] == ["cp"]
     assert [curve.method for curve in found["1"]] == ["cp", "tucker2"]
     assert found["0"][0].error == found["1"][0].error
     assert found["0"][0].macs[0] > found["1"][0].macs[0]  # of its own, smaller map
+
+
+def test_of_widths_those_nearest_to_what_is_asked_for_are_fitted():
+    model, specs = conv(32, 32)
+    every = {curve.family for curve in curves(model, specs, ["block_term"], None)["0"]}
+    assert every == {(8,), (16,)}
+    for asked, fitted in (((4, 8), [(8,)]), ((11, 100), [(8,), (16,)]), ((100,), [(16,)])):
+        keys = [("block_term", "", (width,)) for width in asked]
+        found = curves(model, specs, {"0": keys}, None)["0"]
+        assert sorted(curve.family for curve in found) == fitted
 
 
 # Curves with data

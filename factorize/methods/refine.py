@@ -16,6 +16,7 @@ from factorize.tensor.norm import Norm
 Weights = tuple[Tensor, ...]
 
 ITERATIONS = 10  # of L-BFGS in a sweep
+HISTORY = 8  # steps of L-BFGS that are remembered; more cost time and win nothing
 LARGE = 1500  # rows of this length and longer are swept in float32, and not as often
 SWEEPS, SWEEPS_LARGE = 12, 5
 MOST_FEATURES = 2**27  # entries of the features of the last stage; beyond, it is not projected out
@@ -76,7 +77,7 @@ def refine(
     if trace:
         trace(lowest)
     optimizer = torch.optim.LBFGS(
-        free, max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe",
+        free, max_iter=ITERATIONS, history_size=HISTORY, line_search_fn="strong_wolfe",
         tolerance_grad=0.0, tolerance_change=0.0,
     )  # fmt: skip
 

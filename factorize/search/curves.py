@@ -16,7 +16,15 @@ from factorize.fit.layer import fit_layer, shared_layers, summed
 from factorize.graph import effective_weight
 from factorize.methods import chain_kernel
 from factorize.methods.svd import SvdMethod
-from factorize.search.error_curve import Curve, Fit, Key, curve_through, family_of, macs_of
+from factorize.search.error_curve import (
+    Curve,
+    Fit,
+    Key,
+    curve_through,
+    family_of,
+    macs_of,
+    nearest,
+)
 from factorize.search.reduced import is_large, reduced
 from factorize.spec import ConvSpec, Rank
 from factorize.tensor.call import evaluating
@@ -51,7 +59,7 @@ OnFit = Callable[[str, Fit], None]
 def curves(
     model: nn.Module,
     specs: Mapping[str, ConvSpec],
-    offered: Sequence[str] | Mapping[str, Iterable[str]],
+    offered: Sequence[str] | Mapping[str, Iterable[Key]],
     calibration: Iterable[tuple[str, LayerCalibration]] | None,
     *,
     seed: int = 0,
@@ -70,8 +78,9 @@ def curves(
     specs
         The layers.
     offered
-        Names of methods, for all layers or by the layer's name. Those that do not support a layer
-        or save it no MACs have no curve.
+        Names of methods, for all layers; or by the layer's name what chains will be asked for, the
+        nearest of whose families are fitted. Those that do not support a layer or save it no MACs
+        have no curve.
     calibration
         Moments by the layer's name, of all layers, one at a time.
     on_fit
@@ -85,15 +94,13 @@ def curves(
         The calibration lacks a layer.
     """
     found: dict[str, list[Curve]] = {}
-    of = {name: offered[name] if isinstance(offered, Mapping) else offered for name in specs}
 
     def tasks() -> Iterator[_Task]:
         for names, moments in _arriving(model, specs, calibration):
             layer = _Layer(specs[names[0]], model.get_submodule(names[0]), moments, seed)
             yield _Task(names, layer)
-            for method in dict.fromkeys(method for name in names for method in of[name]):
-                for key, line in layer.lines(method).items():
-                    yield _Task(names, layer, key, line)
+            for key, (line, asking) in layer.asked(names, offered).items():
+                yield _Task(asking, layer, key, line)
 
     def done(task: _Task) -> tuple[dict[Rank, float], list[Fit]]:
         fits: list[Fit] = []
@@ -111,7 +118,7 @@ def curves(
                 for fit in fits:
                     on_fit(name, fit)  # type: ignore[misc]
                 of_layer, spec = found.setdefault(name, []), specs[name]  # with sizes of its own
-                if task.key and task.key[0] in of[name]:
+                if task.key:
                     points = {macs_of(spec, task.key, rank): e for rank, e in errors.items()}
                     of_layer.append(curve_through(task.key, points))
             if progress and task.key is None:
@@ -142,6 +149,19 @@ class _Layer:
                 inputs = Norm(parts.fit.second)
                 target, norm = target_and_norm(parts.fit, self.weight, shrinkage(parts))
             self.stand_in = reduced(spec, target, norm, inputs)
+
+    def asked(
+        self, names: Sequence[str], offered: Sequence[str] | Mapping[str, Iterable[Key]]
+    ) -> dict[Key, tuple[list[Rank], list[str]]]:
+        """The curves to be made: their ranks, and for which of the names that share the weight."""
+        if not isinstance(offered, Mapping):
+            lines = {key: line for method in offered for key, line in self.lines(method).items()}
+            return {key: (line, list(names)) for key, line in lines.items()}
+        some = dict.fromkeys(key[0] for name in names for key in offered[name])
+        lines = {key: line for method in some for key, line in self.lines(method).items()}
+        near = {name: {nearest(key, lines) for key in offered[name]} for name in names}
+        asking = {key: [name for name in names if key in near[name]] for key in lines}
+        return {key: (line, asking[key]) for key, line in lines.items() if asking[key]}
 
     def lines(self, name: str) -> dict[Key, list[Rank]]:
         """Ranks of a method that save MACs, the cheapest first, by the curves they are on."""

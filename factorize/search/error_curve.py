@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf
+from math import inf, log
 
 from torch import Tensor
 
@@ -103,3 +103,15 @@ def family_of(method: Method, spec: ConvSpec, rank: Rank) -> Family:
     beyond = max(method.max_rank(spec)) + 1
     free = method.rank_of(beyond, spec)
     return tuple(value for value, top in zip(rank, free, strict=True) if top != beyond)
+
+
+def nearest(key: Key, keys: Iterable[Key]) -> Key | None:
+    """Of the same method and variant the one whose family is nearest; None where there is none.
+
+    A width between those fitted loses what its nearest neighbour loses at the same MACs.
+    """
+    return min(
+        (one for one in keys if one[:2] == key[:2]),
+        key=lambda one: sum(abs(log(a / b)) for a, b in zip(one[2], key[2], strict=True)),
+        default=None,
+    )

@@ -14,6 +14,7 @@ from factorize.fit import FitConfig, calibration_images
 from factorize.measure import LatencyCache, LatencyModel, Target, count, default_cache_path
 from factorize.search.assembled import Assembled
 from factorize.search.curves import curves
+from factorize.search.error_curve import Key, family_of
 from factorize.search.fits import Fits
 from factorize.search.options import Layer, Option, layers_of
 from factorize.search.replay import Replay
@@ -91,8 +92,7 @@ def prepare(
     # On a busy machine the whole net may be measured to take less than its layers.
     dense = sum(layer.dense for layer in layers.values())
     time = max(assembled.units, dense) if assembled else 0.0
-    offered = {name: {o.method for o in layer.options} for name, layer in layers.items()}
-    offered = {name: some for name, some in offered.items() if some}
+    offered = {name: _keys(layer) for name, layer in layers.items() if layer.options}
     if not offered:
         raise _nothing(layers, reasons, assembled)
     specs = {name: layers[name].spec for name in offered}
@@ -127,7 +127,7 @@ def latency_model(target: Target, *, refresh: bool = False) -> LatencyModel:
 def _losses(
     model: nn.Module,
     layers: Mapping[str, Layer],
-    offered: Mapping[str, Iterable[str]],
+    offered: Mapping[str, Iterable[Key]],
     moments: Iterable[tuple[str, LayerCalibration]] | None,
     replay: Replay | None,
     sensitivity: str,
@@ -159,6 +159,15 @@ def _losses(
         return value
 
     return of(losses), of(errors)
+
+
+def _keys(layer: Layer) -> list[Key]:
+    """The kinds of chains that are offered for a layer."""
+    keys = (
+        (o.method, o.variant, family_of(methods.get(o.method), layer.spec, o.rank))
+        for o in layer.options
+    )
+    return list(dict.fromkeys(keys))
 
 
 def _nothing(

@@ -9,7 +9,7 @@ from math import inf, log
 import numpy as np
 
 from factorize import methods
-from factorize.search.error_curve import LEAST, Curve, Fit, curve_through, family_of
+from factorize.search.error_curve import LEAST, Curve, Fit, curve_through, family_of, nearest
 from factorize.search.replay import Replay
 from factorize.spec import ConvSpec, Rank
 
@@ -103,12 +103,9 @@ class Loss:
     def __call__(self, method: str, rank: Rank, variant: str, macs: float) -> float:
         """Infinite where the method has no curve for the layer."""
         family = family_of(methods.get(method), self.spec, rank)
-        own = [c for c in self.curves if (c.method, c.variant) == (method, variant)]
-        if not own:
+        by_key = {curve.key: curve for curve in self.curves}
+        key = nearest((method, variant, family), by_key)
+        if key is None:
             return inf
-        # A width between those fitted loses what its nearest neighbour loses at the same MACs.
-        nearest = min(own, key=lambda c: sum(
-            abs(log(a / b)) for a, b in zip(c.family, family, strict=True)
-        ))  # fmt: skip
-        value = nearest.at(macs)
+        value = by_key[key].at(macs)
         return value if self.reach is None else -self.reach * log(1 - min(value, MOST))
