@@ -104,7 +104,7 @@ class TestFiles:
         assert list(tmp_path.iterdir()) == [path]
 
     def test_missing_and_folder(self, tmp_path: Path) -> None:
-        assert "no such file" in refusal(tmp_path / "none.pt")
+        assert "there is none. Check the path" in refusal(tmp_path / "none.pt")
         assert "is a folder" in refusal(tmp_path)
 
     @pytest.mark.parametrize("format_", ["zip", "legacy", "safetensors"])

@@ -126,7 +126,10 @@ def _kind(path: Path) -> str:
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError as failure:
-        raise ModelLoadError(f"{path}: no such file.") from failure
+        raise ModelLoadError(
+            f"{path}: the model must be a file, and there is none. Check the path, or pass digits "
+            "or torchvision:NAME."
+        ) from failure
     except OSError as failure:
         raise ModelLoadError(f"{path}: cannot be read: {failure.strerror}.") from failure
     if not head:
