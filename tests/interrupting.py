@@ -122,7 +122,7 @@ def strike_at(moment: Moment, number: int) -> None:
 def _hurry() -> None:
     """Times are not what is tested."""
     latency = import_module("factorize.measure.latency")
-    latency._WARMUP = latency._SECONDS = 0.0
+    latency._WARMUP = latency._SECONDS = latency._PATIENCE = 0.0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,23 @@ def test_warms_up_after_the_first_runs_that_compile(monkeypatch):
         return once
 
     assert _interleave(run(), run(), runs=4).tolist() == [[1.0, 1.0]] * 4
+
+
+@pytest.mark.parametrize(
+    ("jitter", "seconds"), [(0.0, 3), (0.02, 3), (0.5, 12)], ids=["steady", "calm", "noisy"]
+)
+def test_runs_go_on_until_the_median_is_known_or_patience_ends(monkeypatch, jitter, seconds):
+    now, draw = [0.0], np.random.default_rng(0)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+
+    def run() -> float:
+        now[0] += 0.02
+        return float(np.exp(jitter * draw.standard_normal()))
+
+    pairs = _interleave(run, run, runs=10_000)
+    assert 0.04 * len(pairs) == pytest.approx(seconds, abs=0.1)
+    middle = np.median(pairs[:, 0] / pairs[:, 1])
+    assert abs(middle - 1) < 0.01 or seconds == 12
 
 
 def test_every_net_is_compiled_however_many_came_before(monkeypatch):

@@ -98,7 +98,7 @@ def test_faster_is_by_more_than_the_noise(low, faster):
 
 @pytest.mark.parametrize("count", range(2, 61))
 def test_bounds_hold_the_median_with_the_stated_confidence(count):
-    low, high = rounds._bounds(count)
+    low, high = rounds.median_bounds(count)
     assert 0 <= low <= high == count - 1 - low
 
     def coverage(below: int) -> float:

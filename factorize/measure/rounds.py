@@ -120,7 +120,7 @@ def _time_group(
         rounds = np.array([row for row in zip(*times[:2], column, strict=True) if row[2] > 0])
         unit, whole, part = rounds.T
         ratios = np.sort(whole / part)
-        low, high = _bounds(len(ratios))
+        low, high = median_bounds(len(ratios))
         numbers = np.median(whole / unit), np.median(part / unit), np.median(ratios)
         found.append(ChainTime(*map(float, (*numbers, ratios[low], ratios[high]))))
     return found
@@ -152,7 +152,7 @@ def _rounds(runs: Sequence[Run | None], copies: int) -> list[list[float]]:
     return times
 
 
-def _bounds(count: int) -> tuple[int, int]:
+def median_bounds(count: int) -> tuple[int, int]:
     """Which order statistics bound the median with 95 % confidence (a sign test)."""
     below, rank = 0.0, 0
     while rank < (count - 1) // 2:
