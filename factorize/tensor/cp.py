@@ -85,6 +85,8 @@ def cp(
         raced.append(_als(rough, [f.float() for f in factors], tolerance, 5, share=_HEAVY))
     _, factors = min(raced, key=lambda run: run[0])
     error, factors = _als(rough, factors, tolerance, max_sweeps, share=_HEAVY)
+    ridge = _LIGHT * error**2
+    error, factors = _als(rough, factors, tolerance, max_sweeps, share=_LIGHT, ridge=ridge)
     factors = [f.double() for f in factors]
 
     ridge = _LIGHT * error**2
