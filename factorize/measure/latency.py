@@ -195,9 +195,10 @@ def _interleave(
 
 def _uncertainty(pairs: Sequence[tuple[float, float]]) -> float:
     """Half of the 95 % confidence interval of the median speedup, relative to it."""
-    ratios = sorted(first / second for first, second in pairs)
+    first, second = np.array(pairs).T
+    ratios = np.sort(first / second)
     low, high = median_bounds(len(ratios))
-    return (ratios[high] - ratios[low]) / 2 / ratios[len(ratios) // 2]
+    return float(ratios[high] - ratios[low]) / 2 / float(np.median(ratios))
 
 
 def _summary(pairs: np.ndarray, target: Target, dtype: str) -> Speedup:
