@@ -186,9 +186,8 @@ def _interleave(
             first, second = original(), compressed()
         pairs.append((first, second))
         spent = time.perf_counter() - begin
-        if spent > _LIMIT or (len(pairs) >= _ENOUGH and spent > _SECONDS and (
-            spent > _PATIENCE or _uncertainty(pairs) < _PRECISE
-        )):  # fmt: skip
+        enough = len(pairs) >= _ENOUGH and spent > _SECONDS
+        if spent > _LIMIT or (enough and (spent > _PATIENCE or _uncertainty(pairs) < _PRECISE)):
             break
     return np.array(pairs)
 
