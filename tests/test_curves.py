@@ -140,14 +140,20 @@ def test_layers_that_share_a_weight_are_fitted_once(monkeypatch):
     assert found["0"][0].macs[0] > found["1"][0].macs[0]  # of its own, smaller map
 
 
-def test_of_widths_those_nearest_to_what_is_asked_for_are_fitted():
+def test_of_widths_only_those_nearest_to_what_is_asked_for_are_fitted(monkeypatch):
     model, specs = conv(32, 32)
     every = {curve.family for curve in curves(model, specs, ["block_term"], None)["0"]}
     assert every == {(8,), (16,)}
+    made = set()
+    monkeypatch.setattr(
+        methods, "factorize", lambda layer, *a, _f=methods.factorize, **k: made.add(layer.rank[1:])
+        or _f(layer, *a, **k),
+    )  # fmt: skip
     for asked, fitted in (((4, 8), [(8,)]), ((11, 100), [(8,), (16,)]), ((100,), [(16,)])):
+        made.clear()
         keys = [("block_term", "", (width,)) for width in asked]
         found = curves(model, specs, {"0": keys}, None)["0"]
-        assert sorted(curve.family for curve in found) == fitted
+        assert sorted(curve.family for curve in found) == sorted(made) == fitted
 
 
 # Curves with data
