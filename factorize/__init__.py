@@ -1,6 +1,5 @@
 """Make trained convolutional networks smaller and faster by factorizing their convolutions."""
 
-from factorize.api import Result, compress
 from factorize.errors import FactorizeError
 from factorize.export import export_onnx
 from factorize.fit import FitConfig
@@ -8,10 +7,10 @@ from factorize.graph import merge_parallel
 from factorize.measure import Target
 from factorize.methods import register
 from factorize.plan import Budget, load_plan
+from factorize.run.compress import Result, compress
+from factorize.run.steps import find, load, make_plan, measure_quality, rewrite, rewrite_
 from factorize.search import SearchConfig
 from factorize.spec import ConvSpec
-from factorize.stages import find, load, measure, rewrite, rewrite_
-from factorize.stages import make_plan as plan
 from factorize.tune import FinetuneConfig, finetune
 from factorize.types import Data, Metric, Plan
 
@@ -33,9 +32,9 @@ __all__ = [
     "finetune",
     "load",
     "load_plan",
-    "measure",
+    "make_plan",
+    "measure_quality",
     "merge_parallel",
-    "plan",
     "register",
     "rewrite",
     "rewrite_",

@@ -124,6 +124,26 @@ class Data:
     holdout_of: str = "held-out images, also used to choose"
 
 
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize the shorter side, crop the centre, scale to 0..1, then ``(x - mean) / std``.
+
+    Attributes
+    ----------
+    mean, std
+        One number per channel, in the scale where white is 1.
+    resize
+        Length of the shorter side in pixels; None keeps the size.
+    crop
+        Side of the central square in pixels; None keeps all.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | None = None
+    crop: int | None = None
+
+
 @runtime_checkable
 class Resident(Protocol):
     """A dataset that lies in memory as pixels, and can lie on another device instead."""

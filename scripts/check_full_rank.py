@@ -56,7 +56,7 @@ def main() -> None:
         rounding = difference(exact, expected)
         for method in options.methods:
             start = time.perf_counter()
-            plan = factorize.plan(
+            plan = factorize.make_plan(
                 double, x64, method=method, rank=1.0, include=["*"], allow_costlier=True
             )
             made = factorize.rewrite(double, plan)

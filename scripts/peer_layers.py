@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from factorize import find
 from factorize.graph import effective_weight
-from factorize.io.models import load_model
+from factorize.models.load_model import load_model
 from factorize.spec import ConvSpec
 
 ROOT = Path(__file__).parents[1]

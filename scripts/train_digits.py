@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from factorize.io.digits import DigitsNet, digits_data
+from factorize.data.digits import digits_data
+from factorize.models.digits import DigitsNet
 from factorize.types import Batch
 
-WEIGHTS = Path(__file__).parents[1] / "factorize" / "io" / "digits.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "factorize" / "models" / "digits.safetensors"
 
 
 def shifted(images: Tensor) -> Tensor:

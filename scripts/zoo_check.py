@@ -33,8 +33,8 @@ from zoo_plan import plan_for
 import factorize
 from factorize import methods
 from factorize.export import save_weights
-from factorize.io.models import load_model
 from factorize.measure import environment
+from factorize.models.load_model import load_model
 from factorize.plan import save_plan
 from factorize.tensor.call import call
 from factorize.types import Plan

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorize.io import architectures
+from factorize.models import architectures
 
 CHOSEN = Path(__file__).parents[1] / "experiments" / "zoo" / "timm.json"
 

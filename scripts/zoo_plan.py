@@ -39,7 +39,7 @@ def plan_for(model: nn.Module, x: Any, sites: tuple[ConvSite, ...], share: float
             reason = f"{layers[index].method} would take too long here"
             layers[index] = LayerPlan(layers[index].spec, skip_reason=reason)
     # Without a variant, the planner takes the one with the lower error.
-    return factorize.plan(model, x, edited=Plan(tuple(layers), {"zoo": share}))
+    return factorize.make_plan(model, x, edited=Plan(tuple(layers), {"zoo": share}))
 
 
 def _choice(site: ConvSite, index: int, share: float) -> tuple[LayerPlan, float]:

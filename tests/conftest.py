@@ -11,7 +11,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from hypothesis import HealthCheck, settings
 
-from factorize import cli
+from factorize.cli import command as cli
 
 # Small tensors: more threads would only wait for each other.
 torch.set_num_threads(1)

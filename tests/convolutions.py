@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from factorize import methods
-from factorize.graph.spec import KINDS, spec_of
+from factorize.graph.spec_of import KINDS, spec_of
 from factorize.spec import ConvSpec
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factorize import compress, find, methods
-from factorize.api import Result
 from factorize.measure import Chain, ChainTime, LatencyCache, LatencyModel, Target, count
 from factorize.plan import Budget
+from factorize.run.compress import Result
 from factorize.search.prepare import prepare
-from factorize.search.search import Search
+from factorize.search.within_budget import Search
 from factorize.spec import ConvSpec, Size
 from factorize.types import Data, Latency, LayerPlan, Speedup
 
@@ -104,8 +104,8 @@ class Machine:
                 return machine.speedup(self.units, self.units - saved)
 
         patch.setattr("factorize.search.prepare.Assembled", Assembled)
-        measure = import_module("factorize.measure")  # `factorize.measure` is a function too
-        layers = import_module("factorize.measure.layers")
+        measure = import_module("factorize.measure")
+        layers = import_module("factorize.measure.latency_model")
         patch.setattr(layers, "time_chains", self.chains)
         patch.setattr(layers, "reference", lambda target: None)
         patch.setattr(layers, "in_units", lambda target, run: (1.0, UNIT_MS))

@@ -24,8 +24,8 @@ from factorize.fit import FitConfig
 from factorize.measure.environment import environment
 from factorize.plan import Budget
 from factorize.search.prepare import prepare
-from factorize.search.search import Search
 from factorize.search.sweep import uniform
+from factorize.search.within_budget import Search
 from factorize.types import Data, Plan
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from factorize.calibrate import collect
 from factorize.graph import find
-from factorize.io.models import load_model
+from factorize.models.load_model import load_model
 from factorize.tensor.moments import Calibration
 
 HERE = Path(__file__).parent

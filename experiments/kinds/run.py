@@ -92,7 +92,7 @@ def full_rank(model: torch.nn.Module, x: torch.Tensor) -> factorize.Plan:
         name = usable[index % -(-len(usable) // 2)]
         rank = methods.get(name).max_rank(site.spec)
         layers.append(LayerPlan(site.spec, name, rank))
-    return factorize.plan(model, x, edited=factorize.Plan(tuple(layers), {}))
+    return factorize.make_plan(model, x, edited=factorize.Plan(tuple(layers), {}))
 
 
 def _macs(name: str, spec: factorize.ConvSpec) -> int:

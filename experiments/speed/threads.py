@@ -39,7 +39,7 @@ def main() -> None:
     """Export both nets, time them in each way."""
     torch.manual_seed(0)
     model, x = torchvision.models.resnet18().eval(), torch.randn(1, 3, 224, 224)
-    smaller = factorize.rewrite(model, factorize.plan(model, x, method="tucker2", rank=0.33))
+    smaller = factorize.rewrite(model, factorize.make_plan(model, x, method="tucker2", rank=0.33))
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("original.onnx", "smaller.onnx")]
         for net, file in zip((model, smaller), files, strict=True):

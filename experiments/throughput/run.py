@@ -23,11 +23,10 @@ from torch import nn
 
 import factorize
 from experiments.cifar10.resnet import resnet20
-from factorize.checks import resolve_device
-from factorize.io.images import Loading, PixelSet, Transform, build
-from factorize.io.preprocessing import Preprocessing
+from factorize.data.images import Loading, PixelSet, Transform, build
 from factorize.measure.environment import environment
-from factorize.types import Data
+from factorize.run.checks import resolve_device
+from factorize.types import Data, Preprocessing
 
 HERE = Path(__file__).parent
 NETS: dict[str, dict[str, Any]] = {
@@ -127,7 +126,7 @@ def pair(net: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     """A net with random weights, and the same with its 3x3 convolutions in two of half the rank."""
     torch.manual_seed(0)
     teacher = net["make"]().eval()
-    plan = factorize.plan(teacher, torch.randn(1, 3, net["side"], net["side"]), rank=0.5)
+    plan = factorize.make_plan(teacher, torch.randn(1, 3, net["side"], net["side"]), rank=0.5)
     return teacher, factorize.rewrite(teacher, plan)
 
 

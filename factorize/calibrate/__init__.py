@@ -1,8 +1,8 @@
 """Data to input statistics: what a few hundred images tell about each layer's input patches."""
 
+from factorize.calibrate.calibration_file import check, load_calibration, save_calibration
 from factorize.calibrate.collect import collect, collect_each, positions_per_image, split
-from factorize.calibrate.file import check, load_calibration, save_calibration
-from factorize.calibrate.moments import MomentSums
+from factorize.calibrate.moment_sums import MomentSums
 from factorize.calibrate.patches import outputs_at, sample
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorize.calibrate.moments import MomentSums
+from factorize.calibrate.moment_sums import MomentSums
 from factorize.errors import DataError, FactorizeError
 from factorize.spec import ConvSpec
 from factorize.tensor.call import evaluating

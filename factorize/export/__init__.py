@@ -1,8 +1,8 @@
 """Files of a model: ONNX, exported program (.pt2) and weights, each checked before it appears."""
 
 from factorize.export.bundle import export_all
-from factorize.export.chains import layer_nodes
-from factorize.export.folder import output_folder
+from factorize.export.onnx_nodes import layer_nodes
+from factorize.export.output_folder import output_folder
 from factorize.export.program import export_program
 from factorize.export.to_onnx import OnnxCheck, export_onnx
 from factorize.export.weights import save_weights

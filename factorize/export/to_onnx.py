@@ -14,7 +14,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from factorize.errors import ExportError
-from factorize.export.chains import check_chain
+from factorize.export.onnx_nodes import check_chain
 from factorize.export.program import compare, first_line, quiet, trace
 from factorize.export.publish import publishing
 from factorize.tensor.call import model_dtype, onnx_feeds, onnx_session

@@ -1,6 +1,7 @@
 """Where convolutions live: the walker over a tree of modules, which can find and rewrite."""
 
-from factorize.graph.chains import balance_, collapse_
+from factorize.graph.balance import balance_
+from factorize.graph.collapse import collapse_
 from factorize.graph.find import find
 from factorize.graph.merge import merge_parallel
 from factorize.graph.rewrite import build_chain, check_layer, effective_weight, rewrite_

@@ -13,7 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from factorize.errors import DataError, NoConvolutionError, UnsupportedLayerError
-from factorize.graph.spec import KINDS, is_convolution, is_quantized, spec_of
+from factorize.graph.spec_of import KINDS, is_convolution, is_quantized, spec_of
 from factorize.graph.watch import Run, Seen, watched
 from factorize.spec import ConvSpec
 from factorize.tensor.call import batch_size, call, evaluating

@@ -13,7 +13,7 @@ from torch.nn.utils import skip_init
 from factorize.errors import UnsupportedLayerError
 from factorize.graph.find import forbidden
 from factorize.graph.rewrite import effective_weight, swapped
-from factorize.graph.spec import KINDS, is_convolution, spec_of
+from factorize.graph.spec_of import KINDS, is_convolution, spec_of
 
 
 def merge_parallel(convs: Sequence[nn.Module]) -> nn.Module:

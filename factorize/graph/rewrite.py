@@ -12,7 +12,7 @@ from torch.nn.utils import skip_init
 
 from factorize.errors import PlanError
 from factorize.graph.find import weight_hooks
-from factorize.graph.spec import KINDS, spec_of
+from factorize.graph.spec_of import KINDS, spec_of
 from factorize.spec import ConvSpec
 from factorize.tensor.call import evaluating
 from factorize.types import Factorization
@@ -138,3 +138,11 @@ def check_layer(module: nn.Module | None, spec: ConvSpec) -> None:
         )
     if difference := spec_of(module, spec.name).difference(spec):
         raise PlanError(f"{spec.label}: {difference}. Make the plan from this model.")
+
+
+def kernel_of(module: Any, spec: ConvSpec) -> Tensor:
+    """(O, I/groups, *k) in float64; empty for a channel shuffle."""
+    if not hasattr(module, "weight"):
+        return torch.empty(0, dtype=torch.float64)
+    weight = module.weight.detach().double()
+    return swapped(weight, spec) if spec.transposed else weight

@@ -3,10 +3,10 @@
 from factorize.measure.cache import LatencyCache, default_cache_path
 from factorize.measure.cost import count
 from factorize.measure.environment import environment
+from factorize.measure.interleave import Chain, ChainTime, in_units
 from factorize.measure.latency import onnx_run, onnx_speedup, torch_runs, torch_speedup
-from factorize.measure.layers import LatencyModel
+from factorize.measure.latency_model import LatencyModel
 from factorize.measure.quality import accuracy, agreement_on_random_input
-from factorize.measure.rounds import Chain, ChainTime, in_units
 from factorize.measure.speedups import speedups
 from factorize.measure.splice import splice
 from factorize.measure.target import DTYPES, RUNTIMES, Target

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from factorize.errors import DataError
-from factorize.measure.rounds import median_bounds
+from factorize.measure.interleave import median_bounds
 from factorize.measure.target import Target
 from factorize.tensor.call import (
     batch_size,

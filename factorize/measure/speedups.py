@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def speedups(
     original: nn.Module,
     compressed: nn.Module,
     example_input: Any,
-    targets: list[Target],
+    targets: Sequence[Target],
 ) -> list[Speedup]:
     """Time both models on each target.
 

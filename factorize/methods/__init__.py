@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 
 from factorize.methods.base import Method, get, names, register
 from factorize.methods.chain import chain_kernel
-from factorize.methods.layer import chain_of, factorize
+from factorize.methods.factorize import chain_of, factorize
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

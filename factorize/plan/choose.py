@@ -11,7 +11,7 @@ from torch import Tensor
 
 from factorize.errors import PlanError, RankError, UnsupportedLayerError
 from factorize.methods.base import Method, get, names
-from factorize.methods.layer import chain_of, predicted_error
+from factorize.methods.factorize import chain_of, predicted_error
 from factorize.plan.select import check_globs, forbidden, skip_reason
 from factorize.spec import ConvSpec, Rank
 from factorize.types import ConvSite, LayerPlan, Plan, Progress

@@ -7,7 +7,7 @@ from typing import Any
 
 from factorize.errors import BudgetError, DataError
 from factorize.plan import Budget
-from factorize.search.search import Choice, Found, Search
+from factorize.search.within_budget import Choice, Found, Search
 from factorize.types import Progress
 
 PROBES = 7

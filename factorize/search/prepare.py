@@ -16,11 +16,11 @@ from factorize.search.assembled import Assembled
 from factorize.search.curves import curves
 from factorize.search.error_curve import Key, family_of
 from factorize.search.fits import Fits
-from factorize.search.options import Layer, Option, layers_of
+from factorize.search.offers import Layer, Option, layers_of
 from factorize.search.replay import Replay
-from factorize.search.search import Search
 from factorize.search.sensitivity import Divergences, Loss, Reaches
 from factorize.search.tables import LossOf, Tables
+from factorize.search.within_budget import Search
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import Data, Progress
 

@@ -13,8 +13,8 @@ from factorize import methods
 from factorize.errors import BudgetError
 from factorize.plan import Budget
 from factorize.report import CurvePoint
-from factorize.search.search import Choice, Found, Search
 from factorize.search.tables import Tables
+from factorize.search.within_budget import Choice, Found, Search
 from factorize.types import LayerPlan, Plan, Progress
 
 AUTO = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)

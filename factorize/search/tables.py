@@ -10,7 +10,7 @@ from math import ceil, isfinite, sqrt
 from factorize import methods
 from factorize.errors import BudgetError
 from factorize.plan import Budget, Candidate, UnreachableBudget
-from factorize.search.options import Layer, Option
+from factorize.search.offers import Layer, Option
 from factorize.types import ConvSite, LayerPlan, Plan
 
 LossOf = Callable[[str, Option], float]

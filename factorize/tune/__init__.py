@@ -1,11 +1,11 @@
 """What data makes up for: batch-norm recalibration and fine-tuning by distillation."""
 
 from factorize.tune.checkpoint import missing_checkpoint
-from factorize.tune.config import FinetuneConfig, read_recipe, with_recipe
 from factorize.tune.distance import placed, tensors, to_model, uses_labels
 from factorize.tune.finetune import FinetuneResult, finetune
 from factorize.tune.order import ordered
 from factorize.tune.recalibrate import Recalibration, recalibrate
+from factorize.tune.recipe import FinetuneConfig, read_recipe, with_recipe
 from factorize.tune.scalars import check_scalars
 
 __all__ = [

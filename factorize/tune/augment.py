@@ -15,7 +15,7 @@ from torch import Tensor
 from factorize.errors import DataError
 
 if TYPE_CHECKING:
-    from factorize.tune.config import FinetuneConfig
+    from factorize.tune.recipe import FinetuneConfig
 
 
 def moved(images: Tensor, config: FinetuneConfig, size: int, own: slice) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from factorize import processes
+from factorize.system import processes
 
 
 @contextmanager

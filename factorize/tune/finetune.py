@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from factorize import processes
-from factorize.tune.config import FinetuneConfig
+from factorize.system import processes
 from factorize.tune.distance import channels_last, placed
 from factorize.tune.guard import accelerator_on
 from factorize.tune.loop import Training
+from factorize.tune.recipe import FinetuneConfig
 from factorize.types import Data, Progress
 
 

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from factorize import processes
 from factorize.errors import DataError, ModelLoadError, ProcessError
-from factorize.signals import Terminated, collected, uninterrupted
+from factorize.system import processes
+from factorize.system.signals import Terminated, collected, uninterrupted
 from factorize.tune import checkpoint
 from factorize.tune.batch_norm import fix, together
-from factorize.tune.config import FinetuneConfig
 from factorize.tune.distance import holdout_scores
 from factorize.tune.order import Feed, length, ordered
+from factorize.tune.recipe import FinetuneConfig
 from factorize.tune.scalars import Scalars
 from factorize.tune.step import Step
 from factorize.types import Data, Progress

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorize import processes
 from factorize.errors import DataError, UnsupportedLayerError
+from factorize.system import processes
 from factorize.tensor.call import evaluating
-from factorize.tune.config import FinetuneConfig
 from factorize.tune.distance import distance, label_loss, relative, tensors, uses_labels
+from factorize.tune.recipe import FinetuneConfig
 from factorize.types import Data
 
 Call = Callable[[Tensor], Any]

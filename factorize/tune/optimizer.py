@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from factorize.errors import UnsupportedLayerError
-from factorize.tune.config import FinetuneConfig
+from factorize.tune.recipe import FinetuneConfig
 
 RISE = 0.3  # of a one-cycle run
 MOMENTA = 0.85, 0.95  # at the peak of the learning rate, and at its ends

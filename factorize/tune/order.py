@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from factorize import processes
 from factorize.errors import DataError
+from factorize.system import processes
 from factorize.types import Batch, Resident
 
 SHARE = 0.25  # of a device's memory that images may take

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from factorize import processes
 from factorize.errors import DataError
+from factorize.system import processes
 
 
 class Scalars:

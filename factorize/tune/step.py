@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorize import processes
-from factorize.signals import uninterrupted
+from factorize.system import processes
+from factorize.system.signals import uninterrupted
 from factorize.tune.augment import mixed, moved
-from factorize.tune.config import FinetuneConfig
 from factorize.tune.distance import to_model
 from factorize.tune.objective import Objective
 from factorize.tune.optimizer import Average, optimizer_of, pace, trainable
+from factorize.tune.recipe import FinetuneConfig
 from factorize.types import Batch, Data
 
 

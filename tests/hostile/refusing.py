@@ -161,7 +161,7 @@ def _command(
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits["file"],) * 2)
     sys.dont_write_bytecode = True  # beside a user's own module
     sys.argv = ["factorize", *arguments]
-    from factorize.cli import main
+    from factorize.cli.command import main
 
     main()
 
@@ -191,7 +191,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["torchvision", "onnx", "onnxruntime", "onnxscript", "PIL.Image", "factorize.arguments"]
+    ["torchvision", "onnx", "onnxruntime", "onnxscript", "PIL.Image", "factorize.cli.parse"]
 )
 
 

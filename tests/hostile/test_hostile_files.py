@@ -12,8 +12,8 @@ from crafted import PROTO, STOP, call, name, text, zipped
 from refusing import MARKER, Arguments, Case, Corpus, check_refused, run, save_net, small_net
 from safetensors.torch import save_file
 
-from factorize import stages
-from factorize.plan.file import plan_to_dict
+from factorize.plan.plan_file import plan_to_dict
+from factorize.run import steps
 
 CORPUS = Corpus()
 ESCAPES = "\x1b]0;owned\x07\x1b[2J"
@@ -24,7 +24,7 @@ Content = dict[str, Any]
 
 
 def plan() -> Content:
-    made = stages.make_plan(small_net(), torch.zeros(1, 3, 16, 16), rank=4)
+    made = steps.make_plan(small_net(), torch.zeros(1, 3, 16, 16), rank=4)
     return json.loads(json.dumps(plan_to_dict(made)))
 
 

@@ -48,7 +48,7 @@ def main() -> None:
         tuned = copy.deepcopy(made)
         config = factorize.FinetuneConfig(1, lr=STILL, batch_norm=norms, may_stay=False)
         steps = factorize.finetune(tuned, model, some, config).steps
-        top1 = factorize.measure(model, tuned, example, data=data)["top1"]
+        top1 = factorize.measure_quality(model, tuned, example, data=data)["top1"]
         found[norms] = {"steps": steps, "top1": top1}
     (HERE / "norms.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -23,16 +23,15 @@ from torch.utils.data import DataLoader, Subset
 
 import factorize
 from factorize import graph
-from factorize.checks import resolve_device
-from factorize.io.data import load_data
-from factorize.io.images import Shuffled
-from factorize.io.models import load_model
-from factorize.io.preprocessing import Preprocessing
+from factorize.data.images import Shuffled
+from factorize.data.load_data import load_data
 from factorize.measure.environment import environment
+from factorize.models.load_model import load_model
 from factorize.plan import load_plan
+from factorize.run.checks import resolve_device
+from factorize.run.jobs import control, control_checkpoint
 from factorize.tune import read_recipe, with_recipe
-from factorize.tuning import control, control_checkpoint
-from factorize.types import Data
+from factorize.types import Data, Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESULTS = HERE / "results.json"
@@ -107,9 +106,9 @@ def _tuned(
     """
     example = torch.randn(1, 3, 32, 32)
     if method == "dense":
-        rated = factorize.measure(model, model, example, data=data, device=device)
+        rated = factorize.measure_quality(model, model, example, data=data, device=device)
         tuned, result = control(model, data, tuning, device=device, progress=shown)
-        after = factorize.measure(model, tuned, example, data=data, device=device)
+        after = factorize.measure_quality(model, tuned, example, data=data, device=device)
         return {
             "macs": 1.0, "params": 1.0, "methods": {},
             "quality": {"original": rated["top1"], "finetuned": after["top1"]},
@@ -123,7 +122,7 @@ def _tuned(
     result = factorize.finetune(
         tuned, model, data, replace(tuning, may_stay=False), device=device, progress=shown
     )
-    after = factorize.measure(model, tuned, example, data=data, device=device)
+    after = factorize.measure_quality(model, tuned, example, data=data, device=device)
     used: dict[str, int] = {}
     for layer in made.plan.factorized:
         used[str(layer.method)] = used.get(str(layer.method), 0) + 1

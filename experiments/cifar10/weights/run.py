@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 import factorize
-from factorize.io.data import load_data
-from factorize.io.models import load_model
-from factorize.io.preprocessing import Preprocessing
+from factorize.data.load_data import load_data
+from factorize.models.load_model import load_model
+from factorize.types import Preprocessing
 
 HERE = Path(__file__).parent
 HEAD = """\

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import factorize
-from factorize.io.models import load_model
+from factorize.models.load_model import load_model
 
 HERE = Path(__file__).parent
 

@@ -1,0 +1,308 @@
+"""The command line: arguments in, `compress`, tables out."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.text import Text
+
+from factorize import methods
+from factorize.cli import options
+from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
+from factorize.cli.parse import (
+    budget_of,
+    check_wish,
+    default_out,
+    example,
+    json_object,
+    one_line,
+    pick_of,
+    preprocessing_of,
+    rank_of,
+    shape_of,
+    sweep_of,
+    usage,
+)
+from factorize.data.load_data import load_data
+from factorize.errors import BudgetError, DataError, FactorizeError
+from factorize.fit import FitConfig
+from factorize.measure import Target
+from factorize.models.load_model import load_model
+from factorize.plan import load_plan
+from factorize.report import Bars, Console, compare_reports, plan_table, show, verdict
+from factorize.run.checks import check_not_empty, resolve_device
+from factorize.run.compress import OUTPUTS, Result, compress
+from factorize.run.steps import make_plan, search_plan
+from factorize.search import SearchConfig
+from factorize.system import processes
+from factorize.system.imports import import_function
+from factorize.system.signals import terminable
+from factorize.tune import read_recipe, with_recipe
+
+_METHODS = "\n\n".join(f"- `{name}`: {methods.get(name).summary}" for name in methods.names())
+
+_HELP = f"""Make a trained convolutional network smaller and faster.
+
+Each convolution is replaced by a chain of cheaper plain convolutions, fitted to what the layer
+puts out for your images (a few hundred, no labels); the result is tuned on them, exported to
+ONNX, and reported: accuracy against measured speedup.
+
+**Examples**
+
+- `factorize digits --rank 8`: the built-in example, start to end
+
+- `factorize resnet.pt --speedup 2 --data imagenet/`: twice as fast, as accurate as can be
+
+- `factorize resnet.pt --sweep auto --data imagenet/`: the accuracy-speedup curve
+
+- `factorize resnet.pt --rank 0.25 --dry-run`: what would be done to which layer
+
+- `factorize resnet.pt --rank 0.25 --data imagenet/`: fitted to the outputs, in sequence
+
+- `factorize resnet.pt --energy 0.9 --data imagenet/ --finetune 2`: tuned and tested
+
+- `factorize net.pth --arch net.py:build --input-shape 3,32,32 --plan plan.json`: an edited plan
+
+**Methods**
+
+{_METHODS}
+
+**With a budget** (`--speedup`, `--macs`, `--params`, `--max-drop`) methods and ranks are searched,
+layer by layer; with one of time, no layer is replaced that is not measured faster. Exit code 3: the
+budget cannot be kept, or the result is not faster. `factorize compare a/report.json b/report.json`
+shows runs side by side.
+
+**By rule** the first layer (up to 4 input channels), 1x1 convolutions and linear layers stay as
+they are, unless `--include` names them; a layer whose chain would not save MACs stays too. The
+reason is in the table.
+"""
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+compare_app = typer.Typer(add_completion=False)
+UNREACHED = 3  # exit code: what was asked for cannot be had, or is not faster
+_out, _err = (Console(stderr=err, quiet=not processes.is_main()) for err in (False, True))
+
+
+@app.command(help=_HELP, no_args_is_help=True)
+@interruptible
+def run(
+    model: options.Model,
+    rank: options.Rank = None,
+    energy: options.Energy = None,
+    lossless: options.Lossless = False,
+    method: options.Method = None,
+    plan: options.Plan = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    allow_costlier: options.AllowCostlier = False,
+    dry_run: options.DryRun = False,
+    speedup: options.Speedup = None,
+    macs: options.Macs = None,
+    params: options.Params = None,
+    max_drop: options.MaxDrop = None,
+    sensitivity: options.Sensitivity = "error",
+    sweep: options.Sweep = None,
+    pick: options.Pick = None,
+    target: options.RuntimeTarget = None,
+    arch: options.Arch = None,
+    arch_args: options.ArchArgs = None,
+    weights: options.Weights = None,
+    trust_pickle: options.TrustPickle = False,
+    input_shape: options.InputShape = None,
+    data: options.Data = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
+    batch_size: options.BatchSize = 128,
+    workers: options.Workers = None,
+    evaluate: options.Evaluate = None,
+    fit: options.Fit = None,
+    calibration_images: options.CalibrationImages = 1000,
+    calibration_memory: options.CalibrationMemory = 2.0,
+    save_calibration: options.SaveCalibration = None,
+    calibration: options.Calibration = None,
+    reconstruct: options.Reconstruct = False,
+    finetune: options.Finetune = None,
+    lr: options.Lr = None,
+    recipe: options.Recipe = None,
+    stages: options.Stages = 1,
+    tensorboard: options.TensorBoard = None,
+    resume: options.Resume = False,
+    out: options.Out = None,
+    force: options.Force = False,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    batch: options.Batch = 1,
+    dtype: options.Dtype = "float32",
+    compile_: options.Compile = False,
+    refresh: options.Refresh = False,
+    seed: options.Seed = 0,
+    version: options.Version = False,
+) -> None:
+    """Compress a model; the help text is ``_HELP``."""
+    if threads:
+        torch.set_num_threads(threads)
+    resolve_device(device)
+    given = load_plan(plan) if plan else None
+    with usage():
+        budget = budget_of(speedup=speedup, macs=macs, params=params, max_drop=max_drop)
+        config = SearchConfig(sensitivity, sweep_of(sweep), pick_of(pick))  # type: ignore[arg-type]
+    searching = budget is not None or sweep is not None
+    check_wish(
+        rank=rank, energy=energy, lossless=lossless, planned=given is not None,
+        searching=searching, sweep=sweep, pick=pick, sensitivity=sensitivity,
+    )  # fmt: skip
+    rank = "lossless" if lossless else rank
+    timed = None
+    if target or batch != 1 or dtype != "float32" or compile_ or searching:
+        timed = Target(target or "onnxruntime", threads, batch, dtype, compile_)
+    layers = {
+        "method": method or ("auto" if searching or lossless else "spatial_svd"),
+        "include": include or (), "exclude": exclude or (),
+    }  # fmt: skip
+    ranks = {"rank": rank_of(rank), "energy": energy, "allow_costlier": allow_costlier}
+
+    if model == "digits":  # the example brings its data, and shows the whole pipeline
+        data = data or "digits"
+        finetune = 1 if finetune is None and recipe is None and not dry_run else finetune
+    loaded = load_model(
+        model,
+        arch=arch,
+        arch_args=json_object(arch_args),
+        weights=weights,
+        trust_pickle=trust_pickle,
+    )
+    metric = import_function(evaluate, error=DataError) if evaluate else None
+    shape = shape_of(input_shape) or loaded.input_shape
+    preprocessing = preprocessing_of(loaded, mean, std, resize, crop)
+    images = None
+    if data is not None and (shape is None or searching or not dry_run):
+        images = load_data(
+            data, preprocessing=preprocessing, input_shape=shape, batch_size=batch_size, seed=seed,
+            workers=workers,
+        )  # fmt: skip
+    sample = example(loaded, shape, images, seed)
+    described = f"{loaded.arch}, input {'x'.join(map(str, sample.shape[1:]))}"
+
+    fitting = FitConfig(
+        fit, images=calibration_images, memory=calibration_memory * 1e9,  # type: ignore[arg-type]
+        calibration=calibration, save_calibration=save_calibration, reconstruct=reconstruct,
+    )  # fmt: skip
+    if dry_run:
+        with Bars(_err) as bars:
+            if searching:
+                planned = search_plan(
+                    loaded.model, sample, budget, target=timed, search=config, data=images,
+                    fit=fitting, device=device, seed=seed, refresh=refresh,
+                    progress=bars.update, **layers,
+                )  # fmt: skip
+            else:
+                planned = make_plan(
+                    loaded.model,
+                    sample,
+                    edited=given,
+                    seed=seed,
+                    progress=bars.update,
+                    **layers,
+                    **ranks,
+                )
+        _out.print(Text(described, style="bold"))
+        _out.print(plan_table(planned))
+        for note in loaded.notes:
+            _out.print(Text(f"note: {note}", style="yellow"))
+        check_not_empty(planned)
+        return
+
+    tuning = with_recipe(
+        read_recipe(recipe) if recipe else {}, epochs=finetune, lr=lr, seed=seed or None,
+        resume=resume, tensorboard=tensorboard,
+    )  # fmt: skip
+    if (lr is not None or recipe) and not tuning.epochs:
+        raise DataError("--lr, --recipe: are for a tuning, got 0 epochs. Give --finetune EPOCHS.")
+    folder = out or default_out(model)
+    before = written(folder)
+    try:
+        with Bars(_err) as bars:
+            result = compress(
+                loaded.model, sample, plan=given, budget=budget, target=timed,
+                search=config if searching else None,
+                data=images, evaluate=metric, fit=fitting, finetune=tuning, stages=stages,
+                refresh=refresh, out=folder, force=force, device=device, threads=threads,
+                command=shlex.join(["factorize", *sys.argv[1:]]), seed=seed, name=loaded.arch,
+                notes=loaded.notes, progress=bars.update, **layers, **ranks,
+            )  # fmt: skip
+        by_time = sweep is not None or (budget is not None and budget.timed)
+        _finish(result, folder, described, timed=by_time)
+    except KeyboardInterrupt as error:
+        left = what_is_left(folder, before, resume, save_calibration)
+        raise RunInterrupted(left, error) from error
+
+
+@compare_app.command()
+@interruptible
+def compare(
+    reports: Annotated[list[Path], typer.Argument(help="Files report.json, or folders with one.")],
+) -> None:
+    """Show runs side by side: factorize compare a/report.json b/report.json."""
+    _out.print(compare_reports(reports))
+
+
+def main() -> None:
+    """Run the command; an error is one line, and exit code 2, or 3 where a budget can't be kept."""
+    with terminable():  # until what there is to tell is told
+        code = _ended()
+    sys.exit(code or 0)
+
+
+def _ended() -> int | None:
+    comparing = sys.argv[1:2] == ["compare"]
+    command = typer.main.get_command(compare_app if comparing else app)
+    try:
+        return command(sys.argv[2:] if comparing else None, standalone_mode=False)
+    except BudgetError as error:
+        _fail(str(error))
+        return UNREACHED
+    except FactorizeError as error:
+        return _fail(str(error), alone=processes.is_own(error))
+    except (RunInterrupted, typer.Abort) as error:
+        left = str(error) or "nothing was written"
+        _err.print(Text(f"interrupted: {left}", style="bold red"), soft_wrap=True)
+        return getattr(error, "code", 128 + signal.SIGINT)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not the parser's own complaint: a bug of ours
+            raise
+        return _fail(f"{error.format_message().rstrip('.')}. See --help.")  # type: ignore[attr-defined]
+
+
+def _fail(message: str, alone: bool = False) -> int:
+    console = Console(stderr=True) if alone else _err
+    console.print(f"error: {one_line(message)}", style="bold red", markup=False,
+                  highlight=False, soft_wrap=True)  # fmt: skip
+    return 2
+
+
+def _finish(result: Result, folder: Path, described: str, *, timed: bool) -> None:
+    report = result.report
+    show(report, _out)
+    written = [name for name in OUTPUTS if (folder / name).exists()]
+    line = f"\n{described}: written to {folder}{os.sep}: {', '.join(written)}"
+    _out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if any(one and one["interrupted"] for one in (report.finetuning, report.control)):
+        raise RunInterrupted(f"{goes_on(folder)}; the files are of the best epoch so far")
+    if report.failures:
+        raise typer.Exit(1)
+    if report.finetuning and report.finetuning["diverged"]:
+        told = f"fine-tuning diverged: {report.finetuning['stopped']}. The best so far is kept."
+        _err.print(Text(told, style="bold red"), soft_wrap=True)
+        raise typer.Exit(UNREACHED)
+    judged = verdict(report)
+    if timed and judged and not (judged[1] and report.search and report.search.reached):
+        raise typer.Exit(UNREACHED)

@@ -1,0 +1,192 @@
+"""What the texts of the command line mean."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import typer
+
+from factorize.errors import BudgetError, DataError, ModelLoadError, PlanError, RankError
+from factorize.models.load_model import LoadedModel
+from factorize.plan import Budget
+from factorize.tensor.call import model_dtype
+from factorize.types import Data, Preprocessing
+
+_MOST_VALUES = 10**8  # of one input
+
+LONGEST = 900  # characters of a message: a value in it may be of any length
+
+
+def rank_of(text: str | None) -> int | float | str | None:
+    """An integer, a share, or a word."""
+    if text is None or text == "vbmf":
+        return text
+    try:
+        return float(text) if "." in text or "e" in text.lower() else int(text)
+    except ValueError:
+        return text  # refused where the rule is read, with the rule
+
+
+def json_object(text: str | None) -> dict[str, Any] | None:
+    """Keyword arguments as a JSON object."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelLoadError(f"--arch-args must be JSON, got {text!r}: {error}.") from error
+    if not isinstance(value, dict):
+        raise ModelLoadError(f'--arch-args must be an object such as {{"n": 10}}, got {text!r}.')
+    return value
+
+
+def shape_of(text: str | None) -> tuple[int, int, int] | None:
+    """C,H,W."""
+    if text is None:
+        return None
+    try:
+        channels, height, width = (int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        channels = height = width = 0
+    if min(channels, height, width) < 1:
+        raise DataError(f"--input-shape must be C,H,W such as 3,224,224, got {text!r}.")
+    if channels * height * width > _MOST_VALUES:
+        raise DataError(f"--input-shape must have up to {_MOST_VALUES:,} values, got {text!r}.")
+    return channels, height, width
+
+
+def preprocessing_of(
+    loaded: LoadedModel, mean: str | None, std: str | None, resize: int | None, crop: int | None
+) -> Preprocessing | None:
+    """What the options say, over what the architecture's own weights were trained with."""
+
+    def numbers(option: str, text: str) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise DataError(
+                f"{option} must be numbers such as 0.485,0.456,0.406, got {text!r}."
+            ) from None
+
+    if (mean is None) != (std is None):
+        raise DataError("--mean and --std go together: give both.")
+    base = loaded.preprocessing
+    if mean is None and resize is None and crop is None:
+        return base
+    if mean is not None and std is not None:
+        means, stds = numbers("--mean", mean), numbers("--std", std)
+        finite = all(map(math.isfinite, (*means, *stds)))
+        if len(means) != len(stds) or min(stds) <= 0 or not finite:
+            raise DataError(
+                "--mean and --std must have one finite number per channel, std above 0, got "
+                f"{mean} and {std}."
+            )
+    else:
+        means, stds = (base.mean, base.std) if base else ((0.0,), (1.0,))
+    return Preprocessing(
+        means, stds,
+        resize if resize is not None else base.resize if base else None,
+        crop if crop is not None else base.crop if base else None,
+    )  # fmt: skip
+
+
+def example(
+    loaded: LoadedModel, shape: tuple[int, ...] | None, data: Data | None, seed: int
+) -> torch.Tensor:
+    """One random input of the model's dtype; its shape from the option, the model or the data."""
+    if shape is None and data is not None:
+        shape = tuple(next(iter(data.holdout))[0].shape[1:])
+    if shape is None:
+        raise DataError(
+            f"{loaded.arch}: the shape of an input is not known. Give --input-shape C,H,W."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, *shape, generator=generator).to(model_dtype(loaded.model))
+
+
+def budget_of(**limits: float | None) -> Budget | None:
+    """The budget; None where no limit is given."""
+    return Budget(**limits) if any(limit is not None for limit in limits.values()) else None
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """A budget with a wrong value is a wrong command, not one that cannot be kept."""
+    try:
+        yield
+    except BudgetError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def sweep_of(text: str | None) -> tuple[float, ...] | Literal["auto"]:
+    """Speedups with commas between them, or ``auto``."""
+    if text is None or text == "auto":
+        return "auto" if text else ()
+    try:
+        speedups = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        speedups = ()
+    if not speedups:
+        raise BudgetError(
+            f"--sweep must be speedups above 1 such as 1.5,2,3 or auto, got {text!r}."
+        )
+    return speedups
+
+
+def pick_of(text: str | None) -> float | Literal["knee"]:
+    """A speedup, or ``knee``."""
+    if text is None or text == "knee":
+        return "knee"
+    try:
+        return float(text)
+    except ValueError:
+        raise BudgetError(f"--pick must be knee or one of --sweep, got {text!r}.") from None
+
+
+def default_out(model: str) -> Path:
+    """A folder named after the model, beside it; in the current folder for a name."""
+    path = Path(model)
+    if path.exists() and path.is_file():
+        return path.parent / f"{path.stem}-factorized"
+    return Path(f"{model.rpartition(':')[2]}-factorized")
+
+
+def check_wish(
+    *, rank: str | None, energy: float | None, lossless: bool, planned: bool, searching: bool,
+    sweep: str | None, pick: str | None, sensitivity: str,
+) -> None:  # fmt: skip
+    """Refuse options that contradict each other, or a command without a wish.
+
+    Raises
+    ------
+    RankError, PlanError, typer.BadParameter
+        Which, and what to leave out.
+    """
+    if planned and searching:
+        raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
+    if sweep is None and pick is not None:
+        raise typer.BadParameter(
+            "--pick chooses a point of a sweep. Give --sweep, or leave it out."
+        )
+    if not searching and sensitivity != "error":
+        raise typer.BadParameter("--sensitivity is for a search. Give a budget, or leave it out.")
+    if lossless and (rank is not None or planned or searching):
+        raise RankError("--lossless chooses all itself. Drop --rank, --plan and budgets.")
+    if not (planned or lossless or searching) and rank is None and energy is None:
+        raise RankError(
+            "one of --rank, --energy, --lossless, --plan and a budget (--speedup, --macs, "
+            "--params, --max-drop, --sweep) is needed, for example --speedup 2."
+        )
+
+
+def one_line(message: str) -> str:
+    """A message as it is shown; its place is at the start, the fix at the end."""
+    # A worker that reads images hands its error on as the end of a traceback.
+    line = " ".join(message.rpartition("\nfactorize.errors.DataError: ")[2].split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"

@@ -1,0 +1,1 @@
+"""What DATA may be: folders, arrays, loaders, the built-in example; all become `types.Data`."""

@@ -1,1 +1,0 @@
-"""Safe loading of models, and datasets."""

@@ -1,0 +1,135 @@
+"""The latency model: the time of chains of convolutions beside the dense layer they replace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from factorize import methods
+from factorize.measure.cache import LatencyCache
+from factorize.measure.interleave import Chain, ChainTime, in_units, reference, time_chains
+from factorize.measure.target import Target
+from factorize.spec import ConvSpec, Size
+from factorize.types import Plan
+
+SCHEME = 2  # of timing: times of another one are not comparable
+
+
+class LatencyModel:
+    """Times of layers on one target: each distinct (chain, input size) is measured once.
+
+    All chains of a layer and the dense layer are run in rounds, one call of each per round in
+    changing order, on one input: what slows the machine slows all, and what a chain reads from
+    memory in a net, its weights, it has to read from memory here too.
+
+    Parameters
+    ----------
+    refresh
+        Measure anew what the cache holds; the cache then holds that.
+
+    Attributes
+    ----------
+    timed, cached
+        How many distinct (chain, input size) were measured, and how many were in the cache.
+    """
+
+    def __init__(self, target: Target, cache: LatencyCache, *, refresh: bool = False) -> None:
+        self.target = target
+        self.cache = cache
+        self.refresh = refresh
+        self.timed = 0
+        self.cached = 0
+        self._context = {"scheme": SCHEME, **target.context()}
+        self._known: dict[str, dict[str, float]] = {}
+
+    def times(self, spec: ConvSpec, chains: Sequence[Chain]) -> list[ChainTime | None]:
+        """Time chains that replace a layer; None for one that the runtime refuses.
+
+        Parameters
+        ----------
+        spec
+            The layer, with the input sizes of all its calls.
+        chains
+            The stages of each chain. The layer itself, ``(spec,)``, may be among them.
+        """
+        totals: list[ChainTime | None] = [None] * len(chains)
+        for call, size in enumerate(spec.input_sizes):
+            for index, found in enumerate(self._at_size(spec, size, chains)):
+                if call == 0:
+                    totals[index] = found
+                else:
+                    totals[index] = _sum(totals[index], found)
+        return totals
+
+    def of_plan(
+        self, plan: Plan, offered: Mapping[str, Chain] | None = None
+    ) -> dict[str, dict[str, float]]:
+        """What the report says of layers: times in ms, and bounds of their ratio.
+
+        Parameters
+        ----------
+        offered
+            Chains that layers which stay dense could have had.
+        """
+        wanted = {layer.spec: methods.chain_of(layer) for layer in plan.factorized}
+        for layer in plan.layers:
+            if not layer.method and layer.spec.name in (offered or {}):
+                wanted[layer.spec] = (offered or {})[layer.spec.name]
+        found = {spec: self.times(spec, [chain])[0] for spec, chain in wanted.items()}
+        unit_ms = in_units(self.target, reference(self.target))[1]
+        return {
+            spec.name: {
+                "ms_original": time.dense * unit_ms,
+                "ms": time.chain * unit_ms,
+                "speedup_low": time.low,
+                "speedup_high": time.high,
+            }
+            for spec, time in found.items()
+            if time
+        }
+
+    def _at_size(
+        self, spec: ConvSpec, size: Size, chains: Sequence[Chain]
+    ) -> list[ChainTime | None]:
+        dense = _text((spec,))
+        keys = [f"{dense} @ {size} : {_text(chain)}" for chain in chains]
+        wanted = [key for key in dict.fromkeys(keys) if key not in self._known]
+        if wanted and not self.refresh:
+            stored = self.cache.get(self._context, wanted)
+            self._known |= stored
+            self.cached += len(stored)
+        missing = {
+            key: chain for key, chain in zip(keys, chains, strict=True) if key not in self._known
+        }
+        if missing:
+            found = time_chains(self.target, (spec,), list(missing.values()), size)
+            entries = {
+                key: asdict(one) if one else {"refused": 1.0}
+                for key, one in zip(missing, found, strict=True)
+            }
+            self.cache.put(self._context, entries)
+            self._known |= entries
+            self.timed += len(entries)
+        return [None if "refused" in e else ChainTime(**e) for e in map(self._known.get, keys)]  # type: ignore[arg-type, operator]
+
+
+def _sum(one: ChainTime | None, two: ChainTime | None) -> ChainTime | None:
+    """Both calls of a layer; the bounds of the speedup weighed by the chain's times."""
+    if one is None or two is None:
+        return None
+    chain = one.chain + two.chain
+    ratios = [
+        (one.chain * a + two.chain * b) / chain
+        for a, b in ((one.speedup, two.speedup), (one.low, two.low), (one.high, two.high))
+    ]
+    return ChainTime(one.dense + two.dense, chain, *ratios)
+
+
+def _text(chain: Chain) -> str:
+    """A chain's shapes, without names and sizes."""
+    return " > ".join(
+        f"{s.kind} {s.in_channels}-{s.out_channels} k{s.kernel} s{s.stride} p{s.padding} "
+        f"d{s.dilation} g{s.groups} {s.padding_mode}{' bias' if s.bias else ''}"
+        f"{f' o{s.output_padding}' if any(s.output_padding) else ''}"
+        for s in chain
+    )

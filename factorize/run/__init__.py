@@ -1,0 +1,1 @@
+"""The whole program, its steps in order, and each step by itself."""

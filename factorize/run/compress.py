@@ -1,0 +1,214 @@
+"""The whole program: `compress`, its steps in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from factorize import export, graph, tune
+from factorize.errors import DataError, RankError
+from factorize.fit import FitConfig
+from factorize.measure import Target, as_metric
+from factorize.plan import Budget, save_plan
+from factorize.report import Report, write_html
+from factorize.run.checks import exists, resolve_device
+from factorize.run.deliver import deliver, reported
+from factorize.run.jobs import assist, dismiss
+from factorize.run.pipeline import cut_and_tune, tune_original
+from factorize.run.records import Journal, Request
+from factorize.run.rounds import CHECKPOINT, Selection, Wish, of_round, rounds_of, work_files
+from factorize.run.steps import beside, copied, unfitted
+from factorize.search import SearchConfig, latency_model
+from factorize.system import processes
+from factorize.tensor.call import batch_size
+from factorize.types import Data, Metric, Plan, Progress
+
+OUTPUTS = (
+    "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed model, how it was made, and what that cost and won."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+
+
+def compress(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    method: str | None = None,
+    rank: int | float | str | None = None,
+    energy: float | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow_costlier: bool = False,
+    plan: Plan | None = None,
+    budget: Budget | None = None,
+    target: Target | None = None,
+    search: SearchConfig | None = None,
+    data: Data | None = None,
+    evaluate: Metric | Callable[[nn.Module], Any] | None = None,
+    fit: FitConfig | None = None,
+    finetune: int | tune.FinetuneConfig = 0,
+    stages: int = 1,
+    out: str | Path | None = None,
+    force: bool = False,
+    latency: bool = True,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+    refresh: bool = False,
+    command: str | None = None,
+    name: str | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Result:
+    """Make a smaller, faster copy of a trained model, and measure what that cost and won.
+
+    In a job of several processes (``accelerate launch``, ``torchrun``) each calls this, with the
+    same arguments: they tune together, the main one does the rest; all return the same.
+
+    Parameters
+    ----------
+    model
+        Is not changed. The copy has its mode, dtype and device.
+    example_input
+        See `find`.
+    method
+        One for all layers, `spatial_svd` unless given. With a budget, ``auto`` or several names
+        with commas between them: the best one for each layer.
+    rank, energy, include, exclude, allow_costlier
+        See `make_plan`. With a budget, which chooses ranks itself, only `include` and `exclude`.
+    plan
+        To apply, in place of making one.
+    budget
+        To search the plan of least loss within.
+    target
+        What time is measured on; without one ONNX Runtime, and for the report torch too.
+    search
+        How to search, if not the default way; with a ``sweep``, no budget is needed.
+    data
+        The chains are fitted to what the layers put out for images of its train split, batch norms
+        recalibrated and the copy fine-tuned on it; the report is on its test split.
+    evaluate
+        ``model -> float`` or ``{name: float}``: a measure of your own, for the report; set the
+        function's attribute ``higher_is_better = False`` where that is so. It chooses nothing,
+        as it may well read test images.
+    fit
+        What the chains are fitted to, if not the default: with `data` in sequence to the original's
+        outputs, without to the weights.
+    finetune
+        Epochs of distillation from the original on `data`, or all settings. The original is tuned
+        alike, and stands beside the result: what it gains is not the factorization's.
+    stages
+        Cut in so many steps, each of the same share, and tune after each: the chains of one are
+        multiplied out and cut again (MUSCO, Gusak 2019). Needs a budget of shares or time, or a
+        share as rank.
+    out
+        Folder for weights, plan, ONNX, ``.pt2`` and report. Nothing is written without.
+    force
+        Whether such files may be there already.
+    latency
+        Whether to measure time for the report (for ONNX Runtime both models are exported).
+    device
+        Where to tune and evaluate: ``auto``, ``cpu`` or ``cuda``.
+    refresh
+        Measure the time of layers anew, whatever the cache of earlier runs holds.
+    command, name, notes
+        For the report.
+
+    Raises
+    ------
+    FactorizeError
+        One of its kinds; nothing is written then. An export that fails does not lose the rest:
+        it is told in ``result.report.failures``.
+    """
+    device = resolve_device(device)
+    metric = as_metric(evaluate)
+    config = tune.FinetuneConfig(finetune, seed=seed) if isinstance(finetune, int) else finetune
+    fit = fit or FitConfig()
+    if rank == "lossless":
+        if config.epochs or fit.how not in (None, "weights") or fit.reconstruct:
+            raise RankError("--lossless changes nothing. Drop --finetune, --fit, --reconstruct.")
+        fit = replace(fit, how="weights")
+    wish = Wish(
+        plan, budget, search, Selection(method, rank, energy, include, exclude, allow_costlier)
+    )
+    wish.check()
+    wishes = rounds_of(wish, stages)
+    if config.epochs and data is None:
+        raise DataError("finetune: must have images to tune on, got none. Give --data.")
+    for wanted, asked in (("resume", config.resume), ("stages", stages > 1)):
+        if asked and not config.epochs:
+            raise DataError(
+                f"{wanted}: is for a fine-tuning, got 0 epochs. Give --finetune EPOCHS."
+            )
+    if out is not None and config.epochs and config.checkpoint is None:
+        config = replace(config, checkpoint=Path(out, CHECKPOINT))
+    first = of_round(config, 1, stages).checkpoint
+    if config.resume and first and not exists(first):
+        raise tune.missing_checkpoint(first)  # before any work is done
+    if config.tensorboard:
+        tune.check_scalars()
+    example_input = beside(model, example_input)
+    how = fit.resolved(data)
+    targets = _targets(target, device, threads, batch_size(example_input))
+    timer = latency_model(targets[0], refresh=refresh)
+    processes.join(device)
+    if not processes.is_main():
+        return _assisted(model, data, device)
+    overwrite = force or bool(config.resume and config.checkpoint)
+    request = Request(
+        model, example_input, data, metric, fit, how, config, timer, device, seed, progress
+    )
+    journal = Journal([*notes, *(data.notes if data else ())])
+    try:
+        with (
+            timer.cache,
+            export.output_folder(out, OUTPUTS, overwrite, work_files) as (folder, publish),
+        ):
+            fit.check_free(overwrite)
+            made = cut_and_tune(request, wishes, journal)
+            tuned_alike = tune_original(request, made, journal)
+            delivered = deliver(
+                request, made, folder, targets if latency else [], journal, files=out is not None
+            )
+            report = reported(
+                request, made, delivered, tuned_alike, journal, name=name, stages=stages
+            )
+            if out is not None:
+                save_plan(made.cut.plan, folder / "plan.json")
+                report.save(folder / "report.json")
+                write_html(report, folder / "report.html", command)
+                publish(keep_work=any(one.interrupted for one in (made.tuned, tuned_alike) if one))
+    except BaseException as failure:
+        dismiss(failure=failure)
+        raise
+    dismiss((made.cut.plan, report, made.model.state_dict()))
+    return Result(made.model, made.cut.plan, report)
+
+
+def _assisted(model: nn.Module, data: Data | None, device: str) -> Result:
+    """The main process's result, in one that helped it."""
+    plan, report, state = assist(model, data, device)
+    compressed = copied(model)
+    compressed = graph.rewrite_(compressed, unfitted(compressed, plan))
+    compressed.load_state_dict(state)
+    return Result(compressed, plan, report)
+
+
+def _targets(target: Target | None, device: str, threads: int | None, batch: int) -> list[Target]:
+    """What to measure the two models on; the first is the one that the run is about."""
+    if target is not None:
+        return [target]
+    runtimes = ["onnxruntime", "torch-cpu", *(["cuda"] if device == "cuda" else [])]
+    return [Target(runtime, threads, batch) for runtime in runtimes]

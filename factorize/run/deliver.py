@@ -1,0 +1,107 @@
+"""What a run delivers: files, times, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from factorize import export
+from factorize.measure import Target, count, environment, measured_on, speedups
+from factorize.report import Report, layer_reports
+from factorize.run.records import Compressed, Journal, Request
+from factorize.search import completed
+from factorize.tune import FinetuneResult
+from factorize.types import Speedup
+
+UNSTEADY = 1.5  # a spread of speedups above this is told
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """Of the exported files and the measured times."""
+
+    onnx: Any
+    sizes: dict[str, dict[str, int]]
+    failures: tuple[str, ...]
+    speed: tuple[Speedup, ...]
+    times: dict[str, dict[str, float]]
+
+
+def deliver(
+    request: Request, made: Compressed, folder: Path, targets: Sequence[Target], journal: Journal,
+    *, files: bool,
+) -> Delivered:  # fmt: skip
+    """Export both models, and measure their time.
+
+    Parameters
+    ----------
+    targets
+        What time is measured on; none where it is not.
+    files
+        Whether files are wanted for themselves.
+    """
+    onnx, sizes, failures, speed, times = None, {}, [], (), {}
+    plan, outcome = made.cut.plan, made.cut.outcome
+    if targets or files:
+        request.tell("export")
+        with journal.timed("export"):
+            onnx, sizes, failures = export.export_all(
+                folder, request.model, made.model, plan, request.example_input
+            )
+    if targets:
+        request.tell("measure latency")
+        with journal.timed("latency"):
+            speed = tuple(
+                speedups(folder, request.model, made.model, request.example_input, targets)
+            )
+            times = request.timer.of_plan(plan, outcome.offered if outcome else None)
+        journal.remarks += request.timer.cache.notes
+        journal.remarks += [
+            f"{one.runtime} on {one.device}: the speedup varied from {one.speedup_p10:.2f} to "
+            f"{one.speedup_p90:.2f}, as on a busy machine; measure again on a quiet one"
+            for one in speed
+            if one.speedup_p90 > UNSTEADY * one.speedup_p10
+        ]
+    return Delivered(onnx, sizes, tuple(failures), speed, times)
+
+
+def reported(
+    request: Request, made: Compressed, delivered: Delivered, control: FinetuneResult | None,
+    journal: Journal, *, name: str | None, stages: int,
+) -> Report:  # fmt: skip
+    """All that was measured, as data."""
+    (params, macs), (new_params, new_macs) = (
+        count(one, request.example_input) for one in (request.model, made.model)
+    )
+    plan, outcome = made.cut.plan, made.cut.outcome
+    speed = delivered.speed[0] if delivered.speed else None
+    return Report(
+        model=name or type(request.model).__name__,
+        settings={
+            **plan.settings,
+            "fit": {**asdict(request.fit), "how": request.how},
+            "finetune": asdict(request.tuning) if request.tuning.epochs else None,
+            "stages": stages,
+            "device": request.device,
+            "seed": request.seed,
+        },
+        environment=environment(),
+        layers=layer_reports(plan, made.cut.fitted.layers, delivered.times),
+        params={"original": params, "compressed": new_params},
+        macs={"original": macs, "compressed": new_macs},
+        bytes=delivered.sizes,
+        quality=journal.quality,
+        quality_of=measured_on(request.data, request.metric),
+        speed=delivered.speed,
+        recalibration=asdict(made.recalibration) if made.recalibration else None,
+        finetuning=asdict(made.tuned) if made.tuned else None,
+        control=asdict(control) if control else None,
+        onnx=asdict(delivered.onnx) if delivered.onnx else None,
+        seconds=journal.seconds,
+        failures=delivered.failures,
+        notes=tuple(journal.remarks),
+        search=completed(outcome, speed) if outcome else None,
+        curve=outcome.curve if outcome else (),
+    )

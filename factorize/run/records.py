@@ -1,0 +1,108 @@
+"""What the steps of a run hand on: what was asked for, what was made of it, and what was noted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from factorize.fit import FitConfig, Fitted
+from factorize.measure import LatencyModel
+from factorize.search import Outcome
+from factorize.tune import FinetuneConfig, FinetuneResult, Recalibration
+from factorize.types import Data, Metric, Plan, Progress
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is given; no step changes it.
+
+    Attributes
+    ----------
+    how
+        What the chains are fitted to, by `fit` and the data there is.
+    timer
+        Measures the time of layers.
+    """
+
+    model: nn.Module
+    example_input: Any
+    data: Data | None
+    metric: Metric | None
+    fit: FitConfig
+    how: str
+    tuning: FinetuneConfig
+    timer: LatencyModel
+    device: str
+    seed: int
+    progress: Progress | None
+
+    def tell(self, step: str) -> None:
+        """Tell that a step begins whose length is not known."""
+        if self.progress:
+            self.progress(step, 0, 0, {})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The chains of one round, chosen and fitted.
+
+    Attributes
+    ----------
+    outcome
+        Of the search, where the plan was searched.
+    """
+
+    plan: Plan
+    fitted: Fitted
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The model at the end of a round.
+
+    Attributes
+    ----------
+    output
+        Of the rewritten model for the example input.
+    """
+
+    model: nn.Module
+    cut: Cut
+    output: Any
+    recalibration: Recalibration | None = None
+    tuned: FinetuneResult | None = None
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the tuning was interrupted, or diverged."""
+        return self.tuned is not None and (self.tuned.interrupted or self.tuned.diverged)
+
+
+@dataclass
+class Journal:
+    """What a run notes on its way, for the report.
+
+    Attributes
+    ----------
+    quality, seconds
+        By step.
+    remarks
+        What its user should know.
+    """
+
+    remarks: list[str]
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add to the seconds of a step."""
+        start = time.perf_counter()
+        yield
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start

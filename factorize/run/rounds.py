@@ -1,0 +1,137 @@
+"""What each round of ``--stages`` is to do, and the files that it goes on from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from factorize import tune
+from factorize.errors import PlanError, RankError
+from factorize.plan import Budget
+from factorize.search import SearchConfig
+from factorize.types import Plan
+
+CHECKPOINT = "finetune.ckpt"
+_WORK = re.compile(r"(control-)?finetune(-\d+)?\.(ckpt|plan\.json)")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which layers are replaced, and by what; the fields are those of `make_plan`.
+
+    Attributes
+    ----------
+    method
+        None: `spatial_svd`, and in a search ``auto``.
+    """
+
+    method: str | None = None
+    rank: int | float | str | None = None
+    energy: float | None = None
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    allow_costlier: bool = False
+
+    def planned(self) -> dict[str, Any]:
+        """For `make_plan`."""
+        return {**vars(self), "method": self.method or "spatial_svd"}
+
+    def searched(self) -> dict[str, Any]:
+        """For `run_search`.
+
+        Raises
+        ------
+        RankError
+            There is a rule for ranks, which a search chooses.
+        """
+        for name in ("rank", "energy", "allow_costlier"):
+            if getattr(self, name) not in (None, False):
+                raise RankError(
+                    f"--{name.replace('_', '-')}: a budget chooses ranks itself. Leave one of them "
+                    "out."
+                )
+        return {"method": self.method or "auto", "include": self.include, "exclude": self.exclude}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be done to the layers.
+
+    Attributes
+    ----------
+    plan
+        Given, not made.
+    """
+
+    plan: Plan | None
+    budget: Budget | None
+    search: SearchConfig | None
+    selection: Selection
+
+    @property
+    def searching(self) -> bool:
+        """Whether methods and ranks are searched."""
+        return self.budget is not None or self.search is not None
+
+    def check(self) -> None:
+        """Raise PlanError or RankError where one part excludes another."""
+        if self.searching and self.plan is not None:
+            raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
+        if self.searching:
+            self.selection.searched()
+
+
+def rounds_of(wish: Wish, count: int) -> list[Wish]:
+    """What each of several rounds is to do: the same share of what is left each time.
+
+    Raises
+    ------
+    RankError
+        What is asked for has no parts.
+    """
+    if count < 1:
+        raise RankError(f"--stages must be at least 1, got {count}.")
+    if count == 1:
+        return [wish]
+    rank, budget = wish.selection.rank, wish.budget
+    by_share = isinstance(rank, float) and 0 < rank <= 1
+    by_budget = budget is not None and budget.max_drop is None
+    if wish.plan is not None or (wish.search and wish.search.sweep) or not (by_share or by_budget):
+        raise RankError(
+            "--stages needs --speedup, --macs, --params or a share as --rank, which can be cut in "
+            "steps. Give one of them, or leave it out."
+        )
+    return [_part(wish, number / count) for number in range(1, count + 1)]
+
+
+def _part(wish: Wish, part: float) -> Wish:
+    if wish.budget is None:
+        assert isinstance(wish.selection.rank, float)
+        return replace(wish, selection=replace(wish.selection, rank=wish.selection.rank**part))
+    given = {name: value**part for name, value in vars(wish.budget).items() if value is not None}
+    return replace(wish, budget=Budget(**given))
+
+
+def work_files(folder: Path) -> list[str]:
+    """Names of the files from which an interrupted run goes on; none where there is no folder."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if _WORK.fullmatch(path.name))
+    except (OSError, ValueError):
+        return []
+
+
+def of_round(config: tune.FinetuneConfig, number: int, rounds: int) -> tune.FinetuneConfig:
+    """The settings of one round of several: a checkpoint of its own."""
+    path = config.checkpoint
+    if rounds > 1 and path is not None:
+        path = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        return replace(config, checkpoint=path, resume=config.resume and path.exists())
+    return config
+
+
+def searched(checkpoint: Path) -> Path:
+    """Where the plan is kept that a tuning belongs to: times, and so plans, differ between runs."""
+    return checkpoint.with_suffix(".plan.json")

@@ -1,0 +1,187 @@
+"""A whole search: within one budget, or along the accuracy-speedup curve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from factorize import methods
+from factorize.errors import BudgetError, DataError, RankError
+from factorize.fit import FitConfig, Fitted
+from factorize.measure import Chain, LatencyModel
+from factorize.plan import Budget
+from factorize.report import CurvePoint, SearchReport
+from factorize.search.drop import fastest
+from factorize.search.prepare import prepare
+from factorize.search.sweep import Sweep, speedups_of, sweep
+from factorize.types import Data, Plan, Progress, Speedup
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How to search.
+
+    Attributes
+    ----------
+    sensitivity
+        What the loss of a chain is predicted by: ``error``, relative output errors weighed by how
+        much of them comes out at the end of the net; ``kl``, the KL divergence of the net's output
+        with that one layer replaced (needs images).
+    sweep
+        Speedups to search for, one after the other, or ``auto``: the accuracy-speedup curve.
+    pick
+        Which point of the curve is the result: one of `sweep`, or ``knee``.
+
+    Raises
+    ------
+    BudgetError
+        A speedup is not above 1, or `pick` is not one of them.
+    """
+
+    sensitivity: Literal["error", "kl"] = "error"
+    sweep: tuple[float, ...] | Literal["auto"] = ()
+    pick: float | Literal["knee"] = "knee"
+
+    def __post_init__(self) -> None:
+        if self.sweep != "auto" and not all(1 < speedup < 1000 for speedup in self.sweep):
+            raise BudgetError(
+                f"--sweep must be speedups above 1 such as 1.5,2,3 or auto, got {self.sweep}."
+            )
+        points = speedups_of(self.sweep)
+        if self.pick != "knee" and self.pick not in points:
+            raise BudgetError(f"--pick must be knee or one of --sweep {points}, got {self.pick}.")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search came to.
+
+    Attributes
+    ----------
+    predicted
+        Speedup of the net by the times of its layers; None where nothing was timed.
+    offered
+        The fastest chain of each layer for which none is faster than the layer.
+    """
+
+    plan: Plan
+    fitted: Fitted
+    report: SearchReport
+    predicted: float | None
+    curve: tuple[CurvePoint, ...]
+    offered: dict[str, Chain]
+    notes: tuple[str, ...]
+
+
+def run_search(
+    model: nn.Module,
+    example_input: Any,
+    budget: Budget | None,
+    config: SearchConfig,
+    latency: LatencyModel,
+    *,
+    method: str = "auto",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    data: Data | None,
+    fit: FitConfig,
+    rate: Callable[[nn.Module], dict[str, float]],
+    device: str,
+    seed: int,
+    progress: Progress | None,
+) -> Outcome:
+    """Find and fit the plan.
+
+    Parameters
+    ----------
+    budget
+        None: the sweep alone.
+    method
+        ``auto``, or names of the methods to mix, with commas between them.
+    rate
+        What a model of the curve is worth, for the report.
+
+    Raises
+    ------
+    BudgetError
+        The budget cannot be kept; the message says what can.
+    """
+    if config.sweep and budget is not None and budget.timed:
+        name = "speedup" if budget.speedup is not None else "max-drop"
+        raise RankError(
+            f"--{name}: a sweep goes through speedups itself. Leave one of them out, or choose a "
+            "point of it with --pick."
+        )
+    if budget is not None and budget.max_drop is not None and data is None:
+        raise DataError("--max-drop needs images to judge by, got none. Give --data.")
+    timed = budget is None or budget.timed or bool(config.sweep)
+    search = prepare(
+        model, example_input, latency=latency if timed else None, never_slower=timed,
+        names=[] if method == "auto" else [name.strip() for name in method.split(",")],
+        include=include, exclude=exclude, data=data, config=fit, sensitivity=config.sensitivity,
+        device=device, seed=seed, progress=progress,
+    )  # fmt: skip
+    curve = Sweep((), None)
+    if config.sweep:
+        curve = sweep(search, config.sweep, config.pick, budget, rate, progress)
+        assert curve.found is not None
+        found = curve.found
+    elif budget is not None and budget.max_drop is not None:
+        found = fastest(search, budget, progress)
+    else:
+        assert budget is not None
+        found = search.within(budget)
+    choice, notes = found.choice, list(curve.notes)
+    if kept := next((one for one in found.rounds if one["taken"] and "drop" in one), None):
+        notes.append(
+            f"{kept['drop']:.2f} points of {kept['drop_of']} lost on held-out training images, "
+            "before any fine-tuning"
+        )
+    plan = replace(choice.plan, settings={"method": method, "include": list(include),
+                                          "exclude": list(exclude), "seed": seed})  # fmt: skip
+    speed = choice.measured
+    asked = {k: v for k, v in asdict(budget).items() if v is not None} if budget else {}
+    report = SearchReport(
+        budget=asked,
+        target=latency.target.context(),
+        predicted_ms=_predicted_ms(speed, choice.predicted),
+        measured=speed,
+        layers_considered=len(search.tables.layers),
+        chains_timed=latency.timed,
+        chains_cached=latency.cached,
+        rounds=found.rounds,
+        reached=True,
+    )
+    offered = {
+        name: methods.get(option.method).stages(layer.spec, option.rank, option.variant)
+        for name, layer in search.tables.layers.items()
+        if (option := layer.slower)
+    }
+    return Outcome(
+        plan, found.fitted, report, choice.predicted, curve.points, offered, tuple(notes)
+    )
+
+
+def completed(outcome: Outcome, measured: Speedup | None) -> SearchReport:
+    """The report of a search, once its result was measured as it is delivered."""
+    report = outcome.report
+    if measured is None:
+        return report
+    asked = report.budget.get("speedup")
+    return replace(
+        report,
+        measured=measured,
+        predicted_ms=_predicted_ms(measured, outcome.predicted),
+        # Two measurements of one model differ: it fails only where that cannot be the reason.
+        reached=asked is None or measured.speedup_p90 >= asked,
+    )
+
+
+def _predicted_ms(measured: Speedup | None, predicted: float | None) -> dict[str, float]:
+    if measured is None or predicted is None:
+        return {}
+    dense = measured.original.median_ms
+    return {"original": dense, "compressed": dense / predicted}

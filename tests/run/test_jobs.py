@@ -1,0 +1,206 @@
+"""Two processes on the CPU tune as one does, and a lost one is told."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import interrupting
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+
+from factorize.tune import FinetuneConfig, finetune
+from factorize.types import Data
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals of Unix")
+RUNS: dict[str, dict[str, Any]] = {
+    "AdamW": {},
+    "SGD, one cycle, averaged": {
+        "optimizer": "sgd", "lr": 0.1, "schedule": "one_cycle", "ema": 0.9, "label_smoothing": 0.1,
+    },
+    "features, moved": {
+        "feature_weight": 1.0, "flip": True, "crop": 2, "max_grad_norm": 0.0,
+    },
+    "parts": {"micro_batches": 5},
+    "fixed norms": {"batch_norm": "fixed"},
+    "a last batch of one image": {"batch": 37},
+}  # fmt: skip
+TESTS = Path(__file__).parent
+
+
+class Net(nn.Module):
+    """Norms that see the batch, outputs of two kinds, a head that no loss reaches."""
+
+    def __init__(self, seed: int, chain: bool) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second: nn.Module = nn.Conv2d(8, 8, 3, padding=1)
+        if chain:
+            self.second = nn.Sequential(nn.Conv2d(8, 4, (3, 1), padding=(1, 0)),
+                                        nn.Conv2d(4, 8, (1, 3), padding=(0, 1)))  # fmt: skip
+        self.last_norm = nn.BatchNorm2d(8, momentum=None)
+        self.head, self.unused = nn.Linear(8, 4), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.relu(self.norm(self.first(x)))
+        z = torch.relu(self.last_norm(self.second(y)))
+        return self.head(z.mean((2, 3))), z
+
+
+def tuned(batch: int = 16, **settings: Any) -> dict[str, Any]:
+    """A run whose last batch does not divide evenly; the order is for the seed to decide."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(75, 3, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 4, (75,), generator=generator)
+    pairs = TensorDataset(images, labels)
+    train = DataLoader(pairs, batch_sampler=BatchSampler(RandomSampler(pairs), batch, False))
+    data = Data(train, [(images[:20], labels[:20])], None, True, 4, "random images")
+    original, model = Net(0, False).double(), Net(1, True).double()
+    torch.manual_seed(int(os.environ.get("RANK", "7")))
+    result = finetune(model, original, data, FinetuneConfig(3, **settings))
+    return {"state": model.state_dict(), "history": result.history, "processes": result.processes}
+
+
+def launch(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+         "--master_addr", "127.0.0.1", "--master_port", str(port), *command],
+        cwd=folder, capture_output=True, text=True, timeout=400,
+        env={**os.environ, "PYTHONPATH": f"{TESTS.parents[1]}{os.pathsep}{TESTS}",
+             "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_two_processes_tune_as_one(tmp_path: Path) -> None:
+    ran = launch(__file__, "tune", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    for number, (name, settings) in enumerate(RUNS.items()):
+        one = tuned(**copy.deepcopy(settings))
+        for rank in range(2):
+            two = torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True)
+            assert (one["processes"], two["processes"]) == (1, 2)
+            if "micro_batches" in settings and rank == 0:
+                one = {**two, "processes": 1}  # norms see other parts than in one process
+            for key, value in one["state"].items():
+                assert torch.allclose(value, two["state"][key], rtol=1e-7, atol=1e-9), (name, key)
+            for a, b in zip(one["history"], two["history"], strict=True):
+                assert a == pytest.approx(b, rel=1e-7), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of one process."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    interrupting.prepare(folder)
+    ended = interrupting.fork(folder, *interrupting.ARGUMENTS)
+    assert ended.code == 0, ended.err
+    return folder / "out"
+
+
+def test_the_command_on_two_processes(tmp_path: Path, whole: Path) -> None:
+    folder = tmp_path / "run"
+    interrupting.prepare(folder)
+    ran = launch("-m", "factorize", *interrupting.ARGUMENTS, folder=folder)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    one, two = (json.loads((out / "report.json").read_text()) for out in (whole, folder / "out"))
+    assert two["finetuning"]["processes"] == 2
+    assert [layer["error"] for layer in one["layers"]] == [
+        layer["error"] for layer in two["layers"]
+    ]
+    for stage, values in one["quality"].items():
+        assert values == pytest.approx(two["quality"][stage], rel=0.02), stage
+    assert ran.stdout.count("written to") == 1
+    assert {p.name for p in whole.iterdir()} == {p.name for p in (folder / "out").iterdir()}
+
+
+def test_a_lost_process_is_told_and_the_run_goes_on(tmp_path: Path, whole: Path) -> None:
+    folder = tmp_path / "run"
+    interrupting.prepare(folder)
+    ran = launch(__file__, "lose", *interrupting.ARGUMENTS, folder=folder)
+    assert ran.returncode != 0
+    told = [line for line in ran.stderr.splitlines() if "--resume goes on" in line]
+    assert len(told) == 1, ran.stderr[-3000:]
+    assert not interrupting.damaged(folder / "out")
+    assert not (folder / "out" / "report.json").exists()
+    ended = interrupting.fork(folder, *interrupting.ARGUMENTS, "--resume")
+    assert ended.code == 0, ended.err
+    one, two = (json.loads((out / "report.json").read_text()) for out in (whole, folder / "out"))
+    assert two["finetuning"]["steps"] == one["finetuning"]["steps"]
+    for stage, values in one["quality"].items():
+        assert values == pytest.approx(two["quality"][stage], rel=0.02), stage
+
+
+def test_bad_input_is_told_once(tmp_path: Path) -> None:
+    ran = launch("-m", "factorize", "nothing.pt", "--rank", "2", folder=tmp_path)
+    assert ran.returncode != 0
+    assert ran.stderr.count("error: ") == 1, ran.stderr[-3000:]
+
+
+def test_what_the_main_process_alone_meets_ends_all(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    interrupting.prepare(folder)
+    ran = launch(__file__, "fail", *interrupting.ARGUMENTS, folder=folder)
+    assert ran.returncode != 0
+    assert ran.stderr.count("error: finetune.ckpt: no room") == 1, ran.stderr[-3000:]
+    (folder / "out").mkdir(exist_ok=True)
+    (folder / "out" / "finetune.ckpt").write_bytes(b"damaged")
+    ran = launch("-m", "factorize", *interrupting.ARGUMENTS, "--resume", folder=folder)
+    assert ran.returncode != 0
+    assert ran.stderr.count("error: ") == 1, ran.stderr[-3000:]
+    assert "not a readable fine-tuning checkpoint" in ran.stderr
+
+
+def _fail(arguments: list[str]) -> None:
+    """Where the others are in a step already."""
+    from factorize.errors import OutputError
+    from factorize.tune import checkpoint
+
+    def write(*_: Any) -> None:
+        if len(tried) == 1:
+            raise OutputError("finetune.ckpt: no room.")
+        tried.append(1)
+
+    tried: list[int] = []
+    if os.environ["RANK"] == "0":
+        checkpoint.write = write
+    sys.argv = ["factorize", *arguments]
+    from factorize.cli.command import main
+
+    main()
+
+
+def _lose(arguments: list[str]) -> None:
+    if os.environ["RANK"] == "1":
+        interrupting.strike_at(
+            interrupting.Moment("", "before", "torch.optim:AdamW.step", nth=30), signal.SIGKILL
+        )
+    interrupting._hurry()
+    sys.argv = ["factorize", *arguments]
+    from factorize.cli.command import main
+
+    main()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "lose":
+        _lose(sys.argv[2:])
+    elif sys.argv[1] == "fail":
+        _fail(sys.argv[2:])
+    else:
+        for number, settings in enumerate(RUNS.values()):
+            torch.save(tuned(**settings), f"{number}-{os.environ['RANK']}.pt")

@@ -1,0 +1,219 @@
+"""Searches for a speedup, on a machine whose times are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from searching import (
+    EXAMPLE,
+    NETS,
+    NOISE,
+    Machine,
+    Residual,
+    images,
+    installed,
+    plain,
+    prepared,
+    searched,
+    shares,
+)
+
+from factorize import methods
+from factorize.errors import BudgetError
+from factorize.measure import default_cache_path
+from factorize.plan import Budget
+from factorize.search.fits import Fits
+from factorize.search.within_budget import MARGIN
+from factorize.types import Plan
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|onnxscript")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return installed(monkeypatch, tmp_path_factory.mktemp("machine"))
+
+
+# Time
+
+
+@pytest.mark.parametrize("gain", [0.7, 1.0, 1.3])
+@pytest.mark.parametrize("name", NETS)
+def test_the_built_net_is_as_fast_as_asked_for(machine: Machine, name: str, gain: float):
+    machine.gain, model = gain, NETS[name]()
+    # Less than the most that can be had at a gain of 0.7.
+    most = machine.net(model, EXAMPLE)
+    wanted = 1 / (1 - 0.35 * (1 - 1e6 / most))
+    result = searched(model, Budget(speedup=wanted))
+    search = result.report.search
+    assert search
+    assert search.measured
+    assert search.reached
+    assert wanted <= search.measured.speedup <= wanted * 1.15
+    # The times of layers add up, so that only the gain makes the prediction wrong.
+    original, compressed = (search.predicted_ms[key] for key in ("original", "compressed"))
+    saved = (original - compressed) / (original - search.measured.compressed.median_ms)
+    assert saved == pytest.approx(1 / gain)
+
+
+def test_a_plan_of_less_loss_is_taken_where_more_is_gained_than_predicted(machine: Machine):
+    losses = []
+    for machine.gain in (1.3, 1.0, 0.7):
+        losses.append(prepared(machine, plain()).choose(Budget(speedup=1.4)).loss)
+    assert losses == sorted(losses)
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_no_chain_is_used_that_is_not_faster_than_its_layer(machine: Machine):
+    machine.call = 60_000  # dear: the small layers cannot win
+    result = searched(Residual().eval(), Budget(speedup=1.05), method="auto")
+    replaced = result.plan.factorized
+    assert replaced
+    for layer in replaced:
+        chain, dense = methods.chain_of(layer), (layer.spec,)
+        assert machine.of(layer.spec, dense) / machine.of(layer.spec, chain) > NOISE
+    stayed = {one.name: one for one in result.report.layers if not one.method}
+    assert "no chain is faster on onnxruntime" in str(stayed["reduce"].skip_reason)
+    assert (stayed["reduce"].ms or 0) > (stayed["reduce"].ms_original or 0) / NOISE
+
+
+def test_with_macs_alone_slower_chains_are_used_and_told(machine: Machine):
+    machine.call = 1e6
+    result = searched(plain(), Budget(macs=0.5))
+    bounds = [one.speedup_high for one in result.report.layers if one.method]
+    assert bounds
+    assert all(high is not None and high < 1 for high in bounds)
+
+
+@pytest.mark.parametrize("budget", [Budget(speedup=1.2), Budget(max_drop=5.0)], ids=str)
+def test_where_no_chain_is_faster_that_is_said(machine: Machine, budget: Budget, tmp_path: Path):
+    machine.call = 1e9
+    with pytest.raises(BudgetError, match="^not faster: no chain of any of 4 layers"):
+        searched(plain(), budget, data=images(), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_of_reach_names_the_fastest_that_was_measured(machine: Machine):
+    search = prepared(machine, plain())
+    with pytest.raises(BudgetError, match="--speedup 50: the most that was measured") as caught:
+        search.choose(Budget(speedup=50))
+    most = search.fastest(Budget(speedup=50)).measured_speedup
+    assert f"is {most:.2f}x" in str(caught.value)
+    machine.gain = 0.5
+    with pytest.raises(BudgetError, match="the most that was measured") as caught:
+        search.choose(Budget(speedup=most * 0.99))  # in reach by the layers' times
+    assert f"is {search.fastest(Budget(speedup=2)).measured_speedup:.2f}x" in str(caught.value)
+
+
+def test_two_timings_are_enough_where_the_gain_is_steady(machine: Machine):
+    for machine.gain in (0.7, 1.3):
+        search = prepared(machine, plain())
+        machine.nets = 0
+        search.choose(Budget(speedup=1.4))
+        assert machine.nets == 2
+        search.choose(Budget(speedup=1.33))
+        assert machine.nets == 3  # the gain is known by now
+
+
+def test_more_timings_come_closer_to_what_is_asked_and_none_is_of_the_same_net(machine: Machine):
+    search = prepared(machine, plain())
+    machine.gain = 1.3  # far fewer layers than predicted will do
+    timed, time = [], search.timed
+    search.timed = lambda choice: timed.append(choice.plan) or time(choice)  # type: ignore[method-assign, func-returns-value]
+    for wanted in (1.4, 1.3):
+        timed.clear()
+        choice = search.choose(Budget(speedup=wanted))
+        assert wanted <= choice.measured_speedup <= wanted * MARGIN**2
+        assert len({plan.layers for plan in timed}) == len(timed)
+    assert len(timed) > 2
+
+
+def test_the_fastest_net_is_tried_before_giving_up(machine: Machine):
+    search = prepared(machine, plain())
+    machine.gain = 0.8
+    most = search.fastest(Budget(speedup=2)).measured_speedup
+    choice = search.choose(Budget(speedup=most * 0.999))
+    assert choice.measured_speedup >= most * 0.999
+
+
+def drifting(patch: pytest.MonkeyPatch, machine: Machine, gains: list[float]) -> list[Plan]:
+    """What is fitted; the machine's gain is the next one after each fit, in the end the last.
+
+    With one method, each fit is of the plan that was chosen last.
+    """
+    loss, fits = Fits.loss, []
+
+    def after_a_fit(self: Fits, plan: Plan) -> float:
+        fits.append(plan)
+        machine.gain = gains[min(len(fits), len(gains)) - 1]
+        return loss(self, plan)
+
+    patch.setattr(Fits, "loss", after_a_fit)
+    return fits
+
+
+@pytest.mark.parametrize("gains", [[1.0], [0.9], [0.9, 0.8], [1.4], [0.8, 1.2]], ids=str)
+def test_a_net_whose_speed_is_another_once_it_is_fitted_is_chosen_anew(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, gains: list[float]
+):
+    fits = drifting(monkeypatch, machine, gains)
+    result = searched(plain(), Budget(speedup=1.3), method="spatial_svd", data=images())
+    search = result.report.search
+    assert search
+    assert search.reached
+    assert search.measured
+    again = 0 if gains == [1.0] else len(gains)
+    assert [row["taken"] for row in search.rounds] == [False] * again + [True]
+    assert len({plan.layers for plan in fits}) == again + 1
+    speeds = [row["measured_speedup"] for row in search.rounds]  # after the fit
+    assert not any(1.3 <= speed <= 1.3 * MARGIN**2 for speed in speeds[:-1])
+    assert 1.3 <= search.measured.speedup <= 1.3 * 1.05
+    if gains == [1.4]:
+        first, last = search.rounds
+        assert last["predicted_loss"] < first["predicted_loss"]
+
+
+def test_what_cannot_be_reached_any_more_is_delivered_as_it_is(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    drifting(monkeypatch, machine, [0.5])
+    result = searched(plain(), Budget(speedup=1.5), method="spatial_svd", data=images())
+    search = result.report.search
+    assert search
+    assert search.measured
+    assert not search.reached
+    assert 1 < search.measured.speedup < 1.5
+    assert [row["taken"] for row in search.rounds] == [True]
+
+
+def test_several_limits_are_kept_together(machine: Machine):
+    model = plain()
+    result = searched(model, Budget(speedup=1.3, macs=0.5, params=0.45))
+    macs, params = shares(model, result.model)
+    assert macs <= 0.5
+    assert params <= 0.45
+    assert result.report.measured
+    assert result.report.measured.speedup >= 1.3
+    with pytest.raises(BudgetError, match="--macs 0.01"):
+        searched(model, Budget(speedup=1.3, macs=0.01))
+
+
+# The cache
+
+
+def test_a_damaged_cache_is_a_note_in_the_report(machine: Machine):
+    default_cache_path().write_bytes(b"not a database" * 100)
+    result = searched(plain(), Budget(speedup=1.3))
+    assert any(str(default_cache_path()) in note for note in result.report.notes)
+
+
+def test_a_second_search_measures_no_chain_again(machine: Machine):
+    first = searched(plain(), Budget(speedup=1.3)).report.search
+    machine.timed.clear()
+    second = searched(plain(), Budget(speedup=1.5)).report.search
+    assert first
+    assert second
+    assert (first.chains_cached, second.chains_timed) == (0, 0)
+    assert not machine.timed
+    assert searched(plain(), Budget(speedup=1.5), refresh=True).report.search.chains_timed  # type: ignore[union-attr]
