@@ -1,4 +1,4 @@
-"""The frozen dataclasses that flow between the stages.
+"""The frozen dataclasses that flow between the steps.
 
 ``model -> ConvSpec -> Plan -> model' -> Report``. Numbers, never strings.
 """
@@ -232,4 +232,4 @@ class Plan:
 
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-"""Called as progress(stage, done, total, values): how long work tells where it stands."""
+"""Called as progress(step, done, total, values): how long work tells where it stands."""

@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,7 @@ def in_own_process(net: str, method: str, options: argparse.Namespace) -> Row:
 def run(options: argparse.Namespace, console: Console) -> Row:
     """All results. Memory first, while this process is small; then the kernels."""
     begin, load_start = time.perf_counter(), os.getloadavg()
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     processes: dict[str, dict[str, Row]] = {net: {} for net in options.nets}
     kernels = []
     with Progress(console=console) as progress:

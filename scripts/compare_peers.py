@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
@@ -243,7 +243,7 @@ def main() -> None:
         parser.error("--checkpoint and --images go together")
 
     torch.set_num_threads(1)
-    started, begin, load = datetime.now(timezone.utc), time.perf_counter(), os.getloadavg()
+    started, begin, load = datetime.now(UTC), time.perf_counter(), os.getloadavg()
     sizes = (options.calibration, options.held_out, options.seed)
     layers = synthetic(*sizes)
     if options.checkpoint:

@@ -34,14 +34,17 @@ MARK = "<!-- made by scripts/mutate.py: do not edit below -->\n"
 LONGEST = 900  # seconds of a run of the tests
 
 TESTS = (
-    "graph", "graph_refused", "merge", "methods", "calibrate", "calibrate_collect",
-    "calibrate_file", "measure", "quality", "latency", "plan", "plan_files", "lossless", "export",
-    "export_chains", "fit", "fit_models", "fit_passes",
+    "graph/test_graph", "graph/test_graph_refused", "graph/test_merge", "methods/test_methods",
+    "calibrate/test_calibrate", "calibrate/test_calibrate_collect",
+    "calibrate/test_calibration_file", "measure/test_measure", "measure/test_quality",
+    "measure/test_pairs", "plan/test_plan", "plan/test_plan_file", "plan/test_lossless",
+    "export/test_export", "export/test_onnx_nodes", "fit/test_fit", "fit/test_fit_models",
+    "fit/test_fit_passes",
 )  # fmt: skip
 FIRST = {
-    "calibrate/patches.py": ("calibrate",),
-    "export/chains.py": ("export_chains", "export"),
-    "fit/sequential.py": ("fit",),
+    "calibrate/patches.py": ("calibrate/test_calibrate",),
+    "export/onnx_nodes.py": ("export/test_onnx_nodes", "export/test_export"),
+    "fit/sequential.py": ("fit/test_fit",),
 }
 """Tests that know a file; of others, the first four of all."""
 
@@ -113,7 +116,7 @@ class Tests:
 
     def _failed(self, tests: Any) -> str | None:
         """The first test that fails, in a process of its own: the package is imported anew."""
-        paths = [t if "::" in t or ".py" in t else f"tests/test_{t}.py" for t in tests]
+        paths = [t if "::" in t or ".py" in t else f"tests/{t}.py" for t in tests]
         fork = multiprocessing.get_context("fork")
         receive, send = fork.Pipe(duplex=False)
         process = fork.Process(target=_run, args=(self.folder, paths, send))

@@ -16,7 +16,7 @@ READ = (
 )  # fmt: skip
 
 MUTATIONS: dict[str, list[tuple[str, str, str, str]]] = {
-    "graph/spec.py": [
+    "graph/spec_of.py": [
         ("transposed", "spec_of", "KINDS[cls] for cls in type(module).__mro__ if cls in KINDS",
          'KINDS[cls].replace("_transpose", "") for cls in type(module).__mro__ if cls in KINDS'),
         ("in_channels", "spec_of", "in_channels=module.in_channels",
@@ -219,7 +219,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str, str]]] = {
          'swapped(conv.weight.data, spec_of(conv, "")) if conv.transposed else conv.weight.data '
          "for conv in convs"),
     ],
-    "methods/layer.py": [
+    "methods/factorize.py": [
         ("groups", "factorize, alone", "layer.spec.one_group", "layer.spec"),
         ("groups", "factorize", "exact.chunk(layer.spec.groups)", "exact.chunk(1)"),
         ("groups", "predicted_error", "weight.chunk(spec.groups)", "weight.chunk(1)"),
@@ -248,7 +248,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str, str]]] = {
         ("shared modules", "fit_sequential", "len(layers[n].spec.input_sizes) > 1", "False"),
         ("tied weights", "fit_sequential", "len(sharing[n]) > 1 or ", ""),
     ],
-    "export/chains.py": [
+    "export/onnx_nodes.py": [
         ("transposed", "_NODES", '    _ConvTransposeNd: ("ConvTranspose",),\n', ""),
         ("padding_mode", "_pads", 'owner.padding_mode != "zeros" or ', ""),
         ("shared modules", "check_chain", "model.named_modules(remove_duplicate=False))\n"

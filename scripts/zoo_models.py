@@ -129,7 +129,7 @@ def smallest(
                 made = arguments, build(entry, arguments)
             resize(made[1], x)
             runs(made[1], x)
-        except Exception as error:  # noqa: PERF203
+        except Exception as error:
             failure = error
         else:
             return arguments, made[1], x

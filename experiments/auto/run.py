@@ -102,7 +102,7 @@ def _plan(search: Search, key: dict[str, Any]) -> tuple[Plan | None, list[Any]]:
     budget, method = Budget(macs=key["share"]), key["method"]
     if method == "auto":
         found = search.within(budget)
-        return found.choice.plan, list(found.rounds)
+        return found.choice.plan, list(found.trials)
     if method.endswith(", uniform"):
         wanted = key["share"] * search.tables.macs
         return uniform(search.tables, method.removesuffix(", uniform"), wanted), []

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import factorize
 from factorize import methods
 from factorize.errors import FactorizeError
-from factorize.measure import DTYPES, Target, torch_speedup
+from factorize.measure import Target, runtimes, speedup
 from factorize.measure.environment import environment
 
 HERE = Path(__file__).parent
@@ -98,7 +98,7 @@ def arguments() -> argparse.Namespace:
     listed("--shares", float, "0.5,0.35")
     listed("--speedups", float, "1.5")
     listed("--batches", int, "1,64")
-    listed("--dtypes", _one_of(DTYPES), "float32,bfloat16")
+    listed("--dtypes", _one_of(runtimes.dtypes()), "float32,bfloat16")
     listed("--modes", _one_of(MODES), ",".join(MODES))
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     return parser.parse_args()
@@ -165,7 +165,7 @@ def timed(
     torch.compiler.reset()
     torch.cuda.empty_cache()
     try:
-        found = torch_speedup(*pair, x, target)
+        found = speedup(target, *pair, x)
     except torch.OutOfMemoryError as error:
         return {"message": str(error)}
     return {

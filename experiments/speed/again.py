@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from factorize.measure import Target, onnx_speedup
+from factorize.measure import Target, speedup
 from factorize.measure.environment import environment
 
 HERE = Path(__file__).parent
@@ -34,7 +34,7 @@ def main() -> None:
     target, rows = Target("onnxruntime", threads=options.threads), []
     for _ in range(options.times):
         for file in options.compressed:
-            found = onnx_speedup(options.original, file, x, target)
+            found = speedup(target, options.original, file, x)
             row = {"net": file.parent.name, "pairs": found.runs, "speedup": found.speedup,
                    "p10": found.speedup_p10, "p90": found.speedup_p90,
                    "original_ms": found.original.median_ms,

@@ -13,8 +13,8 @@ import torch
 import typer
 from rich.text import Text
 
-from factorize import methods
 from factorize.cli import options
+from factorize.cli.help import HELP
 from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
 from factorize.cli.parse import (
     budget_of,
@@ -46,51 +46,13 @@ from factorize.system.imports import import_function
 from factorize.system.signals import terminable
 from factorize.tune import read_recipe, with_recipe
 
-_METHODS = "\n\n".join(f"- `{name}`: {methods.get(name).summary}" for name in methods.names())
-
-_HELP = f"""Make a trained convolutional network smaller and faster.
-
-Each convolution is replaced by a chain of cheaper plain convolutions, fitted to what the layer
-puts out for your images (a few hundred, no labels); the result is tuned on them, exported to
-ONNX, and reported: accuracy against measured speedup.
-
-**Examples**
-
-- `factorize digits --rank 8`: the built-in example, start to end
-
-- `factorize resnet.pt --speedup 2 --data imagenet/`: twice as fast, as accurate as can be
-
-- `factorize resnet.pt --sweep auto --data imagenet/`: the accuracy-speedup curve
-
-- `factorize resnet.pt --rank 0.25 --dry-run`: what would be done to which layer
-
-- `factorize resnet.pt --rank 0.25 --data imagenet/`: fitted to the outputs, in sequence
-
-- `factorize resnet.pt --energy 0.9 --data imagenet/ --finetune 2`: tuned and tested
-
-- `factorize net.pth --arch net.py:build --input-shape 3,32,32 --plan plan.json`: an edited plan
-
-**Methods**
-
-{_METHODS}
-
-**With a budget** (`--speedup`, `--macs`, `--params`, `--max-drop`) methods and ranks are searched,
-layer by layer; with one of time, no layer is replaced that is not measured faster. Exit code 3: the
-budget cannot be kept, or the result is not faster. `factorize compare a/report.json b/report.json`
-shows runs side by side.
-
-**By rule** the first layer (up to 4 input channels), 1x1 convolutions and linear layers stay as
-they are, unless `--include` names them; a layer whose chain would not save MACs stays too. The
-reason is in the table.
-"""
-
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 compare_app = typer.Typer(add_completion=False)
 UNREACHED = 3  # exit code: what was asked for cannot be had, or is not faster
 _out, _err = (Console(stderr=err, quiet=not processes.is_main()) for err in (False, True))
 
 
-@app.command(help=_HELP, no_args_is_help=True)
+@app.command(help=HELP, no_args_is_help=True)
 @interruptible
 def run(
     model: options.Model,
@@ -147,7 +109,7 @@ def run(
     seed: options.Seed = 0,
     version: options.Version = False,
 ) -> None:
-    """Compress a model; the help text is ``_HELP``."""
+    """Compress a model; the help text is ``HELP``."""
     if threads:
         torch.set_num_threads(threads)
     resolve_device(device)

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from factorize import methods
+from factorize.measure import runtimes
 from factorize.measure.environment import package_version
-from factorize.measure.target import DTYPES, RUNTIMES
 
 _MODEL, _CHOICE, _BUDGET, _TARGET, _DATA, _FIT, _TUNING, _RUN = (
     "The model", "What to do to it", "Or: a budget to keep", "Where time is measured", "Images",
@@ -76,7 +76,7 @@ Pick = Annotated[str | None, typer.Option(
     rich_help_panel=_BUDGET)]
 
 RuntimeTarget = Annotated[str | None, typer.Option(
-    "--target", metavar="NAME", help=f"{' | '.join(RUNTIMES)}. Default: onnxruntime.",
+    "--target", metavar="NAME", help=f"{' | '.join(runtimes.names())}. Default: onnxruntime.",
     rich_help_panel=_TARGET)]
 Arch = Annotated[str | None, typer.Option(
     metavar="REF",
@@ -152,7 +152,7 @@ Recipe = Annotated[Path | None, typer.Option(
     "distillation, averaging, precision, ...; see FinetuneConfig. Options win.",
     rich_help_panel=_TUNING)]
 Stages = Annotated[int, typer.Option(
-    min=1, max=100, metavar="N", help="Cut in N steps and tune after each.",
+    min=1, max=100, metavar="N", help="Cut in N rounds and tune after each.",
     rich_help_panel=_TUNING)]
 TensorBoard = Annotated[Path | None, typer.Option(
     metavar="DIR", help="Write scalars for TensorBoard there.", rich_help_panel=_TUNING)]
@@ -170,7 +170,7 @@ Threads = Annotated[int | None, typer.Option(
 Batch = Annotated[int, typer.Option(
     min=1, max=65536, help="Samples per call.", rich_help_panel=_TARGET)]
 Dtype = Annotated[str, typer.Option(
-    help=f"{' | '.join(DTYPES)}; others than float32 with --target cuda.",
+    help=f"{' | '.join(runtimes.dtypes())}; others than float32 with --target cuda.",
     rich_help_panel=_TARGET)]
 Compile = Annotated[bool, typer.Option(
     "--compile", help="With --target cuda: torch.compile with CUDA graphs, not eager mode.",

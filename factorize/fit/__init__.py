@@ -1,4 +1,4 @@
-"""Fit each planned layer: the stage that joins calibration, the methods and the model.
+"""Fit each planned layer: the step that joins calibration, the methods and the model.
 
 ``weights`` knows no data. ``outputs`` fits each layer's output on the original's inputs.
 ``sequential`` goes through the net in order of execution and fits each layer to the original's

@@ -76,8 +76,8 @@ def allocate(
     """
     limits: Numbers = np.array(list(budgets.values()), float)
     tables, kept = {}, {}
-    for name, options in layers.items():
-        table = np.array([[o.loss, *(o.costs[key] for key in budgets)] for o in options], float)
+    for name, candidates in layers.items():
+        table = np.array([[o.loss, *(o.costs[key] for key in budgets)] for o in candidates], float)
         kept[name] = _undominated(table)
         tables[name] = table[kept[name]]
     most = sum((table.max(0)[1:] for table in tables.values()), np.zeros_like(limits))
@@ -98,7 +98,7 @@ def allocate(
             nearest = totals[best, 1:].tolist()
             raise UnreachableBudget(budgets, dict(zip(budgets, nearest, strict=True)))
     chosen = dict(zip(names, picks[best], strict=True))
-    return {name: options[kept[name][chosen[name]]] for name, options in layers.items()}
+    return {name: candidates[kept[name][chosen[name]]] for name, candidates in layers.items()}
 
 
 def _prices(tables: Sequence[Numbers], limits: Numbers, scale: Numbers) -> Numbers:

@@ -177,7 +177,7 @@ def _choose_layer(
             notes.append(f"rank {value} clamped to the maximum, {','.join(map(str, rank))}")
         variant, error = _better(method, spec, weight, rank, allow_costlier)
     else:
-        options = []
+        choices = []
         for name in method.variants_of(spec):
             if kind == "energy":
                 most = limit if allow_costlier else _most_that_saves(method, spec, name)
@@ -191,9 +191,9 @@ def _choose_layer(
             if any(r > top for r, top in zip(found, limit, strict=True)):
                 continue  # another order reproduces the kernel at the limit
             rank = tuple(max(r, 1) for r in found)
-            options.append((cost(method, spec, rank, name)[0], rank, name, 0 in found))
+            choices.append((cost(method, spec, rank, name)[0], rank, name, 0 in found))
         # Each order keeps the same share at a rank of its own: the cheaper one is the better one.
-        _, rank, variant, was_zero = min(options, key=lambda option: option[0])
+        _, rank, variant, was_zero = min(choices, key=lambda choice: choice[0])
         if was_zero:
             notes.append("VBMF found nothing but noise (rank 0); 1 was taken")
         error = predicted_error(method, spec, weight, rank, variant)
@@ -210,14 +210,14 @@ def _better(
     method: Method, spec: ConvSpec, weight: Tensor, rank: Rank, allow_costlier: bool
 ) -> tuple[str, float | None]:
     """The order with the lower error among those that save MACs; of equal ones the cheaper."""
-    options = []
+    choices = []
     for variant in method.variants_of(spec):
         macs, _ = cost(method, spec, rank, variant)
         costlier = macs >= spec.macs and not allow_costlier
         error = predicted_error(method, spec, weight, rank, variant)
         # Rounding must not decide between two orders that are both exact.
-        options.append((costlier, round(error or 0.0, 12), macs, variant, error))
-    best = min(options, key=lambda option: option[:3])
+        choices.append((costlier, round(error or 0.0, 12), macs, variant, error))
+    best = min(choices, key=lambda choice: choice[:3])
     return best[3], best[4]
 
 

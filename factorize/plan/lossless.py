@@ -74,12 +74,12 @@ def lossless(
 
 def _exact(site: ConvSite, usable: Sequence[Method], weight: Tensor, seed: int) -> LayerPlan:
     spec = site.spec
-    options = [
+    choices = [
         (cost(method, spec, rank, variant)[0], method, rank, variant)
         for method in usable
         for rank, variant in _ranks(method, spec, weight, seed)
     ]
-    for macs, method, rank, variant in sorted(options, key=lambda option: option[0]):
+    for macs, method, rank, variant in sorted(choices, key=lambda choice: choice[0]):
         if macs >= spec.macs:
             break
         made = methods.factorize(LayerPlan(spec, method.name, rank, variant), weight, seed=seed)

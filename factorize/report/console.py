@@ -162,12 +162,12 @@ def _summary(report: Report) -> Group:
 def _quality_table(report: Report) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
     table.add_column(Text(report.quality_of), overflow="fold", max_width=60)
-    stages = list(report.quality)
-    for stage in stages:
-        table.add_column(words.stage_name(stage), justify="right")
+    steps = list(report.quality)
+    for step in steps:
+        table.add_column(words.step_name(step), justify="right")
     names = list(dict.fromkeys(name for values in report.quality.values() for name in values))
     for name in names:
-        cells = [words.quality_text(name, report.quality[stage].get(name)) for stage in stages]
+        cells = [words.quality_text(name, report.quality[step].get(name)) for step in steps]
         table.add_row(Text(words.quality_name(name)), *cells)
     return table
 

@@ -19,7 +19,7 @@ LOG_SECONDS = 30.0
 
 
 class Bars:
-    """A bar per stage; where there is no terminal, a line every half minute."""
+    """A bar per step; where there is no terminal, a line every half minute."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -38,19 +38,19 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def update(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
-        """What the stages call, see `types.Progress`."""
+    def update(self, step: str, done: int, total: int, values: dict[str, float]) -> None:
+        """What the steps call, see `types.Progress`."""
         count = f"{done}/{total}" if total else ""
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if stage not in self.tasks:
+        if step not in self.tasks:
             for task in self.tasks.values():
                 self.progress.stop_task(task)
-            self.tasks[stage] = self.progress.add_task(stage, total=None, count="", values="")
+            self.tasks[step] = self.progress.add_task(step, total=None, count="", values="")
         self.progress.update(
-            self.tasks[stage], completed=done, total=total or None, count=count, values=shown
+            self.tasks[step], completed=done, total=total or None, count=count, values=shown
         )
         if not self.console.is_terminal and time.monotonic() - self.logged > LOG_SECONDS:
             self.logged = time.monotonic()
-            left = next(t for t in self.progress.tasks if t.id == self.tasks[stage]).time_remaining
+            left = next(t for t in self.progress.tasks if t.id == self.tasks[step]).time_remaining
             shown += "" if left is None else f"  {timedelta(seconds=round(left))} left"
-            self.console.print(f"{stage} {count}  {shown}", highlight=False, soft_wrap=True)
+            self.console.print(f"{step} {count}  {shown}", highlight=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from factorize.types import Factorization, Plan, Speedup
 
 FORMAT = "factorize-report"
 VERSION = 1
-CONTROL = "control"  # the stage of the original, tuned as the compressed model was
+CONTROL = "control"  # the step of the original, tuned as the compressed model was
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class SearchReport:
         The whole net on the target; None where no time was asked for.
     chains_timed, chains_cached
         Measured in this run, and known from earlier ones.
-    rounds
+    trials
         What each round tried, its predicted and its measured loss and time.
     reached
         Whether the budget was kept.
@@ -97,7 +97,7 @@ class SearchReport:
     layers_considered: int
     chains_timed: int
     chains_cached: int
-    rounds: tuple[dict[str, Any], ...]
+    trials: tuple[dict[str, Any], ...]
     reached: bool
 
 
@@ -141,12 +141,12 @@ class Report:
     params, macs, bytes
         Of the whole model, under ``original`` and ``compressed``; bytes by file format.
     quality
-        Values by stage: ``original``, ``rewritten``, ``recalibrated``, ``finetuned``, and
+        Values by step: ``original``, ``rewritten``, ``recalibrated``, ``finetuned``, and
         ``control``: the original tuned alike. `finetuning`, `control`: how these tunings went.
     quality_of
         What these values were measured on.
     seconds
-        Wall time by stage.
+        Wall time by step.
     failures
         What was asked for and could not be delivered, one line each.
     search
@@ -185,8 +185,8 @@ class Report:
     @property
     def quality_now(self) -> dict[str, float]:
         """Of the compressed model as it is delivered."""
-        stages = [values for stage, values in self.quality.items() if stage != CONTROL]
-        return stages[-1] if stages else {}
+        steps = [values for step, values in self.quality.items() if step != CONTROL]
+        return steps[-1] if steps else {}
 
     def derived(self) -> dict[str, Any]:
         """What is shown and follows from the rest.
@@ -195,7 +195,7 @@ class Report:
         -------
         dict
             ``left``: share of MACs, parameters and bytes (by file format) that is left.
-            ``quality_change``: last stage minus original. ``prediction_error``: of the whole
+            ``quality_change``: last step minus original. ``prediction_error``: of the whole
             net's time, relative to the measured one.
         """
         counts = {"macs": self.macs, "params": self.params, **self.bytes}

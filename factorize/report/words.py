@@ -17,9 +17,9 @@ def quality_name(name: str) -> str:
     return _PERCENT.get(name) or _NUMBERS.get(name) or name
 
 
-def stage_name(stage: str) -> str:
-    """A stage of `Report.quality` as shown to people."""
-    return "original, tuned alike" if stage == CONTROL else stage
+def step_name(step: str) -> str:
+    """A step of `Report.quality` as shown to people."""
+    return "original, tuned alike" if step == CONTROL else step
 
 
 def is_percent(name: str) -> bool:
@@ -101,7 +101,7 @@ def verdict(report: Report) -> tuple[str, bool] | None:
 
 
 def quality_line(report: Report) -> str:
-    """The headline quality of the last stage and its change: ``top-1 91.02 % (-0.71)``."""
+    """The headline quality of the last step and its change: ``top-1 91.02 % (-0.71)``."""
     if not report.quality:
         return ""
     after = report.quality_now

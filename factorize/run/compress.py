@@ -12,7 +12,7 @@ from torch import nn
 from factorize import export, graph, tune
 from factorize.errors import DataError, RankError
 from factorize.fit import FitConfig
-from factorize.measure import Target, as_metric
+from factorize.measure import Target, as_metric, runtimes
 from factorize.plan import Budget, save_plan
 from factorize.report import Report, write_html
 from factorize.run.checks import exists, resolve_device
@@ -110,7 +110,7 @@ def compress(
         Epochs of distillation from the original on `data`, or all settings. The original is tuned
         alike, and stands beside the result: what it gains is not the factorization's.
     stages
-        Cut in so many steps, each of the same share, and tune after each: the chains of one are
+        Cut in so many rounds, each of the same share, and tune after each: the chains of one are
         multiplied out and cut again (MUSCO, Gusak 2019). Needs a budget of shares or time, or a
         share as rank.
     out
@@ -210,5 +210,7 @@ def _targets(target: Target | None, device: str, threads: int | None, batch: int
     """What to measure the two models on; the first is the one that the run is about."""
     if target is not None:
         return [target]
-    runtimes = ["onnxruntime", "torch-cpu", *(["cuda"] if device == "cuda" else [])]
-    return [Target(runtime, threads, batch) for runtime in runtimes]
+    first = Target(threads=threads, batch=batch)
+    known = sorted(map(runtimes.get, runtimes.names()), key=lambda one: one.device)  # cpu first
+    beside = [one.name for one in known if one.reported and one.device in ("cpu", device)]
+    return [replace(first, runtime=name) for name in dict.fromkeys((first.runtime, *beside))]

@@ -102,7 +102,7 @@ def rounds_of(wish: Wish, count: int) -> list[Wish]:
     if wish.plan is not None or (wish.search and wish.search.sweep) or not (by_share or by_budget):
         raise RankError(
             "--stages needs --speedup, --macs, --params or a share as --rank, which can be cut in "
-            "steps. Give one of them, or leave it out."
+            "rounds. Give one of them, or leave it out."
         )
     return [_part(wish, number / count) for number in range(1, count + 1)]
 

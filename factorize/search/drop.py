@@ -43,7 +43,7 @@ def fastest(search: Search, budget: Budget, progress: Progress | None = None) ->
         )
     limits = replace(budget, max_drop=None, speedup=LEAST)
     low, high = LEAST, max(search.fastest(limits).measured_speedup, LEAST)
-    rounds, best = [], None
+    trials, best = [], None
     speed = (low * high) ** 0.5
     for probe in range(PROBES):
         try:
@@ -53,7 +53,7 @@ def fastest(search: Search, budget: Budget, progress: Progress | None = None) ->
         else:
             drop = before[name] - search.fits.quality(choice.plan, IMAGES)[name]
             kept = drop <= budget.max_drop
-            rounds.append(_round(choice, name, drop))
+            trials.append(_trial(choice, name, drop))
             if kept and (best is None or choice.measured_speedup > best.measured_speedup):
                 best = choice
             if kept:
@@ -66,13 +66,13 @@ def fastest(search: Search, budget: Budget, progress: Progress | None = None) ->
             break
         speed = (low * high) ** 0.5
     if best is None:
-        if not rounds:
+        if not trials:
             raise BudgetError(
                 f"not faster: no net is measured {LEAST:g}x as fast as the original on "
                 f"{search.tables.target}: the model stays as it is. Try another --target, or "
                 "--macs."
             )
-        least = min(float(one["drop"]) for one in rounds)
+        least = min(float(one["drop"]) for one in trials)
         raise BudgetError(
             f"--max-drop {budget.max_drop:g}: no net that is faster on {search.tables.target} "
             f"keeps it: the least loss of {name} was {least:.2f} points. Allow more, or "
@@ -84,12 +84,12 @@ def fastest(search: Search, budget: Budget, progress: Progress | None = None) ->
             f"{search.tables.target}, and --speedup asks for {budget.speedup:g}x. Give up one of "
             "them."
         )
-    rounds = [{**one, "taken": one["plan"] is best.plan} for one in rounds]
-    rounds = [{key: value for key, value in one.items() if key != "plan"} for one in rounds]
-    return Found(best, search.fits.of(best.plan), tuple(rounds))
+    trials = [{**one, "taken": one["plan"] is best.plan} for one in trials]
+    trials = [{key: value for key, value in one.items() if key != "plan"} for one in trials]
+    return Found(best, search.fits.of(best.plan), tuple(trials))
 
 
-def _round(choice: Choice, name: str, drop: float) -> dict[str, Any]:
+def _trial(choice: Choice, name: str, drop: float) -> dict[str, Any]:
     return {
         "tried": f"{choice.measured_speedup:.2f}x",
         "plan": choice.plan,

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 
 from factorize import methods
-from factorize.measure import LatencyModel
+from factorize.measure import LatencyModel, runtimes
 from factorize.plan import check_globs, skip_reason
 from factorize.spec import ConvSpec, Rank
 from factorize.types import ConvSite, Progress
 
 TIMED_RANKS = 16  # of a method and layer
 COUNTED_RANKS = 60  # where nothing has to be measured
-STEPS = (16, 8, 4)  # of channels, that the hardware may like
 SMOOTH = 1.05  # a rank off a step may take so much more than the straight line says
 
+BASE = 64  # a multiple of all steps
 PROBE = ConvSpec("", "conv2d", 128, 128, (3, 3), (1, 1), (1, 1), (1, 1), input_sizes=((28, 28),))
 
 
 @dataclass(frozen=True)
-class Option:
+class Offer:
     """One chain for a layer and all that share its weight, which is counted once.
 
     Attributes
@@ -54,25 +55,29 @@ class Layer:
 
     spec: ConvSpec
     tied: tuple[str, ...]
-    options: tuple[Option, ...]
+    offers: tuple[Offer, ...]
     macs: int
     params: int
     dense: float
-    slower: Option | None = None
+    slower: Offer | None = None
 
 
 def hardware_step(latency: LatencyModel) -> int:
     """The finest step of ranks at which time is no more than on the line through coarser ones."""
     method = methods.get("spatial_svd")
     variant = method.variants[0]
-    ranks = {rank: method.stages(PROBE, (rank,), variant) for rank in (64, 68, 72, 80)}
+    steps = runtimes.get(latency.target.runtime).steps
+    ranks = {
+        rank: method.stages(PROBE, (rank,), variant)
+        for rank in (BASE, *(BASE + step for step in reversed(steps)))
+    }
     found = latency.times(PROBE, list(ranks.values()))
     times = {rank: one.chain for rank, one in zip(ranks, found, strict=True) if one}
-    for coarse, (low, middle, high) in zip(STEPS, ((64, 72, 80), (64, 68, 72)), strict=False):
-        line = sum(times.get(rank, 0.0) for rank in (low, high)) / 2
-        if times.get(middle, float("inf")) > SMOOTH * line:
+    for coarse, fine in pairwise(steps):
+        line = sum(times.get(rank, 0.0) for rank in (BASE, BASE + coarse)) / 2
+        if times.get(BASE + fine, float("inf")) > SMOOTH * line:
             return coarse
-    return STEPS[-1]
+    return steps[-1]
 
 
 def layers_of(
@@ -151,7 +156,7 @@ def _layer(
     # A weight that a layer outside of the group has too does not go away.
     stays = len(group) <= len(group[0].tied)
     params = _params([(spec,) for spec in specs]) - stays * prod(first.weight_shape)
-    options, chains = [], []
+    offers, chains = [], []
     for name in names:
         method = methods.get(name)
         count = TIMED_RANKS if latency else COUNTED_RANKS
@@ -160,10 +165,10 @@ def _layer(
                 made = [method.stages(spec, rank, variant) for spec in specs]
                 cost = sum(stage.macs for chain in made for stage in chain)
                 if cost < macs:
-                    options.append(Option(name, rank, variant, cost, _params(made)))
+                    offers.append(Offer(name, rank, variant, cost, _params(made)))
                     chains.append(made)
     if latency is None:
-        return Layer(first, tied, tuple(options), macs, params, 0.0)
+        return Layer(first, tied, tuple(offers), macs, params, 0.0)
     times = [
         latency.times(spec, [*(made[index] for made in chains), (spec,)])
         for index, spec in enumerate(specs)
@@ -171,12 +176,12 @@ def _layer(
     *timed, whole = zip(*times, strict=True)
     dense = sum(one.dense for one in whole if one)
     run = [
-        (replace(option, time=sum(one.chain for one in found)), all(o.faster for o in found))
-        for option, found in zip(options, timed, strict=True)
+        (replace(offer, time=sum(one.chain for one in found)), all(o.faster for o in found))
+        for offer, found in zip(offers, timed, strict=True)
         if all(found)
     ]
-    good = tuple(option for option, faster in run if faster or not never_slower)
-    slower = min((option for option, _ in run), key=lambda o: o.time or 0.0, default=None)
+    good = tuple(offer for offer, faster in run if faster or not never_slower)
+    slower = min((offer for offer, _ in run), key=lambda o: o.time or 0.0, default=None)
     return Layer(first, tied, good, macs, params, dense, None if good else slower)
 
 

@@ -16,7 +16,7 @@ from factorize.search.assembled import Assembled
 from factorize.search.curves import curves
 from factorize.search.error_curve import Key, family_of
 from factorize.search.fits import Fits
-from factorize.search.offers import Layer, Option, layers_of
+from factorize.search.offers import Layer, Offer, layers_of
 from factorize.search.replay import Replay
 from factorize.search.sensitivity import Divergences, Loss, Reaches
 from factorize.search.tables import LossOf, Tables
@@ -92,7 +92,7 @@ def prepare(
     # On a busy machine the whole net may be measured to take less than its layers.
     dense = sum(layer.dense for layer in layers.values())
     time = max(assembled.units, dense) if assembled else 0.0
-    offered = {name: _keys(layer) for name, layer in layers.items() if layer.options}
+    offered = {name: _keys(layer) for name, layer in layers.items() if layer.offers}
     if not offered:
         raise _nothing(layers, reasons, assembled)
     specs = {name: layers[name].spec for name in offered}
@@ -151,10 +151,10 @@ def _losses(
 
     def of(table: Mapping[str, Loss]) -> LossOf:
         @cache
-        def value(name: str, option: Option) -> float:
-            stages = methods.get(option.method).stages(specs[name], option.rank, option.variant)
-            macs = sum(stage.macs for stage in stages)  # those of the option are of all uses
-            return table[name](option.method, option.rank, option.variant, macs)
+        def value(name: str, offer: Offer) -> float:
+            stages = methods.get(offer.method).stages(specs[name], offer.rank, offer.variant)
+            macs = sum(stage.macs for stage in stages)  # those of the offer are of all uses
+            return table[name](offer.method, offer.rank, offer.variant, macs)
 
         return value
 
@@ -165,7 +165,7 @@ def _keys(layer: Layer) -> list[Key]:
     """The kinds of chains that are offered for a layer."""
     keys = (
         (o.method, o.variant, family_of(methods.get(o.method), layer.spec, o.rank))
-        for o in layer.options
+        for o in layer.offers
     )
     return list(dict.fromkeys(keys))
 

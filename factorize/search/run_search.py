@@ -135,7 +135,7 @@ def run_search(
         assert budget is not None
         found = search.within(budget)
     choice, notes = found.choice, list(curve.notes)
-    if kept := next((one for one in found.rounds if one["taken"] and "drop" in one), None):
+    if kept := next((one for one in found.trials if one["taken"] and "drop" in one), None):
         notes.append(
             f"{kept['drop']:.2f} points of {kept['drop_of']} lost on held-out training images, "
             "before any fine-tuning"
@@ -152,13 +152,13 @@ def run_search(
         layers_considered=len(search.tables.layers),
         chains_timed=latency.timed,
         chains_cached=latency.cached,
-        rounds=found.rounds,
+        trials=found.trials,
         reached=True,
     )
     offered = {
-        name: methods.get(option.method).stages(layer.spec, option.rank, option.variant)
+        name: methods.get(offer.method).stages(layer.spec, offer.rank, offer.variant)
         for name, layer in search.tables.layers.items()
-        if (option := layer.slower)
+        if (offer := layer.slower)
     }
     return Outcome(
         plan, found.fitted, report, choice.predicted, curve.points, offered, tuple(notes)

@@ -10,10 +10,10 @@ from math import ceil, isfinite, sqrt
 from factorize import methods
 from factorize.errors import BudgetError
 from factorize.plan import Budget, Candidate, UnreachableBudget
-from factorize.search.offers import Layer, Option
+from factorize.search.offers import Layer, Offer
 from factorize.types import ConvSite, LayerPlan, Plan
 
-LossOf = Callable[[str, Option], float]
+LossOf = Callable[[str, Offer], float]
 """Of a layer's name and one of its chains."""
 
 
@@ -68,17 +68,17 @@ class Tables:
         for name, layer in self.layers.items():
             dense = {"macs": layer.macs, "params": layer.params, "time": layer.dense}
             found[name] = [Candidate(dense, 0.0)]
-            for option in layer.options:
-                if only is not None and option.method != only:
+            for offer in layer.offers:
+                if only is not None and offer.method != only:
                     continue
-                if option.macs < least * layer.macs:
+                if offer.macs < least * layer.macs:
                     continue
-                if not isfinite(self.loss_of(name, option)):
+                if not isfinite(self.loss_of(name, offer)):
                     continue
-                time = option.time or 0.0
-                costs = {"macs": option.macs, "params": option.params, "time": time}
-                loss = self.loss_of(name, option) * (factors or {}).get(option.method, 1.0)
-                found[name].append(Candidate(costs, (1 + len(layer.tied)) * loss, option))
+                time = offer.time or 0.0
+                costs = {"macs": offer.macs, "params": offer.params, "time": time}
+                loss = self.loss_of(name, offer) * (factors or {}).get(offer.method, 1.0)
+                found[name].append(Candidate(costs, (1 + len(layer.tied)) * loss, offer))
         return found
 
     def limits(self, budget: Budget) -> dict[str, float]:
@@ -120,35 +120,35 @@ class Tables:
 
     def speedup(self, chosen: Mapping[str, Candidate]) -> float:
         """Of the whole net, as the times of its layers predict it."""
-        saved = self.dense("time") - sum(option.costs["time"] for option in chosen.values())
+        saved = self.dense("time") - sum(offer.costs["time"] for offer in chosen.values())
         return self.time / max(self.time - saved, 1e-9 * self.time)
 
     def plan(self, chosen: Mapping[str, Candidate]) -> Plan:
         """The plan of a choice for every layer."""
-        options = {name: candidate.choice for name, candidate in chosen.items()}
+        offers = {name: candidate.choice for name, candidate in chosen.items()}
         for name, layer in self.layers.items():
-            options |= dict.fromkeys(layer.tied, options[name])
+            offers |= dict.fromkeys(layer.tied, offers[name])
         leaders = {follower: name for name, layer in self.layers.items() for follower in layer.tied}
-        return Plan(tuple(self._layer(site, options, leaders) for site in self.sites), {})
+        return Plan(tuple(self._layer(site, offers, leaders) for site in self.sites), {})
 
     def _layer(
-        self, site: ConvSite, options: Mapping[str, Option | None], leaders: Mapping[str, str]
+        self, site: ConvSite, offers: Mapping[str, Offer | None], leaders: Mapping[str, str]
     ) -> LayerPlan:
         spec, name = site.spec, site.spec.name
-        option = options.get(name)
-        if option is None:
+        offer = offers.get(name)
+        if offer is None:
             reason = self.reasons.get(name) or self._stays(self.layers[leaders.get(name, name)])
             return LayerPlan(spec, macs=spec.macs, params=spec.params, skip_reason=reason)
-        error = sqrt(self.error_of(leaders.get(name, name), option))
-        stages = methods.get(option.method).stages(spec, option.rank, option.variant)
+        error = sqrt(self.error_of(leaders.get(name, name), offer))
+        stages = methods.get(offer.method).stages(spec, offer.rank, offer.variant)
         macs, params = (sum(getattr(stage, key) for stage in stages) for key in ("macs", "params"))
         return LayerPlan(
-            spec, option.method, option.rank, option.variant, macs, params, error,
+            spec, offer.method, offer.rank, offer.variant, macs, params, error,
             notes=site.notes,
         )  # fmt: skip
 
     def _stays(self, layer: Layer) -> str:
-        if layer.options:
+        if layer.offers:
             return "costs less loss elsewhere"
         if layer.slower is None or layer.slower.time is None:
             return "no chain costs less"

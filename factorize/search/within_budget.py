@@ -21,7 +21,7 @@ CLOSE = 0.005  # of the layers' time: not worth another timing
 LEAST_SHARE = 0.15
 """Of a layer's MACs: below it a layer loses more than its error predicts (`experiments/auto`), so
 that less is offered only where the budget cannot be kept otherwise."""
-ROUNDS = 2  # of measuring losses of assembled nets and correcting the predicted ones
+CORRECTIONS = 2  # of measuring losses of assembled nets and correcting the predicted ones
 RIVALS = 2  # methods by themselves that the mix is measured against
 RETRIES = 2  # where the net, once fitted, is not as fast any more as when it was chosen
 
@@ -54,7 +54,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a search: a fitted plan, and every round on the way to it.
+    """The result of a search: a fitted plan, and every trial on the way to it.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Found:
 
     choice: Choice
     fitted: Fitted
-    rounds: tuple[dict[str, Any], ...]
+    trials: tuple[dict[str, Any], ...]
     loss: float = 0.0
 
 
@@ -105,7 +105,7 @@ class Search:
             with suppress(BudgetError):
                 tried[name] = self.choose(budget, **wishes[name])
         true = {name: self.fits.loss(choice.plan) for name, choice in tried.items()}
-        for number in range(ROUNDS if len(tried) > 1 else 0):
+        for number in range(CORRECTIONS if len(tried) > 1 else 0):
             name, choice = f"{mix}, corrected {number + 1}", None
             wishes[name] = {"factors": _factors(tried, true)}
             with suppress(BudgetError):  # another measurement than the first one
@@ -182,7 +182,7 @@ class Search:
         # Of the layers together: the time at which the net is as fast as asked for lies between
         # that of the fastest chains and that of no chains.
         dense = self.tables.dense("time")
-        least = sum(option.costs["time"] for option in quickest.values())
+        least = sum(candidate.costs["time"] for candidate in quickest.values())
         low, high = least, dense
         saved = self.tables.time * (1 - 1 / (budget.speedup * MARGIN))
         limit = min(max(dense - saved / self._gain, low), high)
@@ -227,7 +227,7 @@ class Search:
 
     def _rivals(self, budget: Budget, mixed: Choice) -> list[str]:
         """The methods that promise the least loss by themselves, in as much time as the mix."""
-        names = {o.method for layer in self.tables.layers.values() for o in layer.options}
+        names = {o.method for layer in self.tables.layers.values() for o in layer.offers}
         limits = self.tables.limits(budget)
         if budget.speedup is not None and mixed.predicted:
             saved = self.tables.time * (1 - 1 / mixed.predicted)
@@ -236,7 +236,7 @@ class Search:
         for name in sorted(names) if len(names) > 1 else ():
             with suppress(BudgetError):
                 chosen = allocate(self.tables.candidates(name), limits)
-                losses[name] = sum(option.loss for option in chosen.values())
+                losses[name] = sum(candidate.loss for candidate in chosen.values())
         return sorted(losses, key=lambda name: losses[name])[:RIVALS]
 
     def fastest(self, budget: Budget) -> Choice:
@@ -246,7 +246,7 @@ class Search:
         return self.timed(self._choice(chosen))
 
     def _choice(self, chosen: Mapping[str, Candidate]) -> Choice:
-        loss = sum(option.loss for option in chosen.values())
+        loss = sum(candidate.loss for candidate in chosen.values())
         predicted = self.tables.speedup(chosen) if self.assembled else None
         return Choice(self.tables.plan(chosen), loss, predicted)
 
@@ -256,7 +256,7 @@ class Search:
         return replace(choice, measured=self.assembled.speedup(choice.plan.factorized))
 
     def _found(self, tried: Mapping[str, Choice], true: Mapping[str, float], taken: str) -> Found:
-        rounds = tuple(
+        trials = tuple(
             {
                 "tried": name,
                 "taken": name == taken,
@@ -270,20 +270,20 @@ class Search:
         choice = tried[taken]
         if self.assembled and choice.measured is None:
             choice = self.timed(choice)
-        return Found(choice, self.fits.of(choice.plan), rounds, true.get(taken, choice.loss))
+        return Found(choice, self.fits.of(choice.plan), trials, true.get(taken, choice.loss))
 
 
 def _of_least_time(
     candidates: Mapping[str, list[Candidate]], limits: Mapping[str, float]
 ) -> dict[str, Candidate]:
     losing_time = {
-        name: [replace(option, loss=option.costs["time"]) for option in options]
-        for name, options in candidates.items()
+        name: [replace(one, loss=one.costs["time"]) for one in offered]
+        for name, offered in candidates.items()
     }
     chosen = allocate(losing_time, limits)
     return {
-        name: next(o for o in candidates[name] if o.choice == option.choice)
-        for name, option in chosen.items()
+        name: next(o for o in candidates[name] if o.choice == candidate.choice)
+        for name, candidate in chosen.items()
     }
 
 

@@ -83,7 +83,7 @@ def recalibrate(
     device
         Where to compute; both models return to where they were.
     progress
-        Called as ``progress(stage, images done, images in all, {})``.
+        Called as ``progress(step, images done, images in all, {})``.
 
     Raises
     ------

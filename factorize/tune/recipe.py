@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import sys
+import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             "Correct --recipe."
         ) from error
     try:
-        content = json.loads(text) if path.suffix == ".json" else _toml().loads(text)
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: the recipe does not parse: {error}. Correct it.") from error
     if not isinstance(content, dict):
@@ -189,14 +189,6 @@ def with_recipe(recipe: dict[str, Any], **given: Any) -> FinetuneConfig:
     settings = {"epochs": 0, **recipe}
     settings |= {name: value for name, value in given.items() if value is not None}
     return replace(FinetuneConfig(0), **{"lr": None, **settings})
-
-
-def _toml() -> Any:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib
 
 
 def _checked(path: Path, name: str, value: Any) -> Any:

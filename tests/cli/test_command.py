@@ -160,7 +160,7 @@ def test_ctrl_c_before_the_end_writes_nothing(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("factorize.run.pipeline.fit_layers", interrupt)
+    monkeypatch.setattr("factorize.run.pipeline.fit", interrupt)
     ran = factorize(save_net(tmp_path / "net.pt"), "--rank", 4, "--input-shape", "3,16,16")
     assert (ran.code, ran.err) == (130, "interrupted: nothing was written\n")
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]

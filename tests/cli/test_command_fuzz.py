@@ -24,7 +24,7 @@ import factorize
 from factorize import methods
 from factorize.cli import command as cli
 from factorize.errors import FactorizeError
-from factorize.measure.target import DTYPES
+from factorize.measure import runtimes
 from factorize.plan import save_plan
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|accelerate|onnxscript")]
@@ -79,7 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "images").mkdir()
     images = np.zeros((20, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "d.npz", images=images, labels=np.arange(20) % 2)
-    for heavy in ("run.pipeline.fit_layers", "run.pipeline.run_search", "run.steps.run_search"):
+    for heavy in ("run.pipeline.fit", "run.pipeline.run_search", "run.steps.run_search"):
         monkeypatch.setattr(f"factorize.{heavy}", stop)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # of all tests
     return tmp_path
@@ -119,7 +119,8 @@ def test_options_and_choices_are_those_of_the_command() -> None:
     by_name = {name: one for one in OPTIONS for name in one.opts}
     assert {"--rank", "--speedup", "--plan", "--dry-run"} <= by_name.keys()
     assert set(words(by_name["--method"])) >= set(methods.names())
-    assert words(by_name["--dtype"]) == list(DTYPES)
+    assert words(by_name["--target"]) == list(runtimes.names())
+    assert words(by_name["--dtype"]) == list(runtimes.dtypes())
 
 
 def test_a_run_is_stopped_at_its_work(command: Callable[..., Ran], folder: Path) -> None:

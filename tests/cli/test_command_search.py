@@ -230,7 +230,7 @@ def test_a_result_that_is_not_faster_is_code_3_and_said_first(
         machine.gain = gain
         return speedups(*arguments)
 
-    monkeypatch.setattr(import_module("factorize.measure"), "speedups", slower)
+    monkeypatch.setattr("factorize.run.deliver.speedups", slower)
     ran = factorize(*budget)
     assert ran.out.splitlines()[0].startswith(first)
     by_time = budget[0] != "--macs"
@@ -273,6 +273,6 @@ def test_the_accuracy_is_kept(machine: Machine, unexported: None, factorize, tmp
     assert ran.code == 0, ran.err
     report = load_report(tmp_path / "net-factorized" / "report.json")
     assert report.search
-    (taken,) = [one for one in report.search.rounds if one["taken"]]
+    (taken,) = [one for one in report.search.trials if one["taken"]]
     assert taken["drop"] <= 90
     assert report.search.budget == {"max_drop": 90}

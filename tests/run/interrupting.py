@@ -66,7 +66,7 @@ _WRITE, _RENAME = "torch:save", "pathlib:Path.replace"
 _SCORE = "factorize.tune.loop:holdout_scores"
 MOMENTS = (
     Moment("data being read", "before", "factorize.cli.command:load_data"),
-    Moment("before the fit", "before", "factorize.run.pipeline:fit_layers"),
+    Moment("before the fit", "before", "factorize.run.pipeline:fit"),
     Moment("fit, between two layers", *_shown("factorize", 1)),
     Moment("batch-norm recalibration", *_shown("recalibrating", 2)),
     Moment("before the first score", "before", _SCORE),
@@ -83,7 +83,7 @@ MOMENTS = (
     Moment("model.safetensors half written", "in", "factorize.export.weights:save_model"),
     Moment("ONNX export", "before", "torch.onnx:export"),
     Moment("model.onnx half written", "in", "onnx:save"),
-    Moment("latency being measured", "before", "factorize.measure.latency:_interleave"),
+    Moment("latency being measured", "before", "factorize.measure.pairs:_interleave"),
     Moment("outputs being published", "after", _RENAME, "out/plan.json"),
     Moment("outputs published, checkpoint there", "before", "pathlib:Path.unlink", _CHECKPOINT),
 )
@@ -123,8 +123,8 @@ def strike_at(moment: Moment, number: int) -> None:
 
 def _hurry() -> None:
     """Times are not what is tested."""
-    latency = import_module("factorize.measure.latency")
-    latency._WARMUP = latency._SECONDS = latency._PATIENCE = 0.0
+    pairs = import_module("factorize.measure.pairs")
+    pairs._WARMUP = pairs._SECONDS = pairs._PATIENCE = 0.0
 
 
 @dataclass(frozen=True)

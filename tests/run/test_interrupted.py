@@ -100,7 +100,7 @@ def test_nothing_to_resume_is_told_before_any_work(
 ) -> None:
     interrupting.prepare(tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
-    monkeypatch.setattr("factorize.run.pipeline.fit_layers", lambda *_, **__: pytest.fail("work"))
+    monkeypatch.setattr("factorize.run.pipeline.fit", lambda *_, **__: pytest.fail("work"))
     ran = command(*ARGUMENTS, "--resume")
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "there is no checkpoint to resume from" in ran.err

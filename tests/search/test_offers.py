@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from factorize.measure import ChainTime
+from factorize.measure import ChainTime, Target
 from factorize.measure.interleave import Chain
+from factorize.measure.runtimes.onnxruntime import OnnxRuntime
 from factorize.search.offers import PROBE, Layer, hardware_step, layers_of
 from factorize.spec import ConvSpec
 from factorize.types import ConvSite
@@ -20,7 +21,7 @@ class Times:
     """Stands for a latency model: speedups by rank."""
 
     def __init__(self, speedups: dict[int, float | None]) -> None:
-        self.speedups = speedups
+        self.speedups, self.target = speedups, Target(threads=1)
 
     def times(self, spec: ConvSpec, chains: Sequence[Chain]) -> list[ChainTime | None]:
         found: list[ChainTime | None] = []
@@ -52,6 +53,16 @@ def test_hardware_step(ms, step):
     assert hardware_step(Times(speedups)) == step  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("steps", "step"), [((16, 8, 4), 8), ((16, 8), 8), ((8, 4), 8), ((32, 16), 16), ((1,), 1)]
+)
+def test_steps_are_those_of_the_runtime(monkeypatch, steps, step):
+    monkeypatch.setattr(OnnxRuntime, "steps", steps)
+    times = {64: 64, 65: 65, 68: 72, 72: 72, 80: 80, 96: 96}  # 68 costs what 72 costs
+    found = hardware_step(Times({rank: 12 / time for rank, time in times.items()}))  # type: ignore[arg-type]
+    assert found == step
+
+
 def site(name: str, tied: tuple[str, ...] = (), blocked: str | None = None, **changes) -> ConvSite:
     return ConvSite(replace(SPEC, name=name, **changes), tied=tied, blocked=blocked)
 
@@ -64,7 +75,7 @@ def offered(sites: list[ConvSite], times: Times | None, **changes):
 
 
 def ranks(layer: Layer) -> set[int]:
-    return {option.rank[0] for option in layer.options}
+    return {option.rank[0] for option in layer.offers}
 
 
 SMOOTH = {64: 1.25, 68: 12 / 10.2, 72: 12 / 10.8, 80: 1.0}  # the step is 4
@@ -74,7 +85,7 @@ def test_never_slower_leaves_out_what_is_not_faster_by_more_than_the_noise():
     times = Times({**SMOOTH, 16: 3.0, 20: 1.05, 24: None})
     found, _ = offered([site("a")], times)
     assert ranks(found["a"]) == {16}
-    assert {option.time for option in found["a"].options} == {4.0}
+    assert {option.time for option in found["a"].offers} == {4.0}
     assert found["a"].dense == 12.0
     assert found["a"].slower is None
     every, _ = offered([site("a")], times, never_slower=False)
@@ -85,7 +96,7 @@ def test_never_slower_leaves_out_what_is_not_faster_by_more_than_the_noise():
 
 def test_the_fastest_of_slower_chains_is_kept_for_the_report():
     found, reasons = offered([site("a")], Times({**SMOOTH, 16: 1.05, 20: 0.9}))
-    assert found["a"].options == ()
+    assert found["a"].offers == ()
     assert found["a"].slower is not None
     assert found["a"].slower.rank == (16,)
     assert found["a"].slower.time == pytest.approx(12 / 1.05)
@@ -100,8 +111,8 @@ def test_ranks_keep_to_the_hardwares_steps():
     assert all(rank % 16 == 0 for rank in ranks(found["a"]))
     counted, _ = offered([site("a", **wide)], None)
     assert any(rank % 4 for rank in ranks(counted["a"]))
-    assert all(option.time is None for option in counted["a"].options)
-    assert all(option.macs < counted["a"].spec.macs for option in counted["a"].options)
+    assert all(option.time is None for option in counted["a"].offers)
+    assert all(option.macs < counted["a"].spec.macs for option in counted["a"].offers)
 
 
 def test_tied_layers_are_one():
@@ -110,7 +121,7 @@ def test_tied_layers_are_one():
     assert found.keys() == {"a", "x"}
     assert (found["a"].tied, found["x"].tied) == (("b",), ())
     assert found["a"].dense == 2 * found["x"].dense == 24.0
-    assert {option.time for option in found["a"].options} == {8.0}
+    assert {option.time for option in found["a"].offers} == {8.0}
     assert reasons == {}
 
 

@@ -27,7 +27,7 @@ from factorize.plan import Budget
 from factorize.run.compress import Result
 from factorize.search import SearchConfig
 from factorize.search.drop import fastest
-from factorize.search.offers import Option
+from factorize.search.offers import Offer
 from factorize.search.prepare import prepare
 from factorize.search.within_budget import Search
 from factorize.types import Plan
@@ -46,7 +46,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
 def test_with_images_the_net_of_least_measured_loss_is_taken(machine: Machine):
     result = searched(plain(), Budget(speedup=1.5), data=images(), method="auto")
     assert result.report.search
-    rounds = result.report.search.rounds
+    rounds = result.report.search.trials
     assert len(rounds) >= 3  # the mix and its rivals
     (taken,) = [one for one in rounds if one["taken"]]
     assert taken["measured_loss"] == min(one["measured_loss"] for one in rounds)
@@ -62,16 +62,16 @@ def test_measured_losses_correct_the_choice(monkeypatch: pytest.MonkeyPatch):
     liked = max(names, key=lambda name: saved_by(first.plan, name))
 
     def loss(plan: Plan) -> float:
-        return sum(search.tables.loss_of(p.spec.name, Option(p.method or "", p.rank, p.variant,
+        return sum(search.tables.loss_of(p.spec.name, Offer(p.method or "", p.rank, p.variant,
                                                              p.macs, p.params))
                    * (1.5 if p.method == liked else 1) for p in plan.factorized)  # fmt: skip
 
     monkeypatch.setattr(search.fits, "loss", loss)
     found = search.within(Budget(macs=0.5))
-    (taken,) = [one["tried"] for one in found.rounds if one["taken"]]
+    (taken,) = [one["tried"] for one in found.trials if one["taken"]]
     assert taken.startswith("all methods, corrected")
     assert saved_by(found.choice.plan, liked) < saved_by(first.plan, liked)
-    assert found.loss == min(one["measured_loss"] for one in found.rounds)
+    assert found.loss == min(one["measured_loss"] for one in found.trials)
 
 
 def saved_by(plan: Plan, name: str) -> int:
@@ -159,10 +159,10 @@ def test_the_fastest_net_that_keeps_the_accuracy(machine: Machine, metric: str, 
         assert fits.drop(faster.plan) > allowed
     else:
         assert allowed == 100
-    assert [one["drop_of"] for one in found.rounds] == [metric] * len(found.rounds)
-    (taken,) = [one for one in found.rounds if one["taken"]]
+    assert [one["drop_of"] for one in found.trials] == [metric] * len(found.trials)
+    (taken,) = [one for one in found.trials if one["taken"]]
     assert taken["measured_speedup"] == speed
-    assert speed == max(o["measured_speedup"] for o in found.rounds if o["drop"] <= allowed)
+    assert speed == max(o["measured_speedup"] for o in found.trials if o["drop"] <= allowed)
 
 
 def test_accuracy_with_a_speedup_asks_for_both(machine: Machine):
@@ -212,7 +212,7 @@ def test_accuracy_of_a_real_net_is_kept_on_held_out_images(machine: Machine, lab
     pixels = torch.cat([batch[0] for batch in data.holdout])
     search = result.report.search
     assert search
-    (taken,) = [one for one in search.rounds if one["taken"]]
+    (taken,) = [one for one in search.trials if one["taken"]]
     assert taken["drop_of"] == ("top1" if labelled else "agreement")
     assert taken["drop"] <= 15.0
     made = prepare_fit(model, result)

@@ -164,13 +164,13 @@ def test_a_net_whose_speed_is_another_once_it_is_fitted_is_chosen_anew(
     assert search.reached
     assert search.measured
     again = 0 if gains == [1.0] else len(gains)
-    assert [row["taken"] for row in search.rounds] == [False] * again + [True]
+    assert [row["taken"] for row in search.trials] == [False] * again + [True]
     assert len({plan.layers for plan in fits}) == again + 1
-    speeds = [row["measured_speedup"] for row in search.rounds]  # after the fit
+    speeds = [row["measured_speedup"] for row in search.trials]  # after the fit
     assert not any(1.3 <= speed <= 1.3 * MARGIN**2 for speed in speeds[:-1])
     assert 1.3 <= search.measured.speedup <= 1.3 * 1.05
     if gains == [1.4]:
-        first, last = search.rounds
+        first, last = search.trials
         assert last["predicted_loss"] < first["predicted_loss"]
 
 
@@ -184,7 +184,7 @@ def test_what_cannot_be_reached_any_more_is_delivered_as_it_is(
     assert search.measured
     assert not search.reached
     assert 1 < search.measured.speedup < 1.5
-    assert [row["taken"] for row in search.rounds] == [True]
+    assert [row["taken"] for row in search.trials] == [True]
 
 
 def test_several_limits_are_kept_together(machine: Machine):

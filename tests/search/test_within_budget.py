@@ -80,7 +80,7 @@ def test_a_newly_registered_method_is_searched(monkeypatch: pytest.MonkeyPatch):
     tables = prepare(plain(), EXAMPLE).tables
     layers = [one for one in tables.layers.values() if one.spec.kernel]  # it has spatial axes
     assert layers
-    assert all("mine" in {o.method for o in layer.options} for layer in layers)
+    assert all("mine" in {o.method for o in layer.offers} for layer in layers)
     result = searched(plain(), Budget(macs=0.5), method="mine", latency=False)
     assert {layer.method for layer in result.plan.factorized} == {"mine"}
 
