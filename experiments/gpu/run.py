@@ -81,8 +81,8 @@ def main() -> None:
         for method in options.methods:
             for share in options.shares:
                 run_share(results, {**key, "method": method, "macs": share}, model, x, options)
-        for speedup in options.speedups:
-            run_search(results, {**key, "asked": speedup}, model, x, options)
+        for asked in options.speedups:
+            run_search(results, {**key, "asked": asked}, model, x, options)
 
 
 def arguments() -> argparse.Namespace:

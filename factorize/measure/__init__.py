@@ -4,21 +4,19 @@ from factorize.measure.cache import LatencyCache, default_cache_path
 from factorize.measure.cost import count
 from factorize.measure.environment import environment
 from factorize.measure.interleave import Chain, ChainTime, in_units
-from factorize.measure.latency import onnx_run, onnx_speedup, torch_runs, torch_speedup
 from factorize.measure.latency_model import LatencyModel
+from factorize.measure.pairs import speedup, speedups
 from factorize.measure.quality import accuracy, agreement_on_random_input
-from factorize.measure.speedups import speedups
+from factorize.measure.runtimes import Runtime, Target
 from factorize.measure.splice import splice
-from factorize.measure.target import DTYPES, RUNTIMES, Target
 from factorize.measure.worth import as_metric, measured_on, metric_values, worth
 
 __all__ = [
-    "DTYPES",
-    "RUNTIMES",
     "Chain",
     "ChainTime",
     "LatencyCache",
     "LatencyModel",
+    "Runtime",
     "Target",
     "accuracy",
     "agreement_on_random_input",
@@ -29,11 +27,8 @@ __all__ = [
     "in_units",
     "measured_on",
     "metric_values",
-    "onnx_run",
-    "onnx_speedup",
+    "speedup",
     "speedups",
     "splice",
-    "torch_runs",
-    "torch_speedup",
     "worth",
 ]

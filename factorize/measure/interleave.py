@@ -1,29 +1,25 @@
-"""Chains of convolutions run in rounds beside the layer they replace."""
+"""Chains of convolutions run in turns beside the layer they replace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import comb, prod
 
 import numpy as np
 
 from factorize.errors import DeviceError
-from factorize.measure.onnx_layers import copies_of, onnx_runners, overhead
-from factorize.measure.target import Target
-from factorize.measure.torch_layers import torch_runners
+from factorize.measure import runtimes
+from factorize.measure.runtimes.base import Chain, Run, Target
 from factorize.spec import ConvSpec, Size
-
-Chain = tuple[ConvSpec, ...]
-Run = Callable[[], float]
 
 REFERENCE = ConvSpec("", "conv2d", 64, 64, (3, 3), (1, 1), (1, 1), (1, 1))
 REFERENCE_SIZE = (56, 56)
-_ROUNDS = 21  # each runs every chain once
+_TURNS = 21  # each runs every chain once
 _FEWEST = 9
-_WARMUP = 3  # rounds
-_SECONDS = 3.0  # of rounds, for one group of chains
-_HOPELESS = 1.5  # times as slow as the dense layer in the warm-up: no more rounds
+_WARMUP = 3  # turns
+_SECONDS = 3.0  # of turns, for one group of chains
+_HOPELESS = 1.5  # times as slow as the dense layer in the warm-up: no more turns
 _MEMORY = 1e9  # bytes of the chains that are timed together
 _CONFIDENCE = 0.95
 
@@ -38,9 +34,9 @@ class ChainTime:
     Attributes
     ----------
     dense, chain
-        Medians over the rounds.
+        Medians over the turns.
     speedup, low, high
-        Median of the rounds' dense / chain; its bounds with 95 % confidence, by order statistics.
+        Median of the turns' dense / chain; its bounds with 95 % confidence, by order statistics.
     """
 
     dense: float
@@ -65,7 +61,7 @@ def time_chains(
     list
         For each chain; None where the target refuses it.
     """
-    copies = copies_of(dense[0], size, target.batch) if target.runtime == "onnxruntime" else 1
+    copies = runtimes.get(target.runtime).copies(target, dense[0], size)
     found: list[ChainTime | None] = []
     group: list[Chain] = []
     for chain in chains:
@@ -79,11 +75,11 @@ def time_chains(
 
 def in_units(target: Target, run: Run) -> tuple[float, float]:
     """How long a run takes in units of the reference, and milliseconds per unit."""
-    unit, beside = reference(target), overhead(target)
+    unit, beside = reference(target), runtimes.get(target.runtime).overhead(target)
     for _ in range(_WARMUP):
         unit()
         run()
-    pairs = [(unit(), max(run() - beside, 0.5 * beside)) for _ in range(_ROUNDS)]
+    pairs = [(unit(), max(run() - beside, 0.5 * beside)) for _ in range(_TURNS)]
     units, runs = np.array(pairs).T
     return float(np.median(runs / units)), float(np.median(units))
 
@@ -96,11 +92,12 @@ def reference(target: Target) -> Run:
     DeviceError
         Not even that runs on the target.
     """
-    run = runners(replace(target, batch=1), [(REFERENCE,)], REFERENCE_SIZE)[0]
+    runtime = runtimes.get(target.runtime)
+    [run] = runtime.chain_runs(replace(target, batch=1), [(REFERENCE,)], REFERENCE_SIZE)
     if run is None:
         raise DeviceError(
             f"--target {target}: a plain convolution must run on it, and fails. Check the "
-            "installation of onnxruntime or torch."
+            f"installation of {runtime.package}."
         )
     return run
 
@@ -108,17 +105,18 @@ def reference(target: Target) -> Run:
 def _time_group(
     target: Target, dense: Chain, chains: Sequence[Chain], size: Size, copies: int
 ) -> list[ChainTime | None]:
-    runs = [reference(target), *runners(target, [dense, *chains], size)]
+    runtime = runtimes.get(target.runtime)
+    runs = [reference(target), *runtime.chain_runs(target, [dense, *chains], size)]
     if runs[1] is None:
         return [None] * len(chains)
-    times = _rounds(runs, copies)
+    times = _in_turns(runs, copies)
     found: list[ChainTime | None] = []
     for run, column in zip(runs[2:], times[2:], strict=True):
         if run is None:
             found.append(None)
             continue
-        rounds = np.array([row for row in zip(*times[:2], column, strict=True) if row[2] > 0])
-        unit, whole, part = rounds.T
+        turns = np.array([row for row in zip(*times[:2], column, strict=True) if row[2] > 0])
+        unit, whole, part = turns.T
         ratios = np.sort(whole / part)
         low, high = median_bounds(len(ratios))
         numbers = np.median(whole / unit), np.median(part / unit), np.median(ratios)
@@ -126,8 +124,8 @@ def _time_group(
     return found
 
 
-def _rounds(runs: Sequence[Run | None], copies: int) -> list[list[float]]:
-    """Milliseconds of each run in each round; 0 in rounds that a hopeless one was left out of.
+def _in_turns(runs: Sequence[Run | None], copies: int) -> list[list[float]]:
+    """Milliseconds of each run in each turn; 0 in turns that a hopeless one was left out of.
 
     The first run is the reference, the second the dense layer.
     """
@@ -137,16 +135,16 @@ def _rounds(runs: Sequence[Run | None], copies: int) -> list[list[float]]:
     for _ in range(_WARMUP):
         for index in order.permutation(active):
             first[index].append(runs[index]())  # type: ignore[misc]
-    # Two rounds are on record for one that is hopeless: it is slower, and that is all.
+    # Two turns are on record for one that is hopeless: it is slower, and that is all.
     best = {index: min(first[index][1:]) for index in active}
     hopeless = [i for i in active if i > 1 and best[i] > _HOPELESS * best[1]]
     active = [index for index in active if index not in hopeless]
     spent = copies * sum(best[index] for index in active) / 1e3
-    rounds = int(min(max(_SECONDS / max(spent, 1e-9), _FEWEST), _ROUNDS))
-    times = [[0.0] * (rounds + _WARMUP - 1) for _ in runs]  # those of the warm-up come last
+    turns = int(min(max(_SECONDS / max(spent, 1e-9), _FEWEST), _TURNS))
+    times = [[0.0] * (turns + _WARMUP - 1) for _ in runs]  # those of the warm-up come last
     for index in (0, 1, *hopeless):
-        times[index][rounds:] = first[index][1:]
-    for number in range(rounds):
+        times[index][turns:] = first[index][1:]
+    for number in range(turns):
         for index in order.permutation(active):
             times[index][number] = runs[index]()  # type: ignore[misc]
     return times
@@ -162,13 +160,6 @@ def median_bounds(count: int) -> tuple[int, int]:
         rank += 1
     rank = max(rank - 1, 0)
     return rank, count - 1 - rank
-
-
-def runners(target: Target, chains: Sequence[Chain], size: Size) -> list[Run | None]:
-    """A function per chain that runs it once and returns milliseconds; None: refused."""
-    if target.runtime == "onnxruntime":
-        return onnx_runners(target, chains, size)
-    return torch_runners(target, chains, size)
 
 
 def _bytes(chain: Chain, size: Size, batch: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from factorize import methods
 from factorize.measure.cache import LatencyCache
 from factorize.measure.interleave import Chain, ChainTime, in_units, reference, time_chains
-from factorize.measure.target import Target
+from factorize.measure.runtimes import Target
 from factorize.spec import ConvSpec, Size
 from factorize.types import Plan
 
@@ -18,7 +18,7 @@ SCHEME = 2  # of timing: times of another one are not comparable
 class LatencyModel:
     """Times of layers on one target: each distinct (chain, input size) is measured once.
 
-    All chains of a layer and the dense layer are run in rounds, one call of each per round in
+    All chains of a layer and the dense layer are run in turns, one call of each per turn in
     changing order, on one input: what slows the machine slows all, and what a chain reads from
     memory in a net, its weights, it has to read from memory here too.
 

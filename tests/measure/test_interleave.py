@@ -13,8 +13,11 @@ from scipy.stats import binom
 
 from factorize.errors import DataError, DeviceError
 from factorize.measure import Target, in_units, interleave
+from factorize.measure.environment import cpu_name, usable_cores
 from factorize.measure.interleave import REFERENCE, REFERENCE_SIZE, Chain, ChainTime, time_chains
-from factorize.measure.latency import batched
+from factorize.measure.runtimes.onnxruntime import OnnxRuntime
+from factorize.measure.runtimes.running import batched
+from factorize.measure.runtimes.torch_cpu import TorchCpu
 from factorize.spec import ConvSpec
 
 TARGET = Target("torch-cpu", threads=1, batch=3)  # has neither copies nor overhead to take off
@@ -37,7 +40,7 @@ class Clock:
         self.order: list[Chain] = []
         self.groups: list[list[Chain]] = []
 
-    def runners(self, target: Target, chains: list[Chain], size: tuple[int, ...]) -> list:
+    def chain_runs(self, target: Target, chains: list[Chain], size: tuple[int, ...]) -> list:
         assert (target.batch, size) == ((1, REFERENCE_SIZE) if chains == [UNIT] else (3, SIZE))
         self.groups += [chains] if chains != [UNIT] else []
         return [None if self.times[one] is None else self.run(one) for one in chains]
@@ -58,7 +61,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    monkeypatch.setattr(interleave, "runners", clock.runners)
+    for runtime in (TorchCpu, OnnxRuntime):
+        monkeypatch.setattr(runtime, "chain_runs", clock.chain_runs)
     return clock
 
 
@@ -159,8 +163,7 @@ def test_groups_fit_in_memory_and_each_has_the_dense_layer(clock, monkeypatch):
 
 
 def test_copies_take_memory(clock, monkeypatch):
-    monkeypatch.setattr(interleave, "copies_of", lambda *_: 2)
-    monkeypatch.setattr(interleave, "overhead", lambda _: 0.0)
+    monkeypatch.setattr(OnnxRuntime, "copies", lambda *_: 2)
     chains = [chain(4), chain(4)]
     clock.times[chain(4)] = 3.0
     monkeypatch.setattr(interleave, "_MEMORY", 3 * interleave._bytes(chain(4), SIZE, 3))
@@ -197,7 +200,7 @@ def test_a_run_in_units(clock, monkeypatch):
     assert unit_ms == np.median(clock.told[UNIT][3:])
     assert len(clock.told[UNIT]) == 24
     clock.times[UNIT] = 2.0
-    monkeypatch.setattr(interleave, "overhead", lambda _: 4.0)
+    monkeypatch.setattr(TorchCpu, "overhead", lambda *_: 4.0)
     assert in_units(TARGET, lambda: 10.0) == (3.0, 2.0)
     assert in_units(TARGET, lambda: 3.0) == (1.0, 2.0)  # never below nothing
 
@@ -205,7 +208,7 @@ def test_a_run_in_units(clock, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"runtime": "tpu"}, "--target must be one of onnxruntime, torch-cpu, cuda, got 'tpu'."),
+        ({"runtime": "tpu"}, "--target must be one of cuda, onnxruntime, torch-cpu, got 'tpu'."),
         ({"dtype": "int8"}, "--dtype must be one of float32, bfloat16, float16, got 'int8'."),
         ({"threads": 0}, "--threads must be an integer of at least 1, got 0."),
         ({"threads": 1.5}, "--threads must be an integer of at least 1, got 1.5."),
@@ -243,6 +246,25 @@ def test_target_in_words_and_for_the_cache(monkeypatch):
     assert "onnxruntime" in contexts[0].context()
     assert contexts[3].context()["torch"] == version("torch")
     assert contexts[0].context()["device"]
+
+
+def test_caches_on_disk_stay_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are these, to the letter."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90100)
+    used = {"threads": 2, "batch": 3}
+    eager = {**used, "dtype": "float32", "compiled": False}
+    machine = {"device": cpu_name(), "cores": usable_cores()}
+    gpu = {"device": "a GPU", "cuda": torch.version.cuda, "cudnn": 90100}
+    expected = [
+        {"runtime": "onnxruntime", **eager, **machine, "onnxruntime": version("onnxruntime")},
+        {"runtime": "torch-cpu", **eager, **machine, "torch": version("torch")},
+        {"runtime": "cuda", **eager, **gpu, "torch": version("torch")},
+    ]
+    assert [Target(one["runtime"], **used).context() for one in expected] == expected
+    compiled = Target("cuda", **used, dtype="float16", compiled=True).context()
+    assert compiled == {**expected[2], "dtype": "float16", "compiled": True}
 
 
 def test_example_repeated_to_the_batch():

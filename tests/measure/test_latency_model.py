@@ -10,9 +10,16 @@ import pytest
 import torch
 
 from factorize import methods
-from factorize.measure import ChainTime, LatencyCache, LatencyModel, Target, latency_model, target
+from factorize.measure import (
+    ChainTime,
+    LatencyCache,
+    LatencyModel,
+    Target,
+    latency_model,
+    runtimes,
+)
 from factorize.measure.interleave import Chain
-from factorize.measure.torch_layers import torch_runners
+from factorize.measure.runtimes import base
 from factorize.spec import ConvSpec, Size
 from factorize.types import LayerPlan, Plan
 
@@ -129,9 +136,9 @@ def test_times_are_of_one_target(bench, path, monkeypatch, what):
         LatencyModel(TARGET, cache).times(SPEC, [chain(SPEC, 4)])
         other = TARGET
         if what == "version":
-            monkeypatch.setattr(target, "package_version", lambda name: "0.1")
+            monkeypatch.setattr(base, "package_version", lambda name: "0.1")
         elif what == "device":
-            monkeypatch.setattr(target, "cpu_name", lambda: "abacus")
+            monkeypatch.setattr(base, "cpu_name", lambda: "abacus")
         elif what == "scheme":
             monkeypatch.setattr(latency_model, "SCHEME", -1)
         else:
@@ -220,7 +227,8 @@ def test_torch_runs_with_the_targets_threads_and_draws_nothing():
     seen: list[int] = []
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     chains = [(spec,), (spec, replace(spec, in_channels=5))]
-    first, refused = torch_runners(replace(TARGET, threads=threads + 2), chains, SIZE)
+    more = replace(TARGET, threads=threads + 2)
+    first, refused = runtimes.get("torch-cpu").chain_runs(more, chains, SIZE)
     assert refused is None
     assert first is not None
     hook = torch.nn.modules.module.register_module_forward_hook(

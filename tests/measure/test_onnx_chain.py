@@ -11,10 +11,9 @@ import torch
 from onnx import helper
 from torch import nn
 
-from factorize.measure import Target, onnx_chain
+from factorize.measure import Target, onnx_chain, runtimes
 from factorize.measure.onnx_chain import LARGEST_BLOCK, chain_model
-from factorize.measure.onnx_layers import copies_of, onnx_runners
-from factorize.measure.torch_layers import conv
+from factorize.measure.torch_chain import conv
 from factorize.spec import ConvSpec, Size
 from factorize.tensor.call import onnx_session
 
@@ -182,6 +181,9 @@ def test_the_runtime_makes_no_two_copies_one(stages):
 
 
 def test_copies_make_a_run_as_long_as_a_nets():
+    def copies_of(dense: ConvSpec, size: Size, batch: int) -> int:
+        return runtimes.get("onnxruntime").copies(Target(batch=batch), dense, size)
+
     assert copies_of(padded(8, 8), (4, 4), 1) == 16
     assert copies_of(padded(512, 512), (56, 56), 1) == 1
     middle = padded(64, 64)  # 115.6 million MACs
@@ -195,7 +197,8 @@ def test_runners_and_what_the_runtime_refuses():
     dense = padded(16, 16)
     unfit = (padded(16, 8), padded(12, 16))
     chains = [(dense,), unfit, (padded(16, 4), padded(4, 16))]
-    first, none, last = onnx_runners(Target(threads=1, batch=2), chains, (6, 6))
+    target = Target(threads=1, batch=2)
+    first, none, last = runtimes.get("onnxruntime").chain_runs(target, chains, (6, 6))
     assert none is None
     assert first is not None
     assert last is not None

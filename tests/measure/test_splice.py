@@ -17,7 +17,7 @@ from torch import nn
 from factorize import export, methods
 from factorize.graph import find
 from factorize.measure import Target, onnx_chain, splice
-from factorize.measure.torch_layers import conv
+from factorize.measure.torch_chain import conv
 from factorize.search import assembled
 from factorize.spec import ConvSpec
 from factorize.tensor.call import onnx_session
@@ -220,12 +220,12 @@ def test_assembled_net_is_the_spliced_one(
     seen = {}
 
     def speedup(
-        dense: bytes, spliced: bytes, x: torch.Tensor, target: Target, **_: int
+        target: Target, dense: Path, spliced: Path, x: torch.Tensor, **_: int
     ) -> Speedup | None:
         seen.update(dense=dense, spliced=spliced, target=target)
         return None
 
-    monkeypatch.setattr(assembled, "onnx_speedup", speedup)
+    monkeypatch.setattr(assembled, "speedup", speedup)
     monkeypatch.setattr(assembled, "in_units", lambda target, run: (run() * 0 + 2.0, 0.5))
     target = Target(threads=1)
     net = assembled.Assembled(exported.net, exported.x, target)
