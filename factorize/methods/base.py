@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -183,6 +183,14 @@ class Method(ABC):
         """Relative error before the fit, where a closed form tells it."""
         del weight, rank, variant
         return None
+
+    def tensorly_form(self, weights: tuple[Tensor, ...]) -> Any:
+        """The chain's weights, each of its stage's shape, as tensorly's object; None: it has none.
+
+        Made by a function of `factorize.tensor.tensorly_form`. A method that has such a form says
+        here of which arrangement of the kernel's axes it is.
+        """
+        del weights
 
 
 def _spread(

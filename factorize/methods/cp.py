@@ -12,6 +12,7 @@ Source       Lebedev et al., ICLR 2015, over three modes as in Astrid & Lee 2017
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from factorize.methods.chain import link, stage
 from factorize.spec import ConvSpec, Rank
 from factorize.tensor import ranks
 from factorize.tensor.cp import cp, energy_rank, exact_rank
+from factorize.tensor.tensorly_form import cp_tensor
 
 
 class Cp(Method):
@@ -59,6 +61,11 @@ class Cp(Method):
         """The largest VBMF rank of the unfoldings: no CP form of a lower rank can hold it."""
         tensor = self.modes(weight)
         return (max(ranks.unfolding_vbmf_rank(tensor, mode) for mode in range(tensor.ndim)),)
+
+    def tensorly_form(self, weights: tuple[Tensor, ...]) -> Any:
+        """A ``CPTensor`` of `modes`: (O, I, positions), in `cp4` (O, I, *kernel)."""
+        first, *spatial, last = weights  # (R, I, ..), (R, 1, ..), (O, R, ..)
+        return cp_tensor((last.flatten(1), *(w.flatten(1).T for w in (first, *spatial))))
 
 
 register(Cp())

@@ -13,6 +13,7 @@ Source       Oseledets, SIAM J. Sci. Comput. 33 (2011); Garipov et al., 2016, fo
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from factorize.methods.chain import link, stage
 from factorize.spec import ConvSpec, Rank
 from factorize.tensor.ranks import energy_rank, matrix_vbmf_rank
 from factorize.tensor.svd import singular_values
+from factorize.tensor.tensorly_form import tt_tensor
 from factorize.tensor.tt import tensor_train, unfoldings
 
 
@@ -60,6 +62,13 @@ class TensorTrain(Method):
 
     def rank_by_vbmf(self, weight: Tensor, variant: str) -> Rank:  # noqa: D102
         return tuple(matrix_vbmf_rank(matrix) for matrix in unfoldings(self.modes(weight)))
+
+    def tensorly_form(self, weights: tuple[Tensor, ...]) -> Any:
+        """A ``TTTensor`` of `modes`: (I, *kernel, O); in `spatial_tt` (I k_t, k_h, k_w O)."""
+        first, *middle, last = (w.flatten(2) for w in weights)  # (out, in, positions) each
+        cores = (core.permute(1, 2, 0) for core in middle)
+        ends = first.flatten(1).T[None], last.permute(1, 2, 0).flatten(1)[..., None]
+        return tt_tensor((ends[0], *cores, ends[1]))
 
 
 register(TensorTrain())

@@ -12,7 +12,9 @@ Source       Kim et al., ICLR 2016; solved by HOOI (De Lathauwer 2000)
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from factorize.methods.base import Method, register
@@ -20,6 +22,7 @@ from factorize.methods.chain import link, stage
 from factorize.spec import ConvSpec, Rank
 from factorize.tensor.ranks import energy_rank, unfolding_vbmf_rank
 from factorize.tensor.svd import singular_values
+from factorize.tensor.tensorly_form import tucker_tensor
 from factorize.tensor.tucker import tucker2
 
 
@@ -60,6 +63,12 @@ class Tucker2(Method):
 
     def rank_by_vbmf(self, weight: Tensor, variant: str) -> Rank:  # noqa: D102
         return unfolding_vbmf_rank(weight, 1), unfolding_vbmf_rank(weight, 0)
+
+    def tensorly_form(self, weights: tuple[Tensor, ...]) -> Any:
+        """A ``TuckerTensor`` of the kernel (O, I, *kernel), each spatial axis left as it is."""
+        first, core, last = weights  # (R_in, I, ..), (R_out, R_in, *kernel), (O, R_out, ..)
+        spatial = (torch.eye(extent, dtype=core.dtype) for extent in core.shape[2:])
+        return tucker_tensor(core, (last.flatten(1), first.flatten(1).T, *spatial))
 
 
 register(Tucker2())

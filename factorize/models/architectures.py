@@ -20,6 +20,9 @@ from factorize.types import Preprocessing
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+PREFIX = "torchvision:"
+"""Of an entry's name, where a user gives it."""
+
 _ALLOCATORS = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
 
 
@@ -62,7 +65,7 @@ def check_name(name: str) -> None:
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "see torchvision.models."
-        raise ModelLoadError(f"torchvision:{name}: torchvision has no such float model; {hint}")
+        raise ModelLoadError(f"{PREFIX}{name}: torchvision has no such float model; {hint}")
 
 
 def build(name: str, arguments: Mapping[str, Any], weights: str | None = None) -> nn.Module:
@@ -79,13 +82,12 @@ def build(name: str, arguments: Mapping[str, Any], weights: str | None = None) -
         return _call(name, arguments, weights=weights, initialise=True)
     except OSError as failure:
         raise ModelLoadError(
-            f"torchvision:{name}: cannot download the weights {weights}: {brief(failure)}. "
+            f"{PREFIX}{name}: cannot download the weights {weights}: {brief(failure)}. "
             "Download them elsewhere and pass the file."
         ) from failure
     except Exception as failure:
         raise ModelLoadError(
-            f"torchvision:{name}: cannot be built: {brief(failure)}. Check --arch-args and "
-            "--weights."
+            f"{PREFIX}{name}: cannot be built: {brief(failure)}. Check --arch-args and --weights."
         ) from failure
 
 
@@ -108,7 +110,7 @@ def build_empty(name: str, arguments: Mapping[str, Any], device: str = "cpu") ->
                 return _call(name, arguments)
     except Exception as failure:
         raise ModelLoadError(
-            f"torchvision:{name}: cannot be built: {brief(failure)}. Check --arch-args."
+            f"{PREFIX}{name}: cannot be built: {brief(failure)}. Check --arch-args."
         ) from failure
 
 
@@ -138,7 +140,7 @@ def weights_entry(name: str, member: str | None) -> Any:
         return getattr(entries, "DEFAULT", None)
     if member not in entries.__members__:
         raise ModelLoadError(
-            f"torchvision:{name}: has no weights {member}; it has "
+            f"{PREFIX}{name}: has no weights {member}; it has "
             f"{', '.join(entries.__members__) or 'none'}."
         )
     return entries[member]

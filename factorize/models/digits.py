@@ -1,4 +1,4 @@
-"""The built-in example's network, trained on scikit-learn's handwritten digits.
+"""``digits``: the built-in example's network, trained on scikit-learn's handwritten digits.
 
 The weights beside this file are made by ``scripts/train_digits.py``; `data.digits` has the images.
 """
@@ -9,6 +9,20 @@ from importlib.resources import files
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from factorize.models.door import LoadedModel, Source
+
+OPTIONS: tuple[str, ...] = ()
+
+
+def takes(source: Source) -> bool:
+    """Whether it is the example's name."""
+    return source.name == "digits"
+
+
+def load(source: Source) -> LoadedModel:
+    """Build the example with its trained weights."""
+    return LoadedModel(load_digits_model(), source.name, (1, 8, 8))
 
 
 class ResidualBlock(nn.Module):

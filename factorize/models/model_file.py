@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from factorize.errors import ModelLoadError
+from factorize.models import architectures
 from factorize.models.pickles import load_pickled
 from factorize.system.archives import check_unpacked_size
 from factorize.system.imports import brief
@@ -126,6 +127,10 @@ def _kind(path: Path) -> str:
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError as failure:
+        if str(path) in architectures.names():
+            raise ModelLoadError(
+                f"{path}: no such file; did you mean {architectures.PREFIX}{path}?"
+            ) from failure
         raise ModelLoadError(
             f"{path}: the model must be a file, and there is none. Check the path, or pass digits "
             "or torchvision:NAME."

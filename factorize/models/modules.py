@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from factorize.errors import ModelLoadError
+from factorize.models.model_file import check_tensors
+from factorize.system.imports import brief
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -22,7 +24,32 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def check_modules(module: nn.Module, path: Path) -> None:
+def sound(module: nn.Module, path: Path) -> nn.Module:
+    """Take a pickled module out of its wrappers, and check all that the rest relies on.
+
+    Raises
+    ------
+    ModelLoadError
+        It cannot be factorized, its tensors cannot be weights, or it does not work at all.
+    """
+    # A crafted or very old pickle may lack any attribute, so any call may fail in any way.
+    try:
+        module = unwrap(module)
+        _check_modules(module, path)
+        module.cpu().eval()
+        tensors = dict(module.named_parameters()) | module.state_dict()
+        check_tensors({key: t for key, t in tensors.items() if isinstance(t, Tensor)}, path)
+    except ModelLoadError:
+        raise
+    except Exception as failure:
+        raise ModelLoadError(
+            f"{path}: its pickled module does not work with this version of torch "
+            f"({brief(failure)}). Save model.state_dict() instead."
+        ) from failure
+    return module
+
+
+def _check_modules(module: nn.Module, path: Path) -> None:
     """Refuse modules that cannot be replaced, and convolutions unlike their own weights.
 
     Raises

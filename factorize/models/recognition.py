@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factorize.models.architectures import Shapes, build_empty, family, names, structure
+from factorize.models.architectures import (
+    PREFIX,
+    Shapes,
+    build_empty,
+    family,
+    names,
+    structure,
+)
 
 
 def find_fitting(shapes: Shapes) -> list[tuple[str, dict[str, Any]]]:
@@ -75,6 +82,14 @@ def nearest(shapes: Shapes) -> str:
     if not shared(name)[0]:
         return f"none has a tensor named {next(iter(shapes))}"
     return f"nearest is {name}: {differences(shapes, structure(name))}"
+
+
+def described(entry: str, arguments: dict[str, Any]) -> str:
+    """Name an architecture and what it was built with."""
+    classes = arguments.get("num_classes")
+    others = [f"{key}={value}" for key, value in arguments.items() if key != "num_classes"]
+    parts = ([f"{classes} classes"] if classes else []) + others
+    return f"{PREFIX}{entry}" + (f" with {', '.join(parts)}" if parts else "")
 
 
 def differences(got: Shapes, expected: Shapes, most: int = 3) -> str:

@@ -86,7 +86,7 @@ def test_declared_costs_and_shapes_are_those_of_the_built_chain(
         plan = layer_plan(factorize.make_plan(model, x, edited=edited))
         chain = factorize.rewrite(model, edited).layer
         stages = methods.chain_of(plan)
-        assert (plan.params, plan.macs) == count(chain, x)
+        assert (plan.params, plan.macs) == count(chain, x)[:2]
         assert sum(stage.macs for stage in stages) == plan.macs
         here = x
         for stage, module in zip(stages, chain, strict=True):
