@@ -6,27 +6,31 @@ from factorize.fit import FitConfig
 from factorize.graph import merge_parallel
 from factorize.measure import Target
 from factorize.methods import register
+from factorize.methods.decompose import Decomposition, decompose
 from factorize.plan import Budget, load_plan
 from factorize.run.compress import Result, compress
 from factorize.run.steps import find, load, make_plan, measure_quality, rewrite, rewrite_
 from factorize.search import SearchConfig
 from factorize.spec import ConvSpec
 from factorize.tune import FinetuneConfig, finetune
-from factorize.types import Data, Metric, Plan
+from factorize.types import Data, Metric, Outputs, Plan
 
 __all__ = [
     "Budget",
     "ConvSpec",
     "Data",
+    "Decomposition",
     "FactorizeError",
     "FinetuneConfig",
     "FitConfig",
     "Metric",
+    "Outputs",
     "Plan",
     "Result",
     "SearchConfig",
     "Target",
     "compress",
+    "decompose",
     "export_onnx",
     "find",
     "finetune",
@@ -39,3 +43,11 @@ __all__ = [
     "rewrite",
     "rewrite_",
 ]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # read off the installed package when it is asked for
+        from importlib.metadata import version
+
+        return version("factorize")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

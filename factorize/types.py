@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from factorize.errors import DataError
 from factorize.spec import ConvSpec, Rank
 
-Batch = tuple[Tensor, ...]
-"""(images,) or (images, labels): images (N, C, ...) float, labels (N,) int64."""
+Batch = tuple[Any, ...]
+"""(images,) or (images, labels): images (N, C, ...) float, labels (N,) int64.
+
+Images may also be a list of (C, H, W), as detectors take them, or a tuple of several inputs; labels
+may be of any kind where no class is to be told by them."""
 
 
 @dataclass(frozen=True)
@@ -105,23 +109,101 @@ class LayerPlan:
     notes: tuple[str, ...] = ()
 
 
+OUTPUT_KINDS = ("logits", "multilabel", "values", "embedding")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model's outputs mean, and so how those of two models are compared.
+
+    Attributes
+    ----------
+    kind
+        ``logits`` of classes on axis 1, ``multilabel`` logits, ``values`` (regressions, images,
+        boxes), ``embedding`` (their direction counts). ``auto``: a guess, which is told.
+    loss
+        ``(student's output, original's output, batch) -> Tensor``: lowered by tuning, and what
+        recalibrated and searched nets are compared by, in place of the kind's distance.
+    score
+        ``(student's output, original's output, batch) -> float`` for a batch, which the report
+        has the mean of, the best epoch is chosen by and ``max_drop`` is in. Set its attribute
+        ``higher_is_better = False`` where that is so.
+
+    Raises
+    ------
+    DataError
+        There is no such kind.
+    """
+
+    kind: str = "auto"
+    loss: Callable[[Any, Any, Any], Tensor] | None = None
+    score: Callable[[Any, Any, Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("auto", *OUTPUT_KINDS):
+            raise DataError(
+                f"outputs: must be auto or one of {', '.join(OUTPUT_KINDS)}, got {self.kind!r}. "
+                "Correct it."
+            )
+
+    @property
+    def score_name(self) -> str:
+        """Of the score, for the report."""
+        return getattr(self.score, "__name__", type(self.score).__name__)
+
+    @property
+    def sign(self) -> int:
+        """1 where a higher score is better, else -1."""
+        return 1 if getattr(self.score, "higher_is_better", True) else -1
+
+
+UNDECLARED = Outputs()
+
+
 @dataclass(frozen=True)
 class Data:
     """A dataset, its use fixed: tune on ``train``, choose on ``holdout``, report on ``test``.
 
-    ``holdout`` comes from the training split and is never trained on, unless ``holdout_of``, what
-    its images are in words, says otherwise. Each is re-iterable and yields (images, labels), or
-    (images,) without labels.
+    Each can be read more than once and yields batches; ``outputs`` says how models are compared on
+    them.
+
+    Attributes
+    ----------
+    holdout
+        Comes from the training split and is never trained on, unless ``holdout_of``, what its
+        images are in words, says otherwise. Where it is not given, images are held out of `train`.
+    labelled
+        Whether labels that are class numbers are to be used.
+    classes
+        How many classes there are where their numbers are those of folders: they are the model's
+        only if it has as many outputs. None: the numbers are the model's own.
+    source
+        Of the images, in words.
+
+    Raises
+    ------
+    DataError
+        A split can be read only once.
     """
 
     train: Iterable[Batch]
-    holdout: Iterable[Batch]
-    test: Iterable[Batch] | None
-    labelled: bool
-    classes: int | None
-    source: str
+    holdout: Iterable[Batch] = ()
+    test: Iterable[Batch] | None = None
+    labelled: bool = True
+    classes: int | None = None
+    source: str = "data"
     notes: tuple[str, ...] = ()
     holdout_of: str = "held-out images, also used to choose"
+    outputs: Outputs = UNDECLARED
+
+    def __post_init__(self) -> None:
+        for split in ("train", "holdout", "test"):
+            batches = getattr(self, split)
+            if isinstance(batches, Iterator):
+                raise DataError(
+                    f"{split}: must be readable more than once, got {type(batches).__name__}, "
+                    "which is empty after one pass. Give a DataLoader or a list of batches."
+                )
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,9 @@ def run(
     batch_size: options.BatchSize = 128,
     workers: options.Workers = None,
     evaluate: options.Evaluate = None,
+    outputs: options.Outputs = None,
+    loss: options.Loss = None,
+    score: options.Score = None,
     fit: options.Fit = None,
     calibration_images: options.CalibrationImages = 1000,
     calibration_memory: options.CalibrationMemory = 2.0,
@@ -142,7 +145,9 @@ def run(
         weights=weights,
         trust_pickle=trust_pickle,
     )
-    metric = import_function(evaluate, error=DataError) if evaluate else None
+    metric, own_loss, own_score = (
+        import_function(one, error=DataError) if one else None for one in (evaluate, loss, score)
+    )
     shape = shape_of(input_shape) or loaded.input_shape
     preprocessing = preprocessing_of(loaded, mean, std, resize, crop)
     images = None
@@ -196,7 +201,8 @@ def run(
             result = compress(
                 loaded.model, sample, plan=given, budget=budget, target=timed,
                 search=config if searching else None,
-                data=images, evaluate=metric, fit=fitting, finetune=tuning, stages=stages,
+                data=images, outputs=outputs, loss=own_loss, score=own_score, evaluate=metric,
+                fit=fitting, finetune=tuning, stages=stages,
                 refresh=refresh, out=folder, force=force, device=device, threads=threads,
                 command=shlex.join(["factorize", *sys.argv[1:]]), seed=seed, name=loaded.arch,
                 notes=loaded.notes, progress=bars.update, **layers, **ranks,

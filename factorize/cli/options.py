@@ -11,6 +11,7 @@ import typer
 from factorize import methods
 from factorize.measure import runtimes
 from factorize.measure.environment import package_version
+from factorize.types import OUTPUT_KINDS
 
 _MODEL, _CHOICE, _BUDGET, _TARGET, _DATA, _FIT, _TUNING, _RUN = (
     "The model", "What to do to it", "Or: a budget to keep", "Where time is measured", "Images",
@@ -60,8 +61,8 @@ Params = Annotated[float | None, typer.Option(
     metavar="SHARE", help="Share of the net's parameters to keep.", rich_help_panel=_BUDGET)]
 MaxDrop = Annotated[float | None, typer.Option(
     metavar="POINTS",
-    help="As fast as possible without losing more top-1 than this on held-out training images, "
-    "before any fine-tuning.", rich_help_panel=_BUDGET)]
+    help="As fast as possible without losing more than this on held-out training images, before "
+    "any fine-tuning: points of top-1, or what --score is in.", rich_help_panel=_BUDGET)]
 Sensitivity = Annotated[str, typer.Option(
     metavar="HOW",
     help="What a layer's loss is predicted by: error (of its output, weighed by how much of it "
@@ -117,6 +118,19 @@ Evaluate = Annotated[str | None, typer.Option(
     metavar="REF",
     help="Your own measure, module:function or path/file.py:function: model -> number or "
     "{name: number}, for the report. Set higher_is_better = False on it where that is so.",
+    rich_help_panel=_DATA)]
+Outputs = Annotated[str | None, typer.Option(
+    metavar="KIND",
+    help=f"What the model puts out: {' | '.join(OUTPUT_KINDS)}. Default: a guess, which is told.",
+    rich_help_panel=_DATA)]
+Loss = Annotated[str | None, typer.Option(
+    metavar="REF",
+    help="Your own loss, module:function or path/file.py:function: (student's output, original's "
+    "output, batch) -> tensor with one value, for tuning and choosing.", rich_help_panel=_DATA)]
+Score = Annotated[str | None, typer.Option(
+    metavar="REF",
+    help="Your own score for a batch, with the same arguments -> number: the best epoch is chosen "
+    "by it, and --max-drop is in it. Set higher_is_better = False on it where that is so.",
     rich_help_panel=_DATA)]
 Fit = Annotated[str | None, typer.Option(
     metavar="HOW",

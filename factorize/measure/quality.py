@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from factorize.errors import DataError
-from factorize.tensor.call import batch_size, call, evaluating, model_dtype, model_on
-from factorize.types import Batch
+from factorize.tensor.call import batch_size, call, evaluating, input_on, model_on, to_model
+from factorize.tensor.outputs import (
+    agreement_of,
+    distance_of,
+    kind_of,
+    named_floats,
+    own_loss,
+    own_score,
+)
+from factorize.types import UNDECLARED, Batch, Outputs
 
 
 def accuracy(
@@ -23,6 +30,8 @@ def accuracy(
     device: torch.device | str = "cpu",
     reference: nn.Module | None = None,
     labelled: bool = True,
+    classes: int | None = None,
+    outputs: Outputs = UNDECLARED,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, float]:
     """Measure a model on a dataset, in one pass.
@@ -35,17 +44,23 @@ def accuracy(
         (images, labels) or (images,): images (N, C, ...), labels (N,) class indices.
     labelled
         Whether the batches' labels are to be used.
+    classes
+        How many classes the labels number, where they are used only with as many logits.
+    outputs
+        What the models' outputs mean.
     progress
         Called after each batch with the number of samples in it.
 
     Returns
     -------
     dict
-        With labels: ``top1``, percent, and ``top5`` where there are over 20 classes. With a
-        reference model: ``agreement``, percent of samples of one argmax, and ``kl``, the mean
-        KL(reference || model) of the softmax in nats. A net whose outputs are not (N, classes)
-        logits has only ``relative_difference``, ||y - y_ref|| / ||y_ref|| over all its outputs,
-        and one whose outputs differ in shape from the reference's (a detector) has nothing.
+        With labels, of (N, classes) logits: ``top1``, percent, and ``top5`` where there are over
+        20 classes. With a reference model, by the kind of the first output: ``agreement``,
+        percent of samples that both decide alike, and ``kl``, the mean KL divergence from the
+        reference in nats; ``cosine``, the mean of embeddings; or ``relative_difference``,
+        ||y - y_ref|| / ||y_ref||, of the output for which it is largest, and where there are
+        several, of each by name. The means of the user's own score, and ``loss``. Models whose
+        outputs differ in shape (a detector's) have nothing to compare.
 
     Raises
     ------
@@ -54,25 +69,28 @@ def accuracy(
         neither a reference nor logits, and so nothing to measure.
     """
     models = [model_on(m, device) for m in (model, reference) if m is not None]
-    scores = _Scores()
+    scores = _Scores(outputs, classes)
     with evaluating(*models):
         for batch in batches:
             if labelled and len(batch) < 2:
                 raise DataError("dataset: has no labels. Pass batches of (images, labels).")
-            images = batch[0].to(device)
+            images, size = input_on(batch[0], device), batch_size(batch[0])
             labels = batch[1].to(device) if labelled else None
-            output, *expected = (
-                m(images.to(model_dtype(m)) if images.is_floating_point() else images)
-                for m in models
-            )
-            scores.add(output, expected[0] if expected else None, labels, len(images))
+            output, *expected = (call(m, to_model(images, m)) for m in models)
+            scores.add(output, expected[0] if expected else None, labels, size, batch)
             if progress is not None:
-                progress(len(images))
+                progress(size)
     return scores.result()
 
 
 def agreement_on_random_input(
-    model: nn.Module, reference: nn.Module, example_input: Any, *, seed: int, samples: int
+    model: nn.Module,
+    reference: nn.Module,
+    example_input: Any,
+    *,
+    seed: int,
+    samples: int,
+    outputs: Outputs = UNDECLARED,
 ) -> dict[str, float]:
     """Compare two models on random normal input, where there is no data.
 
@@ -87,7 +105,7 @@ def agreement_on_random_input(
     Returns
     -------
     dict
-        ``agreement`` and ``kl``, or ``relative_difference``, as in `accuracy`.
+        What `accuracy` gives with a reference, but for what the user's own functions give.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -97,7 +115,7 @@ def agreement_on_random_input(
         return torch.randn(value.shape, generator=generator).to(value)
 
     size = batch_size(example_input)
-    scores = _Scores()
+    scores = _Scores(replace(outputs, loss=None, score=None))
     with evaluating(model, reference):
         for _ in range(-(-samples // size)):
             inputs = tree_map(random, example_input)
@@ -108,47 +126,74 @@ def agreement_on_random_input(
 class _Scores:
     """Sums over batches; a sum that no batch could add to stays out of the result."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: Outputs, classes: int | None = None) -> None:
+        self.outputs, self.classes = outputs, classes
         self.samples = 0
-        self.classes = 0
         self.sums: dict[str, float] = {}
+        self.squares: dict[str, tuple[float, float]] = {}  # of differences and of the reference
         self.comparable = True
 
-    def add(self, output: Any, expected: Any, labels: Tensor | None, samples: int) -> None:
+    def add(
+        self, output: Any, expected: Any, labels: Tensor | None, samples: int, batch: Any = ()
+    ) -> None:
         """Add one batch: a model's output, the reference's or None, and the labels or None."""
         self.samples += samples
-        logits = _logits(output, samples)
+        found = named_floats(output)
+        first = next(iter(found.values()), None)
+        kind = self._kind(output, first, samples)
+        logits = first if kind == "logits" and first is not None and first.ndim == 2 else None
+        if logits is not None and self.classes not in (None, logits.shape[1]):
+            labels = None  # class folders number their classes otherwise
         if logits is None and expected is None:
             raise DataError(
                 "model: outputs must be (batch, classes) logits to be measured with labels. "
                 "Pass the model's own metric with --evaluate."
             )
-        if logits is not None:
-            self.classes = logits.shape[1]
-            if labels is not None:
-                self._add_labels(logits, labels)
-            if expected is not None:
-                self._add_logits(logits, _logits(expected, samples))
-        else:
-            self._add_difference(_floats(output), _floats(expected))
+        if logits is not None and labels is not None:
+            self._add_labels(logits, labels)
+        if expected is None:
+            return
+        if self.outputs.loss is not None:
+            loss = own_loss(self.outputs, output, expected, batch)
+            self._sum("loss", float(loss) * samples)
+        if self.outputs.score is not None:
+            value = own_score(self.outputs, output, expected, batch)
+            self._sum(self.outputs.score_name, value * samples)
+        wanted = named_floats(expected)
+        if [v.shape for v in found.values()] != [v.shape for v in wanted.values()]:
+            self.comparable = False
+        elif kind == "values":
+            self._add_differences(found, wanted)
+        elif first is not None:
+            self._add_comparison(first, next(iter(wanted.values())), kind, samples)
 
     def result(self) -> dict[str, float]:
         """Percentages and means over all samples."""
         if self.samples == 0:
             raise DataError("dataset: must hold at least one sample, got none. Check its path.")
-        sums = self.sums
+        own = self.outputs.score_name if self.outputs.score is not None else None
+        names = [name for name in (own, "top1", "top5", "loss") if name in self.sums]
+        if self.comparable:
+            names += [name for name in ("agreement", "kl", "cosine") if name in self.sums]
+        percent = ("top1", "top5", "agreement")
         result = {
-            name: 100 * sums[name] / self.samples for name in ("top1", "top5") if name in sums
+            name: self.sums[name] / self.samples * (100 if name in percent else 1)
+            for name in names
         }
-        if not self.comparable:
-            return result
-        if "agreement" in sums:
-            result["agreement"] = 100 * sums["agreement"] / self.samples
-            result["kl"] = sums["kl"] / self.samples
-        if "reference" in sums:
-            reference = max(sums["reference"], torch.finfo(torch.float64).tiny)
-            result["relative_difference"] = (sums["difference"] / reference) ** 0.5
+        if self.comparable and self.squares:
+            each = {name: _ratio(*squares) for name, squares in self.squares.items()}
+            result["relative_difference"] = max(each.values())
+            if len(each) > 1:
+                result |= {f"relative_difference {name}": one for name, one in each.items()}
         return result
+
+    def _kind(self, output: Any, first: Tensor | None, samples: int) -> str:
+        """A list is what detectors return, one entry for each image, and never logits."""
+        declared = self.outputs.kind
+        listed = declared == "auto" and isinstance(output, list)
+        if first is None or listed or first.shape[:1] != (samples,):
+            return "values"
+        return kind_of(first, declared)
 
     def _add_labels(self, logits: Tensor, labels: Tensor) -> None:
         if labels.shape != logits.shape[:1]:
@@ -156,51 +201,35 @@ class _Scores:
                 f"labels: must be class indices of shape ({len(logits)},), got "
                 f"{tuple(labels.shape)}. Pass the model's own metric with --evaluate."
             )
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= self.classes:
+        low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+        if low < 0 or high >= classes:
             raise DataError(
-                f"labels: must be in 0..{self.classes - 1}, the model's classes, got "
+                f"labels: must be in 0..{classes - 1}, the model's classes, got "
                 f"{low if low < 0 else high}. Check that dataset and model belong together."
             )
         self._sum("top1", (logits.argmax(1) == labels).sum())
-        if self.classes > 20:
+        if classes > 20:
             self._sum("top5", (logits.topk(5).indices == labels[:, None]).sum())
 
-    def _add_logits(self, logits: Tensor, expected: Tensor | None) -> None:
-        if expected is None or expected.shape != logits.shape:
-            self.comparable = False
+    def _add_comparison(self, output: Tensor, expected: Tensor, kind: str, samples: int) -> None:
+        distance = samples * distance_of(output.double(), expected.double(), kind)
+        if kind == "embedding":
+            self._sum("cosine", samples - distance)
             return
-        self._sum("agreement", (logits.argmax(1) == expected.argmax(1)).sum())
-        log_p, log_q = (F.log_softmax(v.double(), 1) for v in (logits, expected))
-        self._sum("kl", F.kl_div(log_p, log_q, reduction="sum", log_target=True))
+        self._sum("agreement", samples * agreement_of(output, expected, kind))
+        self._sum("kl", distance)
 
-    def _add_difference(self, outputs: list[Tensor], expected: list[Tensor]) -> None:
-        if [v.shape for v in outputs] != [v.shape for v in expected]:
-            self.comparable = False
-            return
-        for got, wanted in zip(outputs, expected, strict=True):
-            self._sum("difference", (got.double() - wanted.double()).square().sum())
-            self._sum("reference", wanted.double().square().sum())
+    def _add_differences(self, outputs: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+        """Of each output by itself: a large one would hide what a small one misses."""
+        for name, wanted in expected.items():
+            difference, reference = self.squares.get(name, (0.0, 0.0))
+            moved = (outputs[name].double() - wanted.double()).square().sum()
+            squares = difference + float(moved), reference + float(wanted.double().square().sum())
+            self.squares[name] = squares
 
-    def _sum(self, name: str, value: Tensor) -> None:
+    def _sum(self, name: str, value: Tensor | float) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
 
-def _logits(output: Any, samples: int) -> Tensor | None:
-    """Return the first tensor of an output where it is (samples, classes), else None.
-
-    A list is what detectors return, one entry per image, and never logits.
-    """
-    tensors = [] if isinstance(output, list) else _floats(output)
-    if tensors and tensors[0].ndim == 2 and tensors[0].shape[0] == samples:
-        return tensors[0] if tensors[0].shape[1] > 1 else None
-    return None
-
-
-def _floats(output: Any) -> list[Tensor]:
-    """All floating tensors of an output: nested lists, tuples, mappings and dataclasses."""
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        output = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-    elif isinstance(output, Mapping):
-        output = dict(output)
-    return [v for v in tree_leaves(output) if isinstance(v, Tensor) and v.is_floating_point()]
+def _ratio(difference: float, reference: float) -> float:
+    return (difference / max(reference, torch.finfo(torch.float64).tiny)) ** 0.5

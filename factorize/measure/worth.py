@@ -10,7 +10,7 @@ from torch import nn
 from factorize.errors import DataError
 from factorize.measure.quality import accuracy, agreement_on_random_input
 from factorize.tensor.call import evaluating
-from factorize.types import Data, Metric
+from factorize.types import UNDECLARED, Data, Metric, Outputs
 
 RANDOM_SAMPLES = 32
 
@@ -56,6 +56,7 @@ def worth(
     metric: Metric | None,
     device: str,
     seed: int,
+    outputs: Outputs = UNDECLARED,
 ) -> dict[str, float]:
     """The user's metric, and accuracy and agreement with the original on data.
 
@@ -66,16 +67,19 @@ def worth(
     ----------
     example_input
         On the device of the models.
+    outputs
+        What the models' outputs mean, where there is no data to say so.
     """
     values = metric_values(metric, model) if metric else {}
     if data is not None:
         batches = data.holdout if data.test is None else data.test
         values |= accuracy(
-            model, batches, device=device, reference=original, labelled=data.labelled
+            model, batches, device=device, reference=original, labelled=data.labelled,
+            classes=data.classes, outputs=data.outputs,
         )
     elif metric is None:
         values |= agreement_on_random_input(
-            model, original, example_input, seed=seed, samples=RANDOM_SAMPLES
+            model, original, example_input, seed=seed, samples=RANDOM_SAMPLES, outputs=outputs
         )
     return values
 

@@ -21,7 +21,8 @@ class Budget:
     macs, params
         Share of the whole net's that is left, in (0, 1].
     max_drop
-        Largest loss of top-1 on held-out training images, in percentage points; at least 0.
+        Largest loss on held-out training images, at least 0: in percentage points of top-1, or in
+        the score of one's own.
 
     Raises
     ------
@@ -43,7 +44,7 @@ class Budget:
         _check("speedup", self.speedup, "a number of at least 1", lambda x: x >= 1, "2")
         for name, share in (("macs", self.macs), ("params", self.params)):
             _check(name, share, "a share in (0, 1]", lambda x: 0 < x <= 1, "0.5 to keep half")
-        _check("max-drop", self.max_drop, "points of top-1, at least 0", lambda x: x >= 0, "1")
+        _check("max-drop", self.max_drop, "a number of at least 0", lambda x: x >= 0, "1")
 
     @property
     def timed(self) -> bool:
@@ -55,7 +56,7 @@ class Budget:
             self.speedup is not None and f"{self.speedup:g}x",
             self.macs is not None and f"{100 * self.macs:g} % of MACs",
             self.params is not None and f"{100 * self.params:g} % of parameters",
-            self.max_drop is not None and f"at most {self.max_drop:g} points of top-1 lost",
+            self.max_drop is not None and f"a drop of at most {self.max_drop:g}",
         )
         return ", ".join(part for part in parts if part)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ import torch
 from torch import nn
 
 from factorize.errors import DeviceError, NoConvolutionError, UnsupportedLayerError
-from factorize.tensor.call import call, evaluating
-from factorize.types import Data, Plan
+from factorize.tensor.call import call, evaluating, rows_of, to_model
+from factorize.tensor.outputs import guess, kind_of, named_floats
+from factorize.types import UNDECLARED, Data, Outputs, Plan
+
+GUESSED_FROM = 32  # images
 
 
 def resolve_device(device: str) -> str:
@@ -22,6 +27,30 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda needs a CUDA device that torch can use, found none.")
     return device
+
+
+def resolved_outputs(
+    model: nn.Module,
+    data: Data | None,
+    kind: str | None,
+    loss: Callable[..., Any] | None,
+    score: Callable[..., Any] | None,
+) -> tuple[Outputs, list[str]]:
+    """What the model's outputs mean, said or guessed from some images, and what to tell of it."""
+    said = data.outputs if data else UNDECLARED
+    outputs = Outputs(kind or said.kind, loss or said.loss, score or said.score)
+    batch: Any = next(iter(data.holdout), None) if data and outputs.kind == "auto" else None
+    if not batch:
+        return outputs, []
+    images = rows_of(batch[0], slice(GUESSED_FROM))
+    labels = batch[1] if len(batch) > 1 and isinstance(batch[1], torch.Tensor) else None
+    try:
+        with evaluating(model):
+            output = call(model, to_model(images, model))
+    except Exception:  # the fit tells in which way images and model do not go together
+        return outputs, []
+    found, note = guess(output, labels if labels is None else labels[:GUESSED_FROM])
+    return replace(outputs, kind=found), [note] if note else []
 
 
 def check_not_empty(plan: Plan) -> None:
@@ -65,14 +94,17 @@ def check_runs(model: nn.Module, plan: Plan, example_input: Any) -> Any:
 
 
 def class_remark(output: Any, data: Data | None) -> list[str]:
-    """Folders of ten classes are no test of a net of a thousand: their numbers differ."""
-    if data is None or not data.classes or not isinstance(output, torch.Tensor):
+    """Labels that cannot be used, and why: folders of ten classes are no test of a thousand."""
+    if data is None or not data.labelled:
         return []
-    if output.ndim != 2 or output.shape[1] == data.classes:
+    first = next(iter(named_floats(output).values()), None)
+    if first is None or first.ndim != 2 or kind_of(first, data.outputs.kind) != "logits":
+        return ["labels are not used: the model's outputs are no logits of classes"]
+    if data.classes in (None, first.shape[1]):
         return []
     return [
-        f"the model has {output.shape[1]} outputs, {data.source} {data.classes} classes: top-1 "
-        "means something only if both number them alike, and labels are not used to tune"
+        f"the model has {first.shape[1]} outputs, {data.source} {data.classes} classes, which it "
+        "numbers in its own order: labels are not used"
     ]
 
 

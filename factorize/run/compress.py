@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from factorize import export, graph, tune
 from factorize.errors import DataError, RankError
@@ -15,7 +15,7 @@ from factorize.fit import FitConfig
 from factorize.measure import Target, as_metric, runtimes
 from factorize.plan import Budget, save_plan
 from factorize.report import Report, write_html
-from factorize.run.checks import exists, resolve_device
+from factorize.run.checks import exists, resolve_device, resolved_outputs
 from factorize.run.deliver import deliver, reported
 from factorize.run.jobs import assist, dismiss
 from factorize.run.pipeline import cut_and_tune, tune_original
@@ -25,6 +25,7 @@ from factorize.run.steps import beside, copied, unfitted
 from factorize.search import SearchConfig, latency_model
 from factorize.system import processes
 from factorize.tensor.call import batch_size
+from factorize.tensor.wrappers import prepared
 from factorize.types import Data, Metric, Plan, Progress
 
 OUTPUTS = (
@@ -56,6 +57,9 @@ def compress(
     target: Target | None = None,
     search: SearchConfig | None = None,
     data: Data | None = None,
+    outputs: str | None = None,
+    loss: Callable[[Any, Any, Any], Tensor] | None = None,
+    score: Callable[[Any, Any, Any], Any] | None = None,
     evaluate: Metric | Callable[[nn.Module], Any] | None = None,
     fit: FitConfig | None = None,
     finetune: int | tune.FinetuneConfig = 0,
@@ -80,7 +84,8 @@ def compress(
     Parameters
     ----------
     model
-        Is not changed. The copy has its mode, dtype and device.
+        Is not changed. The copy has its mode, dtype and device. A compiled or parallel model is
+        taken out of what wraps it.
     example_input
         See `find`.
     method
@@ -99,6 +104,10 @@ def compress(
     data
         The chains are fitted to what the layers put out for images of its train split, batch norms
         recalibrated and the copy fine-tuned on it; the report is on its test split.
+    outputs, loss, score
+        What the model's outputs mean, and a loss and a score of your own, see `Outputs`; in place
+        of those that `data` has. What outputs mean is guessed unless it is said, and the guess
+        told.
     evaluate
         ``model -> float`` or ``{name: float}``: a measure of your own, for the report; set the
         function's attribute ``higher_is_better = False`` where that is so. It chooses nothing,
@@ -132,6 +141,7 @@ def compress(
         One of its kinds; nothing is written then. An export that fails does not lose the rest:
         it is told in ``result.report.failures``.
     """
+    model, wrapped = prepared(model)
     device = resolve_device(device)
     metric = as_metric(evaluate)
     config = tune.FinetuneConfig(finetune, seed=seed) if isinstance(finetune, int) else finetune
@@ -160,6 +170,8 @@ def compress(
     if config.tensorboard:
         tune.check_scalars()
     example_input = beside(model, example_input)
+    meant, guessed = resolved_outputs(model, data, outputs, loss, score)
+    data = data and replace(data, outputs=meant)
     how = fit.resolved(data)
     targets = _targets(target, device, threads, batch_size(example_input))
     timer = latency_model(targets[0], refresh=refresh)
@@ -168,9 +180,9 @@ def compress(
         return _assisted(model, data, device)
     overwrite = force or bool(config.resume and config.checkpoint)
     request = Request(
-        model, example_input, data, metric, fit, how, config, timer, device, seed, progress
+        model, example_input, data, meant, metric, fit, how, config, timer, device, seed, progress
     )
-    journal = Journal([*notes, *(data.notes if data else ())])
+    journal = Journal([*notes, *wrapped, *(data.notes if data else ()), *guessed])
     try:
         with (
             timer.cache,

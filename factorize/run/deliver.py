@@ -72,9 +72,11 @@ def reported(
     journal: Journal, *, name: str | None, stages: int,
 ) -> Report:  # fmt: skip
     """All that was measured, as data."""
-    (params, macs), (new_params, new_macs) = (
-        count(one, request.example_input) for one in (request.model, made.model)
-    )
+    costs = [count(one, request.example_input) for one in (request.model, made.model)]
+    (params, macs, unknown), (new_params, new_macs, _) = costs
+    journal.remarks += [
+        f"MACs of {name} are not counted: no formula is known for them" for name in unknown
+    ]
     plan, outcome = made.cut.plan, made.cut.outcome
     speed = delivered.speed[0] if delivered.speed else None
     return Report(
@@ -84,6 +86,11 @@ def reported(
             "fit": {**asdict(request.fit), "how": request.how},
             "finetune": asdict(request.tuning) if request.tuning.epochs else None,
             "stages": stages,
+            "outputs": {
+                "kind": request.outputs.kind,
+                "loss": _name(request.outputs.loss),
+                "score": _name(request.outputs.score),
+            },
             "device": request.device,
             "seed": request.seed,
         },
@@ -105,3 +112,7 @@ def reported(
         search=completed(outcome, speed) if outcome else None,
         curve=outcome.curve if outcome else (),
     )
+
+
+def _name(function: Any) -> str | None:
+    return function and getattr(function, "__name__", type(function).__name__)

@@ -17,7 +17,7 @@ from factorize.run.jobs import control, control_checkpoint, tuned
 from factorize.run.records import Compressed, Cut, Journal, Request
 from factorize.run.rounds import Selection, Wish, of_round, searched
 from factorize.run.steps import copied, make_plan, measure_quality
-from factorize.search import SearchConfig, run_search
+from factorize.search import SearchConfig, droppable, run_search
 
 REMEMBERED = 2.0
 """Points of top-1 by which known images are answered better than new ones, that are told."""
@@ -77,6 +77,9 @@ def _cut(
     """
     common = {"seed": request.seed, "progress": request.progress}
     if wish.searching:
+        _rate_original(request, journal)
+        if wish.budget is not None and wish.budget.max_drop is not None:
+            droppable(journal.quality["original"], request.outputs)
         with journal.timed("search"):
             outcome = run_search(
                 reference, request.example_input, wish.budget, wish.search or SearchConfig(),
@@ -96,6 +99,7 @@ def _cut(
             if not last and not plan.factorized:
                 return None
             check_not_empty(plan)
+        _rate_original(request, journal)
         with journal.timed("factorize"):
             fitted = fit(
                 reference, plan, request.fit, data=request.data, any_order=wish.plan is None,
@@ -113,19 +117,21 @@ def _rewritten(
     made = Compressed(model, cut, check_runs(model, cut.plan, request.example_input))
     if last:
         journal.remarks += class_remark(made.output, request.data)
-    if not journal.quality:
-        _rate(request, journal, "original", request.model)
     _rate(request, journal, f"rewritten{name}", model)
     return made
 
 
 def _recalibrated(request: Request, made: Compressed, name: str, journal: Journal) -> Compressed:
     assert request.data is not None
-    with journal.timed("recalibrate"):
-        recalibration = tune.recalibrate(
-            made.model, request.model, request.data, device=request.device,
-            progress=request.progress,
-        )  # fmt: skip
+    try:
+        with journal.timed("recalibrate"):
+            recalibration = tune.recalibrate(
+                made.model, request.model, request.data, device=request.device,
+                progress=request.progress,
+            )  # fmt: skip
+    except tune.IncomparableError as reason:
+        journal.remarks.append(f"batch-norm recalibration{name} skipped: {reason}")
+        return made
     journal.remarks.append(f"batch-norm recalibration{name}: {recalibration.reason}")
     if recalibration.applied:
         _rate(request, journal, f"recalibrated{name}", made.model)
@@ -214,6 +220,12 @@ def _with_norms(config: tune.FinetuneConfig, made: Compressed) -> tune.FinetuneC
     return replace(config, batch_norm="batch" if made.recalibration.applied else "fixed")
 
 
+def _rate_original(request: Request, journal: Journal) -> None:
+    """Before any long work: what is wrong with the data or the user's own measure shows here."""
+    if "original" not in journal.quality:
+        _rate(request, journal, "original", request.model)
+
+
 def _rate(request: Request, journal: Journal, step: str, model: nn.Module) -> None:
     """Measure what a model is worth."""
     request.tell(f"evaluate {step}")
@@ -224,5 +236,5 @@ def _rate(request: Request, journal: Journal, step: str, model: nn.Module) -> No
 def _quality(request: Request, model: nn.Module) -> dict[str, Any]:
     return measure_quality(
         request.model, model, request.example_input, data=request.data, evaluate=request.metric,
-        device=request.device, seed=request.seed,
+        outputs=request.outputs, device=request.device, seed=request.seed,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from factorize.fit import FitConfig, Fitted
 from factorize.measure import LatencyModel
 from factorize.search import Outcome
 from factorize.tune import FinetuneConfig, FinetuneResult, Recalibration
-from factorize.types import Data, Metric, Plan, Progress
+from factorize.types import Data, Metric, Outputs, Plan, Progress
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Request:
     model: nn.Module
     example_input: Any
     data: Data | None
+    outputs: Outputs
     metric: Metric | None
     fit: FitConfig
     how: str

@@ -19,7 +19,17 @@ from factorize.plan import Budget, bind, choose, load_plan, lossless
 from factorize.run.checks import resolve_device
 from factorize.search import SearchConfig, latency_model, run_search
 from factorize.tensor.call import input_on
-from factorize.types import ConvSite, Data, Factorization, Metric, Plan, Progress
+from factorize.tensor.wrappers import prepared
+from factorize.types import (
+    UNDECLARED,
+    ConvSite,
+    Data,
+    Factorization,
+    Metric,
+    Outputs,
+    Plan,
+    Progress,
+)
 
 
 def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:
@@ -29,13 +39,15 @@ def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:
     ----------
     example_input
         A tensor, a tuple of positional arguments, a dict of keyword arguments, or whatever else
-        the model takes as its one argument. The model is run on it once.
+        the model takes as its one argument. The model is run on it three times, or more where a
+        layer cannot be replaced.
 
     Raises
     ------
-    NoConvolutionError, UnsupportedLayerError
-        The model has none, or does not run on the example.
+    NoConvolutionError, UnsupportedLayerError, ModelLoadError
+        The model has none, does not run on the example, or is none whose layers can be seen.
     """
+    model, _ = prepared(model)
     return graph.find(model, beside(model, example_input))
 
 
@@ -76,6 +88,7 @@ def make_plan(
     RankError, UnsupportedLayerError, NoConvolutionError, PlanError
         The wish cannot be met; the message says for which layer and why.
     """
+    model, _ = prepared(model)
     sites = find(model, example_input)
     modules = dict(model.named_modules(remove_duplicate=False))
 
@@ -122,6 +135,7 @@ def search_plan(
     exclude: Sequence[str] = (),
 ) -> Plan:
     """The plan that `compress` carries out within a budget; the arguments are its own."""
+    model, _ = prepared(model)
     device, example_input = resolve_device(device), beside(model, example_input)
 
     def rated(one: nn.Module) -> dict[str, float]:
@@ -160,6 +174,7 @@ def rewrite(
     OutputError
         The calibration cannot be saved where that was asked for.
     """
+    model, _ = prepared(model)
     return rewrite_(copied(model), plan, data=data, config=config, seed=seed)
 
 
@@ -173,8 +188,10 @@ def rewrite_(
 ) -> nn.Module:
     """As `rewrite`, in place; returns the model.
 
-    A model that is itself a planned convolution cannot change in place: its chain is returned.
+    A model that is itself a planned convolution cannot change in place: its chain is returned. Of
+    a compiled or parallel model, the one inside is changed and returned.
     """
+    model, _ = prepared(model, in_place=True)
     config, device = config or FitConfig(), str(_device(model))
     config.check_free(overwrite=False)
     return apply_(model, fit(model, plan, config, data=data, device=device, seed=seed))
@@ -197,6 +214,7 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     """
     from safetensors import SafetensorError
 
+    model, _ = prepared(model, in_place=True)
     made = unfitted(model, load_plan(Path(directory, "plan.json")))
     path = Path(directory, "model.safetensors")
     try:
@@ -249,10 +267,16 @@ def measure_quality(
     *,
     data: Data | None = None,
     evaluate: Metric | Callable[[nn.Module], Any] | None = None,
+    outputs: Outputs = UNDECLARED,
     device: str = "cpu",
     seed: int = 0,
 ) -> dict[str, float]:
     """What a compressed model is worth: metric, accuracy, agreement with the original.
+
+    Parameters
+    ----------
+    outputs
+        What the models' outputs mean, where there is no data to say so.
 
     Returns
     -------
@@ -260,9 +284,10 @@ def measure_quality(
     ``relative_difference``, on data's test split, else on its held-out images, else (without
     data and metric) on random input.
     """
+    (original, _), (compressed, _) = prepared(original), prepared(compressed)
     return worth(
         original, compressed, beside(original, example_input), data=data,
-        metric=as_metric(evaluate), device=device, seed=seed,
+        metric=as_metric(evaluate), device=device, seed=seed, outputs=outputs,
     )  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from factorize.errors import BudgetError, DataError
 from factorize.plan import Budget
 from factorize.search.within_budget import Choice, Found, Search
-from factorize.types import Progress
+from factorize.types import Outputs, Progress
 
 PROBES = 7
 """Speeds that are tried."""
@@ -20,27 +21,42 @@ LEAST = 1.02
 """The smallest speedup worth a try."""
 
 
-def fastest(search: Search, budget: Budget, progress: Progress | None = None) -> Found:
-    """By bisection over speedups: the fastest fitted net that loses at most `budget.max_drop`.
-
-    The loss is that of top-1 on held-out training images, before any fine-tuning; without labels,
-    the share of images on which the net no longer agrees with the original.
+def droppable(before: Mapping[str, float], outputs: Outputs) -> str:
+    """The value of a model that `max_drop` is a drop of.
 
     Raises
     ------
     DataError
-        The net does not classify.
+        It has none: the model does not classify, and there is no score.
+    """
+    own = [outputs.score_name] if outputs.score else ["top1", "agreement"]
+    name = next((one for one in own if one in before), None)
+    if name is None:
+        raise DataError(
+            "--max-drop: needs outputs that are logits of classes, or a score of your own, got "
+            "neither. Give --score, or use --speedup."
+        )
+    return name
+
+
+def fastest(search: Search, budget: Budget, progress: Progress | None = None) -> Found:
+    """By bisection over speedups: the fastest fitted net that loses at most `budget.max_drop`.
+
+    The loss is that of the user's own score on held-out training images, before any fine-tuning,
+    or of top-1; without labels, the share of images on which the net no longer agrees with the
+    original.
+
+    Raises
+    ------
+    DataError
+        There is nothing that could drop, see `droppable`.
     BudgetError
         No net that is measured faster keeps the accuracy, or none that keeps it is as fast as
         `budget.speedup`.
     """
     assert budget.max_drop is not None
     before = search.fits.quality_of(search.fits.model, IMAGES)
-    name = "top1" if "top1" in before else "agreement"
-    if name not in before:
-        raise DataError(
-            "--max-drop: the model's outputs must be logits of classes, and are not. Use --speedup."
-        )
+    name = droppable(before, search.fits.outputs)
     limits = replace(budget, max_drop=None, speedup=LEAST)
     low, high = LEAST, max(search.fastest(limits).measured_speedup, LEAST)
     trials, best = [], None
@@ -52,6 +68,7 @@ def fastest(search: Search, budget: Budget, progress: Progress | None = None) ->
             high = speed
         else:
             drop = before[name] - search.fits.quality(choice.plan, IMAGES)[name]
+            drop *= search.fits.outputs.sign
             kept = drop <= budget.max_drop
             trials.append(_trial(choice, name, drop))
             if kept and (best is None or choice.measured_speedup > best.measured_speedup):
@@ -75,7 +92,7 @@ def fastest(search: Search, budget: Budget, progress: Progress | None = None) ->
         least = min(float(one["drop"]) for one in trials)
         raise BudgetError(
             f"--max-drop {budget.max_drop:g}: no net that is faster on {search.tables.target} "
-            f"keeps it: the least loss of {name} was {least:.2f} points. Allow more, or "
+            f"keeps it: the least loss of {name} was {least:.2f}. Allow more, or "
             "--reconstruct."
         )
     if budget.speedup is not None and best.measured_speedup < budget.speedup:

@@ -11,8 +11,9 @@ from factorize import methods
 from factorize.fit import FitConfig, Fitted, apply_, fit
 from factorize.graph import effective_weight
 from factorize.measure import accuracy
+from factorize.tensor.call import batch_size
 from factorize.tensor.threads import in_threads
-from factorize.types import Data, Factorization, LayerPlan, Plan, Progress
+from factorize.types import UNDECLARED, Data, Factorization, LayerPlan, Plan, Progress
 
 HOLDOUT = 1000
 """Images that the losses of fitted nets are measured on."""
@@ -40,6 +41,7 @@ class Fits:
         self.model, self.data, self.config = model, data, config
         self.device, self.seed, self.progress = device, seed, progress
         self.can_judge = data is not None
+        self.outputs = data.outputs if data else UNDECLARED
         self._plans: dict[Hashable, Fitted] = {}
         self._layers: dict[Hashable, Factorization] = {}
         self._qualities: dict[Hashable, dict[str, float]] = {}
@@ -74,17 +76,23 @@ class Fits:
         count, batches = 0, []
         for batch in self.data.holdout:
             batches.append(batch)
-            count += len(batch[0])
+            count += batch_size(batch[0])
             if count >= images:
                 break
         return accuracy(
-            model, batches, device=self.device, reference=self.model, labelled=self.data.labelled
-        )
+            model, batches, device=self.device, reference=self.model, labelled=self.data.labelled,
+            classes=self.data.classes, outputs=self.outputs,
+        )  # fmt: skip
 
     def loss(self, plan: Plan) -> float:
-        """KL to the original's outputs, or the relative squared distance from them."""
+        """How far the outputs are from the original's, on held-out training images."""
         values = self.quality(plan)
-        return values["kl"] if "kl" in values else values["relative_difference"] ** 2
+        if "cosine" in values:
+            return 1 - values["cosine"]
+        for name in ("loss", "kl"):
+            if name in values:
+                return values[name]
+        return values["relative_difference"] ** 2
 
     def _to_weights(self, plan: Plan) -> Fitted:
         """Layer by layer: the next plan may want some of them again."""

@@ -21,6 +21,7 @@ from factorize.search.replay import Replay
 from factorize.search.sensitivity import Divergences, Loss, Reaches
 from factorize.search.tables import LossOf, Tables
 from factorize.search.within_budget import Search
+from factorize.tensor.call import batch_size, rows_of
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import Data, Progress
 
@@ -83,7 +84,7 @@ def prepare(
     how = config.resolved(data)
     names = [methods.get(name).name for name in names] or methods.names()
     sites = graph.find(model, example_input)
-    params, macs = count(model, example_input)
+    params, macs, _ = count(model, example_input)
     assembled = Assembled(model, example_input, latency.target) if latency else None
     layers, reasons = layers_of(
         sites, names, include=include, exclude=exclude, first=data is not None, latency=latency,
@@ -98,7 +99,10 @@ def prepare(
     specs = {name: layers[name].spec for name in offered}
     with tune.placed(device, model):
         images = calibration_images(model, data, config.images, seed) if data else []
-        replay = Replay(model, _first(images), memory=config.memory / 2) if images else None
+        kind = data.outputs.kind if data else "auto"
+        replay = None
+        if images:
+            replay = Replay(model, _first(images), memory=config.memory / 2, kind=kind)
         moments: Iterable[tuple[str, LayerCalibration]] | None = None
         if config.calibration:
             moments = calibrate.load_calibration(config.calibration).layers.items()
@@ -190,11 +194,11 @@ def _nothing(
     )
 
 
-def _first(images: Sequence[Tensor]) -> list[Tensor]:
+def _first(images: Sequence[Any]) -> list[Any]:
     """The first `REPLAYED` of the images, in their batches."""
     kept, missing = [], REPLAYED
     for batch in images:
         if missing > 0:
-            kept.append(batch[:missing])
-            missing -= len(kept[-1])
+            kept.append(rows_of(batch, slice(missing)))
+            missing -= batch_size(kept[-1])
     return kept

@@ -13,7 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from factorize.errors import DataError
-from factorize.tensor.call import evaluating
+from factorize.tensor.call import batch_size, call, evaluating, to_model
+from factorize.tensor.outputs import kind_of
 
 Forward = Callable[..., Tensor]
 
@@ -30,9 +31,11 @@ class Replay:
     model
         Runs in eval mode, where it is.
     images
-        Batches, as the model takes them.
+        Batches, as the model takes them, see `tensor.call`.
     memory
         Bytes of outputs to keep; those of later calls are computed again.
+    kind
+        Of the outputs, see `tensor.outputs`.
 
     Attributes
     ----------
@@ -50,7 +53,14 @@ class Replay:
         The model's output has no such tensor.
     """
 
-    def __init__(self, model: nn.Module, images: Sequence[Tensor], *, memory: float = 1e9) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Sequence[Any],
+        *,
+        memory: float = 1e9,
+        kind: str = "auto",
+    ) -> None:
         self.model, self.images = model, images
         self.modules = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
         self.calls: list[list[tuple[nn.Module, Tensor | None]]] = []  # of each batch, in order
@@ -61,8 +71,10 @@ class Replay:
                 returned = self._run(batch)
             flat = _rows(returned, batch)
             self.outputs.append(flat)
-            alike = isinstance(returned, Tensor) and returned.ndim == 2 and returned.shape[1] > 1
-            self.logits = self.logits and alike
+            self.logits = (
+                self.logits and isinstance(returned, Tensor) and returned.ndim == 2
+                and kind_of(returned, kind) == "logits"
+            )  # fmt: skip
         every = torch.cat(self.outputs)
         deviation = every - every.mean(0) if len(every) > 1 else every
         self.count = len(every)
@@ -99,10 +111,9 @@ class Replay:
             total += float(((theirs - ours) * theirs.exp()).sum())
         return max(total / self.count, 0.0)
 
-    def _run(self, batch: Tensor) -> object:
-        like = next((t for t in (*self.model.parameters(), *self.model.buffers())), batch)
+    def _run(self, batch: Any) -> object:
         with evaluating(self.model):
-            return self.model(batch.to(like.device))
+            return call(self.model, to_model(batch, self.model))
 
     def _recording(
         self, calls: list[tuple[nn.Module, Tensor | None]]
@@ -175,13 +186,13 @@ def _computed(module: Any, x: Any, kernel: Tensor, bias: Tensor | None) -> Tenso
     )  # fmt: skip
 
 
-def _rows(returned: object, batch: Tensor) -> Tensor:
+def _rows(returned: object, batch: Any) -> Tensor:
     """All floating tensors with a row for each image, (n, values), float64."""
     leaves = [
         leaf.detach().flatten(1) if leaf.ndim > 1 else leaf.detach()[:, None]
         for leaf in tree_leaves(returned)
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim
-        and len(leaf) == len(batch)
+        and len(leaf) == batch_size(batch)
     ]  # fmt: skip
     if not leaves:
         raise DataError(

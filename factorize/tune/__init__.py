@@ -1,7 +1,7 @@
 """What data makes up for: batch-norm recalibration and fine-tuning by distillation."""
 
 from factorize.tune.checkpoint import missing_checkpoint
-from factorize.tune.distance import placed, tensors, to_model, uses_labels
+from factorize.tune.distance import IncomparableError, placed, tensors, uses_labels
 from factorize.tune.finetune import FinetuneResult, finetune
 from factorize.tune.order import ordered
 from factorize.tune.recalibrate import Recalibration, recalibrate
@@ -11,6 +11,7 @@ from factorize.tune.scalars import check_scalars
 __all__ = [
     "FinetuneConfig",
     "FinetuneResult",
+    "IncomparableError",
     "Recalibration",
     "check_scalars",
     "finetune",
@@ -20,7 +21,6 @@ __all__ = [
     "read_recipe",
     "recalibrate",
     "tensors",
-    "to_model",
     "uses_labels",
     "with_recipe",
 ]

@@ -6,13 +6,14 @@ nor on how many share the work.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from factorize.errors import DataError
+from factorize.tensor.call import batch_size
 
 if TYPE_CHECKING:
     from factorize.tune.recipe import FinetuneConfig
@@ -35,10 +36,10 @@ def moved(images: Tensor, config: FinetuneConfig, size: int, own: slice) -> Tens
     """
     if not (config.flip or config.crop):
         return images
-    if images.ndim != 4 or min(images.shape[2:]) <= config.crop:
+    if _is_odd(images) or min(images.shape[2:]) <= config.crop:
         raise DataError(
             f"crop: images must be (C, H, W), larger than {config.crop} pixels, got "
-            f"{tuple(images.shape[1:])}. Leave flip and crop out of the recipe."
+            f"{_form(images)}. Leave flip and crop out of the recipe."
         )
     mirrored = (torch.rand(size) < 0.5)[own] if config.flip else torch.zeros(len(images)).bool()
     shifts = torch.randint(0, 2 * config.crop + 1, (size, 2))[own]
@@ -70,17 +71,25 @@ def mixed(images: Tensor, config: FinetuneConfig) -> tuple[Tensor, Tensor | None
     """
     from torchvision.transforms import v2
 
-    size = len(images)
+    size = batch_size(images)
     kinds = [v2.MixUp(alpha=config.mixup, num_classes=size)] if config.mixup else []
     kinds += [v2.CutMix(alpha=config.cutmix, num_classes=size)] if config.cutmix else []
     if not kinds:
         return images, None
-    if images.ndim != 4:
+    if _is_odd(images):
         raise DataError(
-            f"mixup: images must be (C, H, W), got {tuple(images.shape[1:])}. Leave mixup and "
+            f"mixup: images must be (C, H, W), got {_form(images)}. Leave mixup and "
             "cutmix out of the recipe."
         )
     # Each image a class of its own: the mixed labels then are the shares.
     return kinds[int(torch.randint(len(kinds), ()))](
         images, torch.arange(size, device=images.device)
     )
+
+
+def _is_odd(images: Any) -> bool:
+    return not isinstance(images, Tensor) or images.ndim != 4
+
+
+def _form(images: Any) -> str:
+    return str(tuple(images.shape[1:])) if isinstance(images, Tensor) else "several inputs"

@@ -1,24 +1,31 @@
-"""How far a compressed model's outputs are from the original's: the loss, and the label-free score.
-
-Logits, (N, classes) with two classes or more, are compared by the KL divergence of their
-distributions; any other output by its squared difference relative to the original's. Where there
-are several outputs, their distances are summed.
-"""
+"""How far a compressed model's outputs are from the original's, in tuning and held out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from factorize.errors import DataError
-from factorize.tensor.call import evaluating, laid_out_, model_dtype
-from factorize.types import Data
+from factorize.tensor.call import batch_size, call, evaluating, laid_out_, to_model
+from factorize.tensor.outputs import (
+    Energy,
+    distance_of,
+    energy_of,
+    kind_of,
+    named_floats,
+    own_loss,
+    own_score,
+)
+from factorize.types import UNDECLARED, Data, Outputs
+
+
+class IncomparableError(DataError):
+    """Two models' outputs cannot be compared; what only that is missing for may be skipped."""
 
 
 def tensors(output: Any) -> list[Tensor]:
@@ -26,69 +33,60 @@ def tensors(output: Any) -> list[Tensor]:
 
     Raises
     ------
-    DataError
+    IncomparableError
         If there is none, or they are what a detector finds.
     """
     if isinstance(output, list) and any(isinstance(v, Mapping) for v in output):
         raise _incomparable("a dict per image, as of a detector")
-    found = [v for v in tree_leaves(output) if isinstance(v, Tensor) and v.is_floating_point()]
+    found = list(named_floats(output).values())
     if not found:
-        raise DataError(
+        raise IncomparableError(
             "model: its output must hold a floating tensor to be compared with the original's, "
             f"got {type(output).__name__}. Run without recalibration and fine-tuning."
         )
     return [v.float() if v.dtype.itemsize < 4 else v for v in found]
 
 
-def is_logits(output: Tensor) -> bool:
-    """Whether an output is taken for logits: (N, classes), at least two classes."""
-    return output.ndim == 2 and output.shape[1] > 1
-
-
 def uses_labels(data: Data, output: Tensor) -> bool:
-    """Whether the labels can be the model's: it has logits, as many as the data has classes."""
-    classes = data.classes
-    return data.labelled and is_logits(output) and classes in (None, output.shape[1])
-
-
-def energy_of(values: Tensor) -> Tensor:
-    """Mean square of a batch."""
-    return values.square().mean()
-
-
-def relative(student: Tensor, teacher: Tensor, energy: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mean squared difference of two outputs of one shape, relative to the teacher's energy."""
-    scale = energy(teacher).clamp_min(torch.finfo(teacher.dtype).tiny)
-    return (student.to(teacher.dtype) - teacher).square().mean() / scale
+    """Whether the labels can be the model's: it has logits, as many as there are class folders."""
+    logits = output.ndim == 2 and kind_of(output, data.outputs.kind) == "logits"
+    return data.labelled and logits and data.classes in (None, output.shape[1])
 
 
 def distance(
-    student: list[Tensor],
-    teacher: list[Tensor],
+    student: Any,
+    teacher: Any,
+    outputs: Outputs = UNDECLARED,
+    batch: Any = (),
     temperature: float = 1.0,
-    energy: Callable[[Tensor], Tensor] = energy_of,
+    energy: Energy = energy_of,
 ) -> Tensor:
     """Mean distance over the batch, differentiable in the student; 0 where both agree.
 
-    A student in train mode may have more outputs than the teacher (auxiliary heads come last):
-    those without a counterpart do not count. At temperature T the KL divergence is scaled by
-    T^2, which keeps its gradient's size.
+    Where there are several outputs, their distances are summed. A student in train mode may have
+    more outputs than the teacher (auxiliary heads come last): those without a counterpart do not
+    count.
+
+    Parameters
+    ----------
+    student, teacher
+        Outputs of both models, as they are returned.
+    outputs
+        Their kind, or a loss of the user's own, for which `batch` is.
 
     Raises
     ------
     DataError
-        If an output and its counterpart differ in shape.
+        If an output and its counterpart differ in shape, or the loss is no scalar tensor.
     """
-    total = student[0].new_zeros(())
-    for s, t in zip(student, teacher, strict=False):
+    if outputs.loss is not None:
+        return own_loss(outputs, student, teacher, batch)
+    ours, theirs = tensors(student), tensors(teacher)
+    total = ours[0].new_zeros(())
+    for s, t in zip(ours, theirs, strict=False):
         if s.shape != t.shape:
             raise _incomparable(f"shapes {tuple(s.shape)} and {tuple(t.shape)}")
-        if is_logits(t):
-            log_p, log_q = (F.log_softmax(v / temperature, dim=1) for v in (t, s))
-            kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-            total = total + temperature**2 * kl
-        else:
-            total = total + relative(s, t, energy)
+        total = total + distance_of(s, t, outputs.kind, temperature, energy)
     return total
 
 
@@ -108,8 +106,7 @@ def label_loss(
         If a label has no logit.
     """
     classes = logits.shape[1]
-    # On another device lie those of pixels, which were checked when they were loaded.
-    low, high = (int(labels.min()), int(labels.max())) if labels.device.type == "cpu" else (0, 0)
+    low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise DataError(
             f"labels: must be in 0..{classes - 1} for a model with {classes} outputs, got "
@@ -125,35 +122,37 @@ def label_loss(
 
 
 def holdout_scores(model: nn.Module, original: nn.Module, data: Data) -> tuple[float, float | None]:
-    """Distance to the original on the held-out images, and top-1 where labels can be used.
+    """Distance to the original on the held-out images, and the score where there is one.
 
-    Both models are run in eval mode, each image counts the same.
+    The score, higher is better, is the user's own, or top-1 where labels can be used. Both models
+    are run in eval mode, each image counts the same.
     """
-    total, right, count, labelled = 0.0, 0, 0, True
+    total, scored, count, labelled = 0.0, 0.0, 0, True
+    outputs = data.outputs
     with evaluating(model, original):
         for batch in data.holdout:
-            images = to_model(batch[0], model)
-            student, teacher = tensors(model(images)), tensors(original(images))
-            total += float(distance(student, teacher)) * len(images)
-            count += len(images)
-            labelled = labelled and uses_labels(data, student[0])
+            images, size = to_model(batch[0], model), batch_size(batch[0])
+            student, teacher = call(model, images), call(original, images)
+            total += float(distance(student, teacher, outputs, batch)) * size
+            count += size
+            if outputs.score is not None:
+                value = own_score(outputs, student, teacher, batch)
+                scored += outputs.sign * value * size
+                continue
+            logits = tensors(student)[0]
+            labelled = labelled and uses_labels(data, logits)
             if labelled:
-                right += int((student[0].argmax(1).cpu() == batch[1].cpu()).sum())
+                scored += int((logits.argmax(1).cpu() == batch[1].cpu()).sum())
     if count == 0:
         raise DataError("holdout: needs at least one batch, got none. Hold more images out.")
-    return total / count, right / count if labelled else None
+    known = outputs.score is not None or labelled
+    return total / count, scored / count if known else None
 
 
-def to_model(images: Tensor, model: nn.Module) -> Tensor:
-    """Bring images to the device and the dtype a model computes in."""
-    device = next((p.device for p in (*model.parameters(), *model.buffers())), images.device)
-    return images.to(device, model_dtype(model), non_blocking=True)
-
-
-def _incomparable(found: str) -> DataError:
-    return DataError(
+def _incomparable(found: str) -> IncomparableError:
+    return IncomparableError(
         "model: its outputs must have the original's shapes for any input to be compared with "
-        f"them, got {found}. Leave --data away and measure with --evaluate."
+        f"them, got {found}. Measure with --evaluate, and leave --finetune away."
     )
 
 

@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from factorize.errors import DataError, UnsupportedLayerError
 from factorize.system import processes
 from factorize.tensor.call import evaluating
-from factorize.tune.distance import distance, label_loss, relative, tensors, uses_labels
+from factorize.tensor.outputs import relative
+from factorize.tune.distance import distance, label_loss, tensors, uses_labels
 from factorize.tune.recipe import FinetuneConfig
 from factorize.types import Data
 
-Call = Callable[[Tensor], Any]
+Call = Callable[[Any], Any]
 
 
 class Objective:
@@ -32,7 +34,7 @@ class Objective:
             self.pairs = _replaced(model, original)
 
     def __call__(
-        self, student: Call, teacher: Call, images: Tensor, labels: Tensor | None,
+        self, student: Call, teacher: Call, images: Any, labels: Tensor | None,
         shares: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The loss, and what a model that always answers zeros would have.
@@ -48,16 +50,21 @@ class Objective:
         """
         config = self.config
         with evaluating(self.original), _recorded([t for _, t in self.pairs]) as wanted:
-            target = tensors(teacher(images)) if self._teaches else []
+            target = teacher(images) if self._teaches else None
         with _recorded([s for s, _ in self.pairs]) as features:
-            output = tensors(student(images))
+            answer = student(images)
+        output = tensors(answer)
         loss = output[0].new_zeros(())
         blank = output[0].new_zeros(())
         if config.logit_weight:
-            far = partial(distance, temperature=config.temperature, energy=_energy)
-            loss = loss + config.logit_weight * far(output, target)
+            batch = (images,) if labels is None else (images, labels)
+            far = partial(
+                distance, outputs=self.data.outputs, batch=batch, temperature=config.temperature,
+                energy=_energy,
+            )  # fmt: skip
+            loss = loss + config.logit_weight * far(answer, target)
             with torch.no_grad():
-                nothing = [torch.zeros_like(t) for t in target]
+                nothing = tree_map_only(Tensor, torch.zeros_like, target)
                 blank = blank + config.logit_weight * far(nothing, target)
         if labels is not None and config.label_weight and uses_labels(self.data, output[0]):
             right = partial(

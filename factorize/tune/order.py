@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from factorize.errors import DataError
 from factorize.system import processes
+from factorize.tensor.call import batch_size, rows_of
 from factorize.types import Batch, Resident
 
 SHARE = 0.25  # of a device's memory that images may take
@@ -89,7 +90,8 @@ class Feed:
             sampler = None  # it has no indices
         whole = first == 0 and processes.count() == 1 and self.held is None
         if sampler is None or whole:
-            return map(_part_of, islice(iter(train), first, end))
+            found = map(_part_of, islice(iter(train), first, end))
+            return found if first else _some(found)
         listed = [list(batch) for batch in islice(iter(sampler), first, end)]
         # A batch of fewer images than processes is left out, but no loader can read nothing.
         parts = [batch[processes.part(len(batch))] or batch[:1] for batch in listed]
@@ -120,10 +122,22 @@ class Feed:
         return self.held.batch(chosen if self.indices is None else self.indices[chosen])
 
 
+def _some(batches: Iterator[tuple[int, Batch]]) -> Iterator[tuple[int, Batch]]:
+    """All of them; none is an error, not a quick epoch."""
+    start = next(batches, None)
+    if start is None:
+        raise DataError(
+            "train: must have batches in every epoch, got none in this one. Give a DataLoader or "
+            "a list of batches, which can be read more than once."
+        )
+    yield start
+    yield from batches
+
+
 def _part_of(batch: Batch) -> tuple[int, Batch]:
-    size = len(batch[0])
+    size = batch_size(batch[0])
     own = processes.part(size)
-    return size, tuple(tensor[own] for tensor in batch)
+    return size, tuple(rows_of(part, own) for part in batch)
 
 
 def _fits(dataset: Resident, device: torch.device) -> bool:

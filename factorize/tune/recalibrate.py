@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from factorize.tensor.call import evaluating
-from factorize.tune.distance import holdout_scores, placed, to_model
+from factorize.tensor.call import batch_size, call, evaluating, to_model
+from factorize.tune.distance import holdout_scores, placed
 from factorize.tune.order import ordered
 from factorize.types import Data, Progress
 
@@ -87,8 +87,10 @@ def recalibrate(
 
     Raises
     ------
+    IncomparableError
+        If the outputs cannot be compared.
     DataError
-        If the outputs cannot be compared, or there is no held-out image.
+        If there is no held-out image.
     """
     layers = [
         module
@@ -99,22 +101,30 @@ def recalibrate(
         reason = "the model has no batch-norm layer with running statistics"
         return Recalibration(False, None, None, 0, reason)
     with placed(device, model, original):
-        before = holdout_scores(model, original, data)[0]
+        before = _judged(model, original, data)
         saved = [{k: v.clone() for k, v in layer.named_buffers()} for layer in layers]
         kept = False
         try:
             seen = _estimate(model, layers, saved, data, progress)
-            after = holdout_scores(model, original, data)[0]
+            after = _judged(model, original, data)
             kept = math.isfinite(after) and not after >= before  # a ``before`` of nan loses
         finally:
             if not kept:
                 for layer, buffers in zip(layers, saved, strict=True):
                     _restore(layer, buffers)
     verdict = "better" if kept else "not better, statistics left as they were"
-    reason = (
-        f"held-out distance to the original {before:.4g} -> {after:.4g} on {seen} images: {verdict}"
-    )
+    what, sign = "distance to the original", 1
+    if data.outputs.score is not None:
+        what, sign = data.outputs.score_name, -data.outputs.sign
+    moved = f"{sign * before:.4g} -> {sign * after:.4g}"
+    reason = f"held-out {what} {moved} on {seen} images: {verdict}"
     return Recalibration(kept, before, after, len(layers), reason)
+
+
+def _judged(model: nn.Module, original: nn.Module, data: Data) -> float:
+    """The distance from the original's held-out outputs, or minus the user's own score."""
+    distance, score = holdout_scores(model, original, data)
+    return distance if data.outputs.score is None or score is None else -score
 
 
 def _estimate(
@@ -141,8 +151,8 @@ def _estimate(
             for layer in layers:
                 layer.train()
             for batch in data.train:
-                model(to_model(batch[0], model))
-                seen += len(batch[0])
+                call(model, to_model(batch[0], model))
+                seen += batch_size(batch[0])
                 if progress:
                     progress("recalibrating", min(seen, IMAGES), IMAGES, {})
                 if seen >= IMAGES:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from factorize.system import processes
 from factorize.system.signals import uninterrupted
+from factorize.tensor.call import batch_size, call, rows_of, to_model
 from factorize.tune.augment import mixed, moved
-from factorize.tune.distance import to_model
 from factorize.tune.objective import Objective
 from factorize.tune.optimizer import Average, optimizer_of, pace, trainable
 from factorize.tune.recipe import FinetuneConfig
@@ -39,9 +39,9 @@ class Step:
         self.student, self.teacher = self._cast(student), self._cast(teacher)
 
     def _cast(self, model: Any) -> Any:
-        def called(images: Tensor) -> Any:
+        def called(images: Any) -> Any:
             with self.accelerator.autocast():
-                return model(images)
+                return call(model, images)
 
         return called
 
@@ -71,18 +71,18 @@ class Step:
         if processes.count() > 1:  # from here on each process draws for its own images
             torch.manual_seed(torch.initial_seed() + processes.rank())
         images, shares = mixed(images, config)
-        if config.channels_last and images.ndim == 4:
+        if config.channels_last and isinstance(images, Tensor) and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         labels = batch[1] if len(batch) > 1 else None
         self.optimizer.zero_grad()
         sums = torch.zeros(2 + len(flags), dtype=torch.float64)
         # As many parts in all processes, which wait for each other in each; of two images at least.
         parts = min(config.micro_batches, max(1, size // processes.count() // 2))
-        for chunk in torch.arange(len(images)).tensor_split(parts):
+        for chunk in torch.arange(batch_size(images)).tensor_split(parts):
             rows = slice(int(chunk[0]), int(chunk[-1]) + 1)
             loss, blank = self.objective(
-                self.student, self.teacher, images[rows],
-                labels if labels is None or shares is not None else labels[rows],
+                self.student, self.teacher, rows_of(images, rows),
+                labels if shares is not None else rows_of(labels, rows),
                 None if shares is None else shares[rows],
             )  # fmt: skip
             share = len(chunk) / size
@@ -90,7 +90,7 @@ class Step:
             sums[:2] += share * torch.stack([loss.detach(), blank]).double().cpu()
         processes.add_gradients(self.parameters)
         sums[2:] = torch.tensor(flags, dtype=torch.float64)
-        value, blank, *told = processes.total(sums.to(images.device)).tolist()
+        value, blank, *told = processes.total(sums.to(self.accelerator.device)).tolist()
         if math.isfinite(value):
             if config.max_grad_norm:
                 self.accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)

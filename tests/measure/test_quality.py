@@ -67,10 +67,21 @@ def test_logits_are_the_first_tensor_of_an_output(wrap):
 
 def test_other_outputs_have_a_relative_difference_only():
     x = torch.ones(4, 2, 3, 3)
-    other = Fixed(lambda v: OrderedDict(out=1.5 * v, aux=v))
-    reference = Fixed(lambda v: OrderedDict(out=v, aux=v))
+    got = accuracy(
+        Fixed(lambda v: 1.5 * v), [(x[:1],), (x[1:],)], reference=Fixed(lambda v: v), labelled=False
+    )
+    assert got == pytest.approx({"relative_difference": 0.5})
+
+
+def test_of_several_outputs_the_worst_leads():
+    x = torch.ones(4, 2, 3, 3)
+    other = Fixed(lambda v: OrderedDict(large=1e6 * v, small=1.5 * v))
+    reference = Fixed(lambda v: OrderedDict(large=1e6 * v, small=v))
     got = accuracy(other, [(x[:1],), (x[1:],)], reference=reference, labelled=False)
-    assert got == pytest.approx({"relative_difference": (0.25 / 2) ** 0.5})
+    assert got == pytest.approx({
+        "relative_difference": 0.5, "relative_difference large": 0.0,
+        "relative_difference small": 0.5,
+    })  # fmt: skip
 
 
 def test_outputs_of_other_shape_are_not_compared():

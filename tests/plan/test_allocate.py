@@ -219,7 +219,7 @@ def test_budgets_out_of_range(limits: dict[str, float], message: str) -> None:
 
 def test_budgets_at_the_border_and_together() -> None:
     assert str(Budget(speedup=1)) == "1x"
-    assert str(Budget(max_drop=0)) == "at most 0 points of top-1 lost"
+    assert str(Budget(max_drop=0)) == "a drop of at most 0"
     budget = Budget(speedup=2.5, macs=0.5, params=1.0)
     assert str(budget) == "2.5x, 50 % of MACs, 100 % of parameters"
 

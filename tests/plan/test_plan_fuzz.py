@@ -132,7 +132,7 @@ def test_an_edited_plan_is_carried_out_or_refused(content: Any) -> None:
         if made := outcome(checked, content, folder):
             params, macs = (sum(getattr(one, of) for one in bound[0].layers)
                             for of in ("params", "macs"))  # fmt: skip
-            assert (params, macs) == count(made, X)
+            assert (params, macs) == count(made, X)[:2]
             save_plan(bound[0], file)
             assert factorize.make_plan(NET, X, edited=load_plan(file)) == bound[0]
             file.write_text(json.dumps(content))

@@ -30,7 +30,7 @@ from factorize.search.drop import fastest
 from factorize.search.offers import Offer
 from factorize.search.prepare import prepare
 from factorize.search.within_budget import Search
-from factorize.types import Plan
+from factorize.types import UNDECLARED, Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|onnxscript")
 
@@ -120,7 +120,7 @@ def test_kl_needs_images():
 class Judged:
     """Fits that lose points by the square of the MACs that are saved."""
 
-    can_judge, model = True, None
+    can_judge, model, outputs = True, None, UNDECLARED
 
     def __init__(self, metric: str = "top1", least: float = 0.0) -> None:
         self.metric, self.least = metric, least
@@ -188,7 +188,7 @@ def test_accuracy_that_nothing_keeps_names_the_least_loss(machine: Machine):
     search, _fits = judged(machine, least=5.0)
     with pytest.raises(BudgetError, match="--max-drop 1: .* the least loss of top1 was ") as caught:
         fastest(search, Budget(max_drop=1.0))
-    least = re.search(r"was ([\d.]+) points", str(caught.value))
+    least = re.search(r"was ([\d.]+)\. ", str(caught.value))
     assert least
     assert 5 <= float(least[1]) < 5.5
     machine.gain = 0.001

@@ -30,7 +30,7 @@ def test_distance_of_logits_is_the_scaled_kl_divergence():
     s, t = torch.randn(5, 7), torch.randn(5, 7)
     p, q = (torch.softmax(v / 3, 1) for v in (t, s))
     want = 9 * (p * (p / q).log()).sum(1).mean()
-    assert torch.allclose(distance([s], [t], 3.0), want)
+    assert torch.allclose(distance([s], [t], temperature=3.0), want)
     assert distance([t], [t]).item() == pytest.approx(0, abs=1e-7)
 
 
@@ -154,7 +154,7 @@ def test_loss_and_clipping_are_as_configured():
     images, labels = (torch.cat(parts) for parts in zip(*data.train, strict=True))
     with torch.no_grad():
         student, teacher = model(images), original(images)
-        want = distance([student], [teacher], 3.0) + 0.5 * nn.functional.cross_entropy(
+        want = distance([student], [teacher], temperature=3.0) + 0.5 * nn.functional.cross_entropy(
             student, labels
         )
     config = FinetuneConfig(
