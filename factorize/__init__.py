@@ -1,19 +1,46 @@
 """Make trained convolutional networks smaller and faster by factorizing their convolutions."""
 
+from factorize.data import load_data as _load_data
 from factorize.errors import FactorizeError
-from factorize.export import export_onnx
+from factorize.export import export_onnx as _export_onnx
+from factorize.export import export_program as _export_program
 from factorize.fit import FitConfig
-from factorize.graph import merge_parallel
+from factorize.graph import merge_parallel as _merge_parallel
 from factorize.measure import Target
-from factorize.methods import register
-from factorize.methods.decompose import Decomposition, decompose
-from factorize.plan import Budget, load_plan
-from factorize.run.compress import Result, compress
-from factorize.run.steps import find, load, make_plan, measure_quality, rewrite, rewrite_
+from factorize.measure.runtimes import register as register_runtime
+from factorize.methods import register as register_method
+from factorize.methods.decompose import Decomposition
+from factorize.methods.decompose import decompose as _decompose
+from factorize.plan import Budget
+from factorize.plan import load_plan as _load_plan
+from factorize.plan import save_plan as _save_plan
+from factorize.run import compress as _compress
+from factorize.run import make_plan as _make_plan
+from factorize.run import rebuild as _rebuild
+from factorize.run import steps as _steps
+from factorize.run.border import in_python
+from factorize.run.compress import Result
 from factorize.search import SearchConfig
 from factorize.spec import ConvSpec
-from factorize.tune import FinetuneConfig, finetune
+from factorize.tune import FinetuneConfig
+from factorize.tune import finetune as _finetune
 from factorize.types import Data, Metric, Outputs, Plan
+
+compress = in_python(_compress.compress)
+decompose = in_python(_decompose)
+export_onnx = in_python(_export_onnx)
+export_program = in_python(_export_program)
+find = in_python(_steps.find)
+finetune = in_python(_finetune)
+load = in_python(_rebuild.load)
+load_data = in_python(_load_data.load_data)
+load_plan = in_python(_load_plan)
+make_plan = in_python(_make_plan.make_plan)
+measure_quality = in_python(_steps.measure_quality)
+merge_parallel = in_python(_merge_parallel)
+rewrite = in_python(_steps.rewrite)
+rewrite_ = in_python(_steps.rewrite_)
+save_plan = in_python(_save_plan)
 
 __all__ = [
     "Budget",
@@ -32,17 +59,23 @@ __all__ = [
     "compress",
     "decompose",
     "export_onnx",
+    "export_program",
     "find",
     "finetune",
     "load",
+    "load_data",
     "load_plan",
     "make_plan",
     "measure_quality",
     "merge_parallel",
-    "register",
+    "register_method",
+    "register_runtime",
     "rewrite",
     "rewrite_",
+    "save_plan",
 ]
+
+del in_python
 
 
 def __getattr__(name: str) -> str:

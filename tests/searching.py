@@ -104,12 +104,11 @@ class Machine:
                 return machine.speedup(self.units, self.units - saved)
 
         patch.setattr("factorize.search.prepare.Assembled", Assembled)
-        measure = import_module("factorize.measure")
         layers = import_module("factorize.measure.latency_model")
         patch.setattr(layers, "time_chains", self.chains)
         patch.setattr(layers, "reference", lambda target: None)
         patch.setattr(layers, "in_units", lambda target, run: (1.0, UNIT_MS))
-        patch.setattr(measure, "speedups", self.speedups)
+        patch.setattr("factorize.run.deliver.speedups", self.speedups)
 
 
 def installed(patch: pytest.MonkeyPatch, cache: Path) -> Machine:
@@ -237,5 +236,5 @@ def prepared(machine: Machine, model: nn.Module, **options: Any) -> Search:
 
 def shares(before: nn.Module, after: nn.Module) -> tuple[float, float]:
     """Of MACs and parameters that are left in a real net."""
-    (params, macs), (left, cheaper) = count(before, EXAMPLE), count(after, EXAMPLE)
+    (params, macs, _), (left, cheaper, _) = count(before, EXAMPLE), count(after, EXAMPLE)
     return cheaper / macs, left / params

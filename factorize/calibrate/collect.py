@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from factorize.calibrate.moment_sums import MomentSums
 from factorize.errors import DataError, FactorizeError
 from factorize.spec import ConvSpec
-from factorize.tensor.call import evaluating
+from factorize.tensor.call import batch_size, call, evaluating, input_on, rows_of
 from factorize.tensor.moments import Calibration, LayerCalibration, Moments
 from factorize.types import Progress
 
@@ -27,7 +28,7 @@ PATCHES, PATCHES_PER_ENTRY = 40_000, 64
 def collect(
     model: nn.Module,
     specs: Mapping[str, ConvSpec],
-    images: Sequence[Tensor],
+    images: Sequence[Any],
     *,
     memory: float = 2e9,
     per_image: int | None = None,
@@ -47,7 +48,7 @@ def collect(
         The layers, with groups=1, in the order of execution (so that the first passes are
         short). Names of one module in several places each get the moments of all its calls.
     images
-        Batches (n, C, ...) as the model takes them.
+        Batches (n, C, ...) as the model takes them, see `tensor.call`.
     memory
         Bytes for the sums of one pass. A layer that needs more has a pass of its own.
     per_image
@@ -77,7 +78,7 @@ def collect(
 def collect_each(
     model: nn.Module,
     specs: Mapping[str, ConvSpec],
-    images: Sequence[Tensor],
+    images: Sequence[Any],
     *,
     memory: float = 2e9,
     per_image: int | None = None,
@@ -117,7 +118,7 @@ def collect_each(
                 yield alias, both
 
 
-def split(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def split(images: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Batches to fit to, and batches of every fifth image, of the last one where there are few.
 
     Raises
@@ -132,12 +133,11 @@ def split(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             "A few hundred are better."
         )
     held = torch.arange(total) % HELD_OUT == min(HELD_OUT, total) - 1
-    masks = held.split([len(batch) for batch in images])
-    parts = [
-        [batch[mask.to(batch.device)] for batch, mask in zip(images, wanted, strict=True)]
+    masks = held.split([batch_size(batch) for batch in images])
+    fit, held_out = (
+        [rows_of(batch, mask) for batch, mask in zip(images, wanted, strict=True) if mask.any()]
         for wanted in ([~mask for mask in masks], masks)
-    ]
-    fit, held_out = ([batch for batch in part if len(batch)] for part in parts)
+    )
     return fit, held_out
 
 
@@ -160,7 +160,7 @@ def _run(
     model: nn.Module,
     modules: dict[str, nn.Module],
     sums: dict[str, MomentSums],
-    images: list[Tensor],
+    images: list[Any],
     seed: int,
     advance: Any,
 ) -> None:
@@ -192,19 +192,21 @@ def _run(
             for batch in images:
                 calls.clear()
                 try:
-                    model(batch.to(device))
+                    call(model, input_on(batch, device))
                 except _Stop:
                     pass
                 except (FactorizeError, torch.OutOfMemoryError):
                     raise
                 except Exception as error:
                     line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+                    parts = [v for v in tree_leaves(batch) if isinstance(v, Tensor)]
+                    shapes = " and ".join(f"{tuple(v.shape)} {v.dtype}" for v in parts[:2])
                     raise DataError(
                         f"calibration images: the model must take a batch of them, "
-                        f"{tuple(batch.shape)} {batch.dtype}, got {type(error).__name__}: {line}. "
+                        f"{shapes}, got {type(error).__name__}: {line}. "
                         "Give images as the model takes them."
                     ) from error
-                advance(len(batch))
+                advance(batch_size(batch))
     finally:
         for handle in hooks:
             handle.remove()
@@ -225,5 +227,5 @@ def _groups(specs: Mapping[str, ConvSpec], memory: float) -> Iterator[dict[str, 
         yield group
 
 
-def _count(images: Sequence[Tensor]) -> int:
-    return sum(len(batch) for batch in images)
+def _count(images: Sequence[Any]) -> int:
+    return sum(map(batch_size, images))

@@ -36,10 +36,11 @@ from factorize.fit import FitConfig
 from factorize.measure import Target
 from factorize.models.load_model import load_model
 from factorize.plan import load_plan
-from factorize.report import Bars, Console, compare_reports, plan_table, show, verdict
+from factorize.report import Bars, Console, compare_reports, forecast, plan_table, show, verdict
 from factorize.run.checks import check_not_empty, resolve_device
 from factorize.run.compress import OUTPUTS, Result, compress
-from factorize.run.steps import make_plan, search_plan
+from factorize.run.make_plan import make_plan, search_plan
+from factorize.run.rounds import Selection, Wish
 from factorize.search import SearchConfig
 from factorize.system import processes
 from factorize.system.imports import import_function
@@ -166,23 +167,22 @@ def run(
     if dry_run:
         with Bars(_err) as bars:
             if searching:
-                planned = search_plan(
-                    loaded.model, sample, budget, target=timed, search=config, data=images,
-                    fit=fitting, device=device, seed=seed, refresh=refresh,
-                    progress=bars.update, **layers,
+                found = search_plan(
+                    loaded.model, sample, Wish(None, budget, config, Selection(**layers)),
+                    target=timed, data=images, fit=fitting, device=device, seed=seed,
+                    refresh=refresh, progress=bars.update,
                 )  # fmt: skip
+                planned, times = found.outcome.plan, found.times
             else:
+                found, times = None, {}
                 planned = make_plan(
-                    loaded.model,
-                    sample,
-                    edited=given,
-                    seed=seed,
-                    progress=bars.update,
-                    **layers,
+                    loaded.model, sample, edited=given, seed=seed, progress=bars.update, **layers,
                     **ranks,
-                )
+                )  # fmt: skip
         _out.print(Text(described, style="bold"))
-        _out.print(plan_table(planned))
+        _out.print(plan_table(planned, times))
+        if found is not None:
+            _out.print(Text(forecast(found.outcome.report), style="bold"), soft_wrap=True)
         for note in loaded.notes:
             _out.print(Text(f"note: {note}", style="yellow"))
         check_not_empty(planned)
@@ -247,6 +247,8 @@ def _ended() -> int | None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # not the parser's own complaint: a bug of ours
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help was shown
+            return 2
         return _fail(f"{error.format_message().rstrip('.')}. See --help.")  # type: ignore[attr-defined]
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from factorize import methods
+from factorize.cli.numbers import option_number
 from factorize.measure import runtimes
 from factorize.measure.environment import package_version
 from factorize.types import OUTPUT_KINDS
@@ -51,16 +52,17 @@ AllowCostlier = Annotated[bool, typer.Option(
 DryRun = Annotated[bool, typer.Option(
     "--dry-run", help="Show the table of layers and write nothing.", rich_help_panel=_CHOICE)]
 Speedup = Annotated[float | None, typer.Option(
-    metavar="X",
-    help="So many times as fast, measured on --target, at the least loss of accuracy.",
+    parser=option_number, metavar="X",
+    help="So many times as fast (2, 2x), measured on --target, at the least loss of accuracy.",
     rich_help_panel=_BUDGET)]
 Macs = Annotated[float | None, typer.Option(
-    metavar="SHARE", help="Share of the net's MACs to keep, such as 0.5.",
-    rich_help_panel=_BUDGET)]
+    parser=option_number, metavar="SHARE",
+    help="Share of the net's MACs to keep, such as 0.5 or 50%.", rich_help_panel=_BUDGET)]
 Params = Annotated[float | None, typer.Option(
-    metavar="SHARE", help="Share of the net's parameters to keep.", rich_help_panel=_BUDGET)]
+    parser=option_number, metavar="SHARE", help="Share of the net's parameters to keep.",
+    rich_help_panel=_BUDGET)]
 MaxDrop = Annotated[float | None, typer.Option(
-    metavar="POINTS",
+    parser=option_number, metavar="POINTS",
     help="As fast as possible without losing more than this on held-out training images, before "
     "any fine-tuning: points of top-1, or what --score is in.", rich_help_panel=_BUDGET)]
 Sensitivity = Annotated[str, typer.Option(

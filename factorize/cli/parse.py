@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import typer
 
+from factorize.cli.numbers import number
 from factorize.errors import BudgetError, DataError, ModelLoadError, PlanError, RankError
 from factorize.models.load_model import LoadedModel
 from factorize.plan import Budget
@@ -28,7 +29,8 @@ def rank_of(text: str | None) -> int | float | str | None:
     if text is None or text == "vbmf":
         return text
     try:
-        return float(text) if "." in text or "e" in text.lower() else int(text)
+        whole = not any(c in text.lower() for c in ".e%")
+        return int(text) if whole else number(text)
     except ValueError:
         return text  # refused where the rule is read, with the rule
 
@@ -129,12 +131,12 @@ def sweep_of(text: str | None) -> tuple[float, ...] | Literal["auto"]:
     if text is None or text == "auto":
         return "auto" if text else ()
     try:
-        speedups = tuple(float(part) for part in text.split(","))
+        speedups = tuple(number(part) for part in text.split(","))
     except ValueError:
         speedups = ()
     if not speedups:
         raise BudgetError(
-            f"--sweep must be speedups above 1 such as 1.5,2,3 or auto, got {text!r}."
+            f"sweep must be speedups above 1 such as 1.5,2,3 or auto, got {text!r}."
         )
     return speedups
 
@@ -144,9 +146,9 @@ def pick_of(text: str | None) -> float | Literal["knee"]:
     if text is None or text == "knee":
         return "knee"
     try:
-        return float(text)
+        return number(text)
     except ValueError:
-        raise BudgetError(f"--pick must be knee or one of --sweep, got {text!r}.") from None
+        raise BudgetError(f"pick must be knee or one of the sweep, got {text!r}.") from None
 
 
 def default_out(model: str) -> Path:

@@ -6,23 +6,33 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from factorize.data.images import ImageSet, Transform
 from factorize.errors import DataError
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 
+_MOST_NAMED = 10  # unreadable images in a note
+
 
 def image_folder(
-    path: Path, transform: Transform
+    path: Path, transform: Transform, *, skip_bad: int = 0, workers: int = 0
 ) -> tuple[ImageSet, ImageSet | None, int | None, list[str]]:
     """Read ``train/`` with ``test/`` or ``val/`` beside it, or images that lie flat in ``path``.
 
     ``test/`` is preferred over ``val/`` unless the training images have classes and it has none.
+    Classes are numbered in alphabetical order.
+
+    Parameters
+    ----------
+    skip_bad, workers
+        How many images may be unreadable, and processes that look for them.
 
     Returns
     -------
@@ -31,8 +41,8 @@ def image_folder(
     Raises
     ------
     DataError
-        If there is no image, images lie beside folders, or the splits do not have the same
-        classes.
+        If there is no image, images lie beside folders, the splits do not have the same classes,
+        or too many images are unreadable.
     """
     root = path / "train"
     if not root.is_dir():
@@ -46,7 +56,6 @@ def image_folder(
             )
     _folders(path)
     classes = _folders(root)
-    train = _image_set(root, classes, transform)
     notes = [] if classes else [f"{root.name}/ has no class folders: images without labels"]
     if transform.size and not transform.resizes:
         height, width = transform.size
@@ -54,18 +63,35 @@ def image_folder(
     splits = [path / name for name in ("test", "val") if root != path and (path / name).is_dir()]
     if classes:
         splits = [p for p in splits if _folders(p)] or splits
-    if not splits:
-        return train, None, len(classes) or None, notes
     if len(splits) > 1:
         notes.append(f"test images are those of {splits[0].name}/, not of {splits[1].name}/")
-    found = _folders(splits[0])
-    if bool(found) != bool(classes) or set(found) - set(classes):
-        strange = sorted(set(found) - set(classes))[:5] or "no class folders"
-        raise DataError(
-            f"{splits[0]}: must have the class folders of {root} ({len(classes)}: "
-            f"{classes[:5]} ...), got {strange}. Name the classes alike in both."
-        )
-    return train, _image_set(splits[0], classes, transform), len(classes) or None, notes
+    if splits:
+        found = _folders(splits[0])
+        strange, missing = sorted({*found} - {*classes})[:5], {*classes} - {*found}
+        if bool(found) != bool(classes) or (strange and missing):
+            raise DataError(
+                f"{splits[0]}: must have the class folders of {root} ({len(classes)}: "
+                f"{classes[:5]} ...), got {strange or 'no class folders'}. Name the classes alike "
+                "in both."
+            )
+        classes = sorted({*classes, *found})  # some of them may lack training images
+    roots = [root, *splits[:1]]
+    listed = [_listed(place, classes) for place in roots]
+    if skip_bad:
+        bad = _unreadable([image for images in listed for image, _ in images], workers)
+        if len(bad) > skip_bad:
+            raise DataError(
+                f"{path}: at most {skip_bad} images may be unreadable, got {len(bad)}, the first "
+                f"{bad[0].relative_to(path)}. Replace or remove them, or raise --skip-bad."
+            )
+        listed = [[one for one in images if one[0] not in bad] for images in listed]
+        if bad:
+            notes.append(_named(bad, path))
+    sets = [
+        _image_set(images, place, bool(classes), transform)
+        for images, place in zip(listed, roots, strict=True)
+    ]
+    return sets[0], sets[1] if splits else None, len(classes) or None, notes
 
 
 def _folders(root: Path) -> list[str]:
@@ -88,25 +114,56 @@ def _images(folder: Path, pattern: str = "*") -> list[Path]:
     )
 
 
-def _image_set(root: Path, classes: list[str], transform: Transform) -> ImageSet:
-    """Classes are numbered as given: those of the training split, in alphabetical order."""
-    paths, labels = _images(root), None
-    if classes:
-        paths, labels = [], []
-        for number, name in enumerate(classes):
-            found = _images(root / name, "**/*")
-            paths += found
-            labels += [number] * len(found)
-    if not paths:
+def _listed(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """Each image with the number of its class."""
+    if not classes:
+        return [(image, 0) for image in _images(root)]
+    return [
+        (image, number)
+        for number, name in enumerate(classes)
+        for image in _images(root / name, "**/*")
+    ]
+
+
+def _unreadable(paths: list[Path], workers: int) -> list[Path]:
+    """Those that cannot be decoded, JPEG at an eighth of its size, which is quick."""
+    batches: Any = DataLoader(
+        paths,  # pyright: ignore[reportArgumentType]
+        batch_size=64,
+        num_workers=workers,
+        collate_fn=_bad,
+        generator=torch.Generator(),  # leaves the global one alone
+    )
+    return [path for bad in batches for path in bad]
+
+
+def _bad(paths: list[Path]) -> list[Path]:
+    bad = []
+    for path in paths:
+        try:
+            _decode(path, grey=True, quick=True)
+        except DataError:
+            bad.append(path)
+    return bad
+
+
+def _named(bad: list[Path], root: Path) -> str:
+    names = ", ".join(str(path.relative_to(root)) for path in bad[:_MOST_NAMED])
+    more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
+    return f"{len(bad)} unreadable image(s) skipped: {names}{more}"
+
+
+def _image_set(
+    listed: list[tuple[Path, int]], root: Path, labelled: bool, transform: Transform
+) -> ImageSet:
+    if not listed:
         raise DataError(
             f"{root}: needs images ({', '.join(sorted(EXTENSIONS))}), got none. "
             "Put them there, in one folder per class where they have labels."
         )
-    images = ImageSet(
-        partial(_read, paths, transform),
-        len(paths),
-        None if labels is None else torch.tensor(labels),
-    )
+    paths = [path for path, _ in listed]
+    labels = torch.tensor([number for _, number in listed]) if labelled else None
+    images = ImageSet(partial(_read, paths, transform), len(paths), labels)
     images.read([0])  # whatever does not fit the model fails here, not in the middle of a run
     return images
 
@@ -124,7 +181,7 @@ def _read(paths: list[Path], transform: Transform, indices: Sequence[int]) -> Te
     return torch.stack(images)
 
 
-def _decode(path: Path, grey: bool) -> Tensor:
+def _decode(path: Path, grey: bool, quick: bool = False) -> Tensor:
     """Read (1 or 3, H, W): uint8, or float in [0, 1] where a file has 16 bits."""
     from PIL import Image
 
@@ -133,6 +190,8 @@ def _decode(path: Path, grey: bool) -> Tensor:
             warnings.simplefilter("ignore")  # odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if quick:
+                    image.draft("L", (1, 1))
                 if image.mode.startswith("I;16") or image.mode == "I":
                     deep = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)
                     return deep.expand(1 if grey else 3, *deep.shape)
@@ -150,6 +209,7 @@ def _decode(path: Path, grey: bool) -> Tensor:
         Image.DecompressionBombWarning,
     ) as error:
         raise DataError(
-            f"{path}: not a readable image ({type(error).__name__}). Replace or remove the file."
+            f"{path}: not a readable image ({type(error).__name__}). Replace or remove the file, "
+            "or pass --skip-bad."
         ) from error
     return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from factorize.errors import DataError
 from factorize.types import Batch, Data, Preprocessing
 
+NO_TEST = "no test split: nothing can be reported on test images"
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -164,15 +166,13 @@ class PixelSet(ImageSet):
         return self.pixels.nbytes
 
     def on(self, device: torch.device) -> PixelSet:
-        """The same, on a device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return PixelSet(self.pixels.to(device), labels, self.prepare)
+        """The same, the pixels on a device; labels are few."""
+        return PixelSet(self.pixels.to(device), self.labels, self.prepare)
 
     def batch(self, indices: Tensor) -> Batch:
         """(n,) indices on the CPU -> images (n, C', H', W') and, where there are any, labels."""
-        there = indices.to(self.pixels.device)
-        images = self.prepare(self.pixels[there].contiguous())
-        return (images,) if self.labels is None else (images, self.labels[there])
+        images = self.prepare(self.pixels[indices.to(self.pixels.device)].contiguous())
+        return (images,) if self.labels is None else (images, self.labels[indices])
 
 
 class Shuffled(Sampler[int]):
@@ -235,7 +235,7 @@ def build(
     """Hold images out of ``train`` and put a loader on each split; only train is shuffled."""
     rest, held = holdout_split(len(train), loading, source)
     if test is None:
-        notes = (*notes, "no test split: nothing can be reported on test images")
+        notes = (*notes, NO_TEST)
 
     def loader(images: Dataset[Batch], **how: Any) -> DataLoader[Batch]:
         how = {"batch_size": loading.batch_size, **how}
@@ -264,6 +264,11 @@ def build(
         source=source,
         notes=tuple(notes),
     )
+
+
+def is_built(loader: Any) -> bool:
+    """Whether `build` made the loader: what it yields is known."""
+    return isinstance(loader, DataLoader) and loader.collate_fn is _as_read
 
 
 def _as_read(batch: Any) -> Any:

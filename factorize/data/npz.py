@@ -19,14 +19,12 @@ from factorize.system.archives import check_unpacked_size
 _MOST_CLASSES = 10**7
 
 
-def npz_file(
-    path: Path, transform: Transform, seed: int
-) -> tuple[ImageSet, ImageSet, int | None, list[str]]:
+def npz_file(path: Path, transform: Transform, seed: int) -> tuple[ImageSet, ImageSet, list[str]]:
     """Read one file and split it: 80 % to train, 20 % to test.
 
     Returns
     -------
-    train, test, classes, notes
+    train, test, notes
 
     Raises
     ------
@@ -44,17 +42,17 @@ def npz_file(
         for rows in parts
     )
     note = f"{path.name} has no splits: {len(train)} images train, {len(test)} test (seed {seed})"
-    return train, test, _classes(labels), [note, *_resize_note(images, transform)]
+    return train, test, [note, *_resize_note(images, transform)]
 
 
 def npz_folder(
     train_paths: Sequence[Path], test_path: Path | None, transform: Transform
-) -> tuple[ImageSet, ImageSet | None, int | None, list[str]]:
+) -> tuple[ImageSet, ImageSet | None, list[str]]:
     """Read ``train*.npz`` as one training split, and the test split if there is one.
 
     Returns
     -------
-    train, test, classes, notes
+    train, test, notes
 
     Raises
     ------
@@ -66,20 +64,15 @@ def npz_folder(
     train = _image_set(images, labels, transform, train_paths[0].parent)
     notes = _resize_note(images, transform)
     if test_path is None:
-        return train, None, _classes(labels), notes
+        return train, None, notes
     test_images, test_labels = _read(test_path, transform.channels)
     if (labels is None) != (test_labels is None):
         raise DataError(
             f"{test_path}: training and test files must both have labels or both have none. "
             "Add the missing key 'labels'."
         )
-    if labels is not None and test_labels is not None and test_labels.max() > labels.max():
-        raise DataError(
-            f"{test_path}: labels must be in 0..{int(labels.max())} as in the training files, "
-            f"got {int(test_labels.max())}. Number the classes alike in both."
-        )
     test = _image_set(test_images, test_labels, transform, test_path)
-    return train, test, _classes(labels), notes
+    return train, test, notes
 
 
 def _read(path: Path, channels: int | None) -> tuple[np.ndarray, Tensor | None]:
@@ -192,10 +185,6 @@ def _image_set(
     found = PixelSet(torch.from_numpy(images), labels, prepare)
     found.read([0])  # whatever does not fit the model fails here, not in the middle of a run
     return found
-
-
-def _classes(labels: Tensor | None) -> int | None:
-    return None if labels is None else int(labels.max()) + 1
 
 
 def _resize_note(images: np.ndarray, transform: Transform) -> list[str]:

@@ -4,11 +4,12 @@ from factorize.export.bundle import export_all
 from factorize.export.onnx_nodes import layer_nodes
 from factorize.export.output_folder import output_folder
 from factorize.export.program import export_program
-from factorize.export.to_onnx import OnnxCheck, export_onnx
+from factorize.export.to_onnx import OnnxCheck, OnnxConfig, export_onnx
 from factorize.export.weights import save_weights
 
 __all__ = [
     "OnnxCheck",
+    "OnnxConfig",
     "export_all",
     "export_onnx",
     "export_program",

@@ -13,15 +13,26 @@ from torch import nn
 from factorize import methods
 from factorize.errors import ExportError
 from factorize.export.program import export_program
-from factorize.export.to_onnx import OnnxCheck, export_onnx
+from factorize.export.to_onnx import OnnxCheck, OnnxConfig, export_onnx
+from factorize.export.traces import Traces
 from factorize.export.weights import save_weights
 from factorize.types import Plan
 
 
 def export_all(
-    folder: Path, original: nn.Module, compressed: nn.Module, plan: Plan, example_input: Any
+    folder: Path,
+    original: nn.Module,
+    compressed: nn.Module,
+    plan: Plan,
+    example_input: Any,
+    config: OnnxConfig = OnnxConfig(),  # noqa: B008 (frozen)
 ) -> tuple[OnnxCheck | None, dict[str, dict[str, int]], list[str]]:
     """Write ``model.*`` and, to compare, ``original.*`` into a folder.
+
+    Parameters
+    ----------
+    config
+        Of both ONNX files.
 
     Returns
     -------
@@ -34,17 +45,21 @@ def export_all(
     """
     failures: list[str] = []
     check = None
+    traces = Traces(compressed, example_input)
     chains = {layer.spec.name: len(methods.chain_of(layer)) for layer in plan.factorized}
     with _noting(failures, "model.safetensors", folder):
         save_weights(compressed, folder / "model.safetensors")
         save_weights(original, folder / "original.safetensors")
     with _noting(failures, "model.onnx", folder):
-        check = export_onnx(compressed, example_input, folder / "model.onnx", chains=chains)
+        check = export_onnx(
+            compressed, example_input, folder / "model.onnx",
+            chains=chains, config=config, traces=traces,
+        )  # fmt: skip
     with _noting(failures, "model.pt2", folder):
-        export_program(compressed, example_input, folder / "model.pt2")
+        export_program(compressed, example_input, folder / "model.pt2", traces=traces)
     if check is not None:
         with _noting(failures, "original.onnx, to compare the time in ONNX Runtime", folder):
-            export_onnx(original, example_input, folder / "original.onnx")
+            export_onnx(original, example_input, folder / "original.onnx", config=config)
 
     sizes: dict[str, dict[str, int]] = {}
     for kind in ("safetensors", "onnx", "pt2"):

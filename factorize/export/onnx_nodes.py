@@ -19,8 +19,8 @@ _NODES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ChannelShuffle: ("Transpose", "Reshape"),
 }
 
-
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def layer_nodes(graph: Any, model: nn.Module) -> dict[str, list[str]]:
@@ -36,6 +36,22 @@ def layer_nodes(graph: Any, model: nn.Module) -> dict[str, list[str]]:
                 if module is owner:
                     nodes.setdefault(name, []).append(node.name)
     return nodes
+
+
+def name_layers(graph: Any, model: nn.Module) -> None:
+    """Name the nodes that are layers after these: ``layer1.0.conv1/Conv``.
+
+    So they can be told, in a viewer and by `layer_nodes`, when all else that is noted is gone.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    used = {node.name for node in graph.node}
+    for node in graph.node:
+        layer = _owner_name(node, modules) if node.op_type in _LAYERS else None
+        if layer is not None:
+            name = f"{layer}/{node.op_type}"
+            more = (f"{name}_{i}" for i in range(1, len(graph.node) + 1))
+            node.name = next(one for one in (name, *more) if one not in used)
+            used.add(node.name)
 
 
 def check_chain(graph: Any, model: nn.Module, layer: str, stages: int, program: Any) -> None:
@@ -111,7 +127,13 @@ def _operators(module: Any) -> tuple[str, ...]:
 
 
 def _owner(node: Any, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """Return the layer a node comes from: by its scope, or by the name of its weight.
+    """Return the layer a node comes from."""
+    name = _owner_name(node, modules)
+    return None if name is None else modules[name]
+
+
+def _owner_name(node: Any, modules: Mapping[str, nn.Module]) -> str | None:
+    """Name the layer a node comes from: by its scope, or by the name of its weight.
 
     The latter is for a convolution that a batch norm was folded into: its scope is that of the
     batch norm. The exporter folds into no weight that several modules share.
@@ -119,17 +141,20 @@ def _owner(node: Any, modules: Mapping[str, nn.Module]) -> nn.Module | None:
     names = _scopes(node)
     if node.op_type in ("Conv", "ConvTranspose"):
         names.insert(0, node.input[1].removesuffix(".weight"))
-    for name in reversed(names):
-        module = modules.get(name)
-        if isinstance(module, tuple(_NODES)):
-            return module
-    return None
+    layers = (name for name in reversed(names) if isinstance(modules.get(name), tuple(_NODES)))
+    return next(layers, None)
 
 
 def _scopes(node: Any) -> list[str]:
-    """Return the names of the modules a node was called in, outermost first."""
+    """Return the names of the modules a node was called in, outermost first.
+
+    Of a finished file, whose nodes have no such note, the layer that the node's name begins with.
+    """
     properties = {entry.key: entry.value for entry in node.metadata_props}
-    return ast.literal_eval(properties.get("pkg.torch.onnx.name_scopes", "[]"))
+    if _SCOPES in properties:
+        return ast.literal_eval(properties[_SCOPES])
+    layer, slash, _ = node.name.rpartition("/")
+    return [layer] if slash else []
 
 
 def _after(

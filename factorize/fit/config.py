@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from factorize import calibrate, tune
 from factorize.errors import DataError, OutputError
@@ -15,6 +15,7 @@ from factorize.fit.layer import Fitted
 from factorize.fit.layerwise import fit_outputs, fit_weights
 from factorize.fit.reconstruct import reconstruct
 from factorize.fit.sequential import fit_sequential
+from factorize.tensor.call import batch_size, rows_of, to_model
 from factorize.types import Data, Plan, Progress
 
 HOW = ("weights", "outputs", "sequential")
@@ -137,7 +138,7 @@ def fit(
         if data is None or not (config.reconstruct or config.save_calibration):
             return fitted
     with tune.placed(device, model):
-        images: list[Tensor] = []
+        images: list[Any] = []
         if data is not None and (not config.calibration or config.reconstruct):
             images = calibration_images(model, data, config.images, seed)
         specs = {one.spec.name: one.spec for one in plan.factorized if one.spec.groups == 1}
@@ -161,15 +162,15 @@ def fit(
     return fitted
 
 
-def calibration_images(model: nn.Module, data: Data, count: int, seed: int) -> list[Tensor]:
+def calibration_images(model: nn.Module, data: Data, count: int, seed: int) -> list[Any]:
     """Images of the training split, picked by the seed alone, as the model takes them."""
-    batches: list[Tensor] = []
+    batches: list[Any] = []
     with torch.random.fork_rng([]), tune.ordered(data.train, seed=seed):
         torch.manual_seed(seed)
         missing = count
         for batch in data.train:
-            batches.append(tune.to_model(batch[0][:missing], model))
-            missing -= len(batches[-1])
+            batches.append(to_model(rows_of(batch[0], slice(missing)), model))
+            missing -= batch_size(batches[-1])
             if missing <= 0:
                 break
     return batches

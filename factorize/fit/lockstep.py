@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from factorize.errors import DataError
+from factorize.tensor.call import batch_size, call, rows_of, twice
 
 Decision = Callable[[Tensor], Tensor] | None
 """What a layer does to the second half of its input from now on; None: what it always did."""
@@ -117,7 +118,7 @@ class Lockstep:
     layers
         Modules to stop at, by name, each time that they are called with one tensor.
     batches
-        Images (n, C, H, W).
+        Images (n, C, H, W), or whatever else the model takes, see `tensor.call`.
     keep
         Names of layers whose input is kept until `forget` is called for it.
     memory
@@ -129,7 +130,7 @@ class Lockstep:
         self,
         model: nn.Module,
         layers: Mapping[str, nn.Module],
-        batches: Sequence[Tensor],
+        batches: Sequence[Any],
         memory: float,
         *,
         keep: Iterable[str] = (),
@@ -200,12 +201,13 @@ class Lockstep:
         for name, module in self.layers.items():
             if id(module) not in names:
                 names[id(module)] = name
-                hook = self._hook(name)
-                self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+                register = module.register_forward_hook  # before those that a user has put there
+                self._hooks.append(register(self._hook(name), with_kwargs=True, prepend=True))
         held = self._held_per_image()
-        count, budget = 1, self.memory - held * len(self.batches[0])
-        while count < len(self.batches) and budget >= held * len(self.batches[count]):
-            budget -= held * len(self.batches[count])
+        needed = [held * batch_size(batch) for batch in self.batches]
+        count, budget = 1, self.memory - needed[0]
+        while count < len(needed) and budget >= needed[count]:
+            budget -= needed[count]
             count += 1
         for index in range(count):
             self._paused.append(self._start(index))
@@ -213,14 +215,15 @@ class Lockstep:
     def _start(self, index: int) -> _Run:
         return self._run(index, self.batches[index])
 
-    def _run(self, index: int, images: Tensor, *modes: TorchDispatchMode) -> _Run:
+    def _run(self, index: int, images: Any, *modes: TorchDispatchMode) -> _Run:
         def forward() -> Any:
             with torch.no_grad(), ExitStack() as stack:
                 for mode in modes:
                     stack.enter_context(mode)
-                return self.model(torch.cat((images, images)))
+                return call(self.model, twice(images))
 
-        return _Run(index, forward, images.device.type)
+        first = next(leaf for leaf in tree_leaves(images) if isinstance(leaf, Tensor))
+        return _Run(index, forward, first.device.type)
 
     def _resume(self, run: _Run) -> None:
         self._running = run
@@ -261,7 +264,7 @@ class Lockstep:
     def _held_per_image(self) -> int:
         """Bytes that an image holds where it holds most, paused at any of the layers."""
         most, alive = 0, _Alive()
-        run = self._run(0, self.batches[0][:1], alive)
+        run = self._run(0, rows_of(self.batches[0], slice(1)), alive)
         try:
             self._resume(run)
             while run.arrival is not None:

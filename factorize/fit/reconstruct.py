@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from factorize import calibrate, graph
 from factorize.fit.layer import Fitted, apply_
 from factorize.fit.lockstep import Arrival, Decision, Lockstep, refusing
-from factorize.tensor.call import evaluating
+from factorize.tensor.call import batch_size, call, evaluating, rows_of
 from factorize.types import Factorization, Progress
 
 STEPS = 300
@@ -27,7 +27,7 @@ MOST = 4  # fitted layers in a block
 def reconstruct(
     model: nn.Module,
     fitted: Fitted,
-    images: Sequence[Tensor],
+    images: Sequence[Any],
     *,
     memory: float = 2e9,
     seed: int = 0,
@@ -66,7 +66,7 @@ def reconstruct(
     whole = [name for name in starts if name not in fitted.layers]
     alone = [n for n in (*fitted.layers, *fitted.means) if not any(_within(n, b) for b in whole)]
     tuned, done = dict(fitted.layers), 0
-    room = memory / 2 / sum(map(len, images))  # twice while batches are joined
+    room = memory / 2 / sum(map(batch_size, images))  # twice while batches are joined
     generator = torch.Generator().manual_seed(seed)
     stops = {name: modules[name] for name in (*whole, *alone)}
     with evaluating(model), Lockstep(model, stops, [*fit, *held_out], memory) as lockstep:
@@ -174,9 +174,7 @@ def _runs(
     return runs
 
 
-def _calls(
-    model: nn.Module, called: Mapping[str, nn.Module], images: Tensor
-) -> dict[str, list[bool]]:
+def _calls(model: nn.Module, called: Mapping[str, nn.Module], images: Any) -> dict[str, list[bool]]:
     """For each call of the modules whether it takes one tensor, nothing else, and gives one."""
     calls: dict[str, list[bool]] = {name: [] for name in called}
 
@@ -190,7 +188,7 @@ def _calls(
     hooks = [m.register_forward_hook(hook(n), with_kwargs=True) for n, m in called.items()]
     try:
         with refusing(model), evaluating(model):
-            model(images[:1])
+            call(model, rows_of(images, slice(1)))
     finally:
         for handle in hooks:
             handle.remove()

@@ -20,7 +20,7 @@ from factorize.fit.layer import Fitted, fit_layer, grouped, shared_layers
 from factorize.fit.layerwise import fit_outputs, fit_weights
 from factorize.fit.lockstep import Decision, Lockstep
 from factorize.fit.trace import Shortcut, trace
-from factorize.tensor.call import evaluating
+from factorize.tensor.call import batch_size, call, evaluating, rows_of
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import LayerPlan, Plan, Progress
 
@@ -28,7 +28,7 @@ from factorize.types import LayerPlan, Plan, Progress
 def fit_sequential(
     model: nn.Module,
     plan: Plan,
-    images: Sequence[Tensor],
+    images: Sequence[Any],
     *,
     any_order: bool = False,
     memory: float = 2e9,
@@ -91,7 +91,7 @@ def fit_sequential(
     }
     corrected: dict[str, Decision] = {}
     with evaluating(model):
-        order, added = trace(model, convs | norms, parts[0][0][:1])
+        order, added = trace(model, convs | norms, rows_of(parts[0][0], slice(1)))
         added = {name: shortcut for name, shortcut in added.items() if name in layers}
         first = next((index for index, name in enumerate(order) if name in layers), 0)
         norms = {name: norms[name] for name in order[first:] if name in norms}
@@ -135,14 +135,14 @@ def _moments(
     layer: LayerPlan,
     module: nn.Module,
     lockstep: Lockstep,
-    parts: Sequence[Sequence[Tensor]],
+    parts: Sequence[Sequence[Any]],
     shortcut: Shortcut | None,
     seed: int,
 ) -> LayerCalibration:
     """The moments of a layer's input in the compressed net, and of the output wanted there."""
     sums = []
     for part in parts:
-        per_image = calibrate.positions_per_image(layer.spec, sum(map(len, part)))
+        per_image = calibrate.positions_per_image(layer.spec, sum(map(batch_size, part)))
         sums.append(MomentSums(layer.spec, per_image=per_image, seed=seed))
     for arrival in lockstep.arrivals():
         wanted = arrival.output
@@ -176,10 +176,10 @@ def _corrected(
     return normalized
 
 
-def _check_apart(model: nn.Module, images: Tensor, output: Any) -> None:
+def _check_apart(model: nn.Module, images: Any, output: Any) -> None:
     """A model that lets one image see another cannot carry two networks in one batch."""
     with torch.no_grad():
-        alone = tree_leaves(model(images))
+        alone = tree_leaves(call(model, images))
     for one, twice in zip(alone, tree_leaves(output), strict=False):
         if not isinstance(one, Tensor) or not one.is_floating_point():
             continue

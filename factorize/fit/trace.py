@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from factorize.fit.lockstep import refusing
+from factorize.tensor.call import call
 
 _ADD = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
@@ -58,7 +59,7 @@ class Shortcut:
 
 
 def trace(
-    model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor
+    model: nn.Module, layers: Mapping[str, nn.Module], images: Any
 ) -> tuple[list[str], dict[str, Shortcut]]:
     """Names of the layers in the order of their calls, and shortcuts by the convolution's name.
 
@@ -81,7 +82,7 @@ def trace(
     ]
     try:
         with refusing(model), torch.no_grad(), seen:
-            model(images)
+            call(model, images)
     finally:
         for hook in hooks:
             hook.remove()

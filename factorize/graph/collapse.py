@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from factorize import methods
+from factorize.graph.carry import carry_, layout_of
 from factorize.graph.rewrite import dense_module, exchanged_, kernel_of, swapped
 from factorize.methods.chain import chain_kernel
 from factorize.types import LayerPlan, Plan
@@ -46,8 +47,10 @@ def _collapsed(layer: LayerPlan, chain: Any) -> nn.Module:
     module = dense_module(spec, device=first.weight.device, dtype=first.weight.dtype)
     with torch.no_grad():
         module.weight.copy_(swapped(kernel, spec) if spec.transposed else kernel)
+        layout = layout_of(*(one.weight for one in chain if hasattr(one, "weight")))
+        module.weight.data = module.weight.data.contiguous(memory_format=layout)
         if spec.bias:
             module.bias.copy_(last.bias)
             module.bias.requires_grad_(last.bias.requires_grad)
     module.weight.requires_grad_(first.weight.requires_grad)
-    return module.train(chain.training)
+    return carry_(chain, module.train(chain.training), leaving=True)

@@ -13,18 +13,22 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from factorize.errors import DataError, NoConvolutionError, UnsupportedLayerError
-from factorize.graph.spec_of import KINDS, is_convolution, is_quantized, spec_of
-from factorize.graph.watch import Run, Seen, watched
+from factorize.graph import stand_ins
+from factorize.graph.carry import hooks_of
+from factorize.graph.rewrite import dense_module
+from factorize.graph.spec_of import KINDS, is_convolution, is_quantized, spec_of, weight_hooks
+from factorize.graph.watch import Run, Seen, undisturbed, watched
 from factorize.spec import ConvSpec
-from factorize.tensor.call import batch_size, call, evaluating
+from factorize.tensor.call import batch_size, evaluating
 from factorize.types import ConvSite
 
 
 def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:
     """Every convolution and linear layer, in the order of execution, uncalled ones last.
 
-    The model is run once on the example, in eval mode and without gradients; its own mode, its
-    buffers and the random state are as before.
+    The model is run on the example, in eval mode and without gradients; its own mode, its buffers
+    and the random state are as before. It is run once to see what is called and how, and twice to
+    see that chains may stand in for the layers (more often, to find those for which none may).
 
     Parameters
     ----------
@@ -55,8 +59,7 @@ def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:
 
     with watched(list(modules.values()), _samples(example_input)) as run:
         try:
-            with evaluating(model), torch.random.fork_rng(devices=_cuda_devices(model)):
-                call(model, example_input)
+            undisturbed(model, example_input)
         except Exception as error:
             raise UnsupportedLayerError(
                 f"{type(model).__name__}: the model must run on the example input, got "
@@ -69,6 +72,13 @@ def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:
         sites = tuple(
             _site(names[key], modules[key], run.seen[key], owners, names, modules) for key in order
         )
+    found = zip(order, sites, strict=True)
+    free = {key: (modules[key], site.spec) for key, site in found if site.blocked is None}
+    reasons = stand_ins.refused(model, free, example_input)
+    sites = tuple(
+        replace(site, blocked=reasons.get(key, site.blocked))
+        for key, site in zip(order, sites, strict=True)
+    )
     return _with_parallel(sites, run, names)
 
 
@@ -163,6 +173,11 @@ def forbidden(module: Any) -> str | None:
         own = getattr(cls, method, None) is not getattr(plain, method, None)
         if own or method in vars(module):
             return f"{cls.__name__} has a {method} of its own: it computes more than {KINDS[plain]}"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        fresh = dense_module(spec_of(module, ""), device="meta")
+        sides = [list(vars(one)["_reversed_padding_repeated_twice"]) for one in (fresh, module)]
+        if sides[0] != sides[1]:
+            return "its padding was changed since it was made: torch pads by what it was"
     weight: Any = module.weight
     if weight.is_meta:
         return "its weight is on the meta device and has no values"
@@ -174,16 +189,11 @@ def forbidden(module: Any) -> str | None:
 def _notes(module: Any) -> Iterator[str]:
     if parametrize.is_parametrized(module, "weight") or weight_hooks(module):
         yield "weight parametrisation folded into the weights"
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    count = sum(len(getattr(module, kind)) for kind in kinds) - len(weight_hooks(module))
-    if count:
-        yield f"{count} hook(s) on the layer dropped"
-
-
-def weight_hooks(module: nn.Module) -> list[Any]:
-    """Pre-forward hooks by which torch computes the weight (weight_norm, spectral_norm, prune)."""
-    hooks = module._forward_pre_hooks.values()
-    return [hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils")]
+    kept, dropped = hooks_of(module)
+    if kept:
+        yield f"{kept} hook(s) on the layer are on its chain"
+    if dropped:
+        yield f"{dropped} hook(s) by register_backward_hook, which cannot see a chain, dropped"
 
 
 def _parameter_owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
@@ -193,11 +203,6 @@ def _parameter_owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]
             if parameter is not None:
                 owners[id(parameter)].append((name, module))
     return owners
-
-
-def _cuda_devices(model: nn.Module) -> list[int]:
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    return sorted(d.index or 0 for d in devices)
 
 
 def _one_line(error: Exception) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from factorize.errors import PlanError
-from factorize.graph.find import weight_hooks
-from factorize.graph.spec_of import KINDS, spec_of
+from factorize.graph.carry import carry_, layout_of
+from factorize.graph.spec_of import KINDS, spec_of, weight_hooks
 from factorize.spec import ConvSpec
 from factorize.tensor.call import evaluating
 from factorize.types import Factorization
@@ -23,19 +23,25 @@ _CLASSES: dict[str, Any] = {kind: cls for cls, kind in KINDS.items()}
 def effective_weight(module: nn.Module) -> Tensor:
     """The weight that the module convolves with: parametrisations and weight hooks applied.
 
-    Evaluated in eval mode: spectral norm would otherwise take a power step.
-
     Returns
     -------
     (O, I/groups, *kernel), of a transposed convolution too.
+    """
+    weight = stored_weight(module)
+    return swapped(weight, spec_of(module, "")) if getattr(module, "transposed", False) else weight
+
+
+def stored_weight(module: nn.Module) -> Tensor:
+    """As `effective_weight`, but of a transposed convolution as it is, (I, O/groups, *kernel).
+
+    Evaluated in eval mode: spectral norm would otherwise take a power step.
     """
     with evaluating(module):
         if hooks := weight_hooks(module):
             module = copy.copy(module)  # they set its weight
             for hook in hooks:
                 hook(module, ())
-        weight = module.weight.detach()  # type: ignore[union-attr]
-    return swapped(weight, spec_of(module, "")) if getattr(module, "transposed", False) else weight
+        return module.weight.detach()  # type: ignore[union-attr]
 
 
 def swapped(weight: Tensor, spec: ConvSpec) -> Tensor:
@@ -47,8 +53,8 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
     """Replace the named convolutions in place; returns the model, or the chain of a root.
 
     A module used in several places is replaced once and stays shared. Modules that share a weight
-    share the factors, where they are factorized alike. Mode, requires_grad, dtype and device are
-    those of the replaced module.
+    share the factors, where they are factorized alike. Mode, requires_grad, dtype, device, memory
+    format, hooks and a user's own attributes are those of the replaced module.
 
     Parameters
     ----------
@@ -70,6 +76,7 @@ def rewrite_(model: nn.Module, factorizations: Mapping[str, Factorization]) -> n
     for name, made in factorizations.items():
         module = modules[name]
         chain = build_chain(made, module)
+        carry_(module, chain, leaving=True)
         key = (id(module._parameters.get("weight", module)), made.method, made.rank, made.variant)
         stages: list[Any] = [stage for stage in chain if hasattr(stage, "weight")]
         mates = shared.setdefault(key, [stage.weight for stage in stages])
@@ -95,10 +102,14 @@ def exchanged_(model: nn.Module, others: Mapping[int, nn.Module]) -> nn.Module:
 
 
 def build_chain(made: Factorization, module: Any) -> nn.Sequential:
-    """The chain as modules, in all else like the convolution that it replaces."""
+    """The chain as modules, in all else like the convolution that it replaces.
+
+    Hooks and attributes of a user's are not on it: who fits a layer runs it in the layer's place,
+    with the layer's own hooks around it.
+    """
     weight = effective_weight(module)
     trainable = any(p.requires_grad for n, p in module.named_parameters() if n != "bias")
-    layers = []
+    layers, layout = [], layout_of(*module.parameters())
     for stage, values in zip(made.stages, made.weights, strict=True):
         layer = dense_module(stage, device=weight.device, dtype=weight.dtype)
         layers.append(layer)
@@ -109,6 +120,7 @@ def build_chain(made: Factorization, module: Any) -> nn.Sequential:
             if stage.bias:
                 layer.bias.copy_(module.bias if made.bias is None else made.bias)
                 layer.bias.requires_grad_(module.bias.requires_grad)
+            layer.weight.data = layer.weight.data.contiguous(memory_format=layout)
         layer.weight.requires_grad_(trainable)
     return nn.Sequential(*layers).train(module.training)
 

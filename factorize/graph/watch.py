@@ -12,8 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
+from factorize.graph.spec_of import axes_of
 from factorize.spec import Size
+from factorize.tensor.call import call, evaluating
+from factorize.tensor.wrappers import interpreted
 
 # What a chain that stands in for a layer no longer has.
 _OWN_ATTRIBUTES = frozenset(
@@ -132,6 +136,23 @@ def watched(modules: Sequence[nn.Module], batch: int) -> Iterator[Run]:
             module.__class__ = classes[id(module)]
 
 
+def undisturbed(model: nn.Module, example_input: Any) -> Any:
+    """One run in eval mode, without gradients: the input and the random state stay as they are.
+
+    As each run draws the same random numbers, what differs between two is not that.
+    """
+
+    def apart(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().clone().requires_grad_(value.requires_grad)
+
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    cuda = sorted(device.index or 0 for device in devices)
+    with evaluating(model), torch.random.fork_rng(devices=cuda), interpreted():
+        return call(model, tree_map(apart, example_input))
+
+
 def _size(module: Any, x: Tensor, batch: int) -> Size:
     """The spatial size of an input; of a linear layer's, what lies between sample and channels."""
     if isinstance(module, nn.Linear):
@@ -140,7 +161,7 @@ def _size(module: Any, x: Tensor, batch: int) -> Size:
             return (positions if positions % batch else positions // batch,)
         folded = x.shape[0] // batch if x.ndim > 1 else 1
         return tuple(x.shape[1:-1]) if folded == 1 else (folded, *x.shape[1:-1])
-    axes = len(object.__getattribute__(module, "kernel_size"))
+    axes = axes_of(module)
     return tuple(x.shape[-axes:])
 
 

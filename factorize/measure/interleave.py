@@ -22,6 +22,11 @@ _SECONDS = 3.0  # of turns, for one group of chains
 _HOPELESS = 1.5  # times as slow as the dense layer in the warm-up: no more turns
 _MEMORY = 1e9  # bytes of the chains that are timed together
 _CONFIDENCE = 0.95
+_BOUNDED = 6  # turns: the extremes of fewer do not bound a median with that confidence
+
+WIDE = 2.0
+"""Upper over lower bound of a speedup beyond which it was not measured: on a quiet machine they
+are within a few percent, and chains that are worth anything differ by less than this."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,22 @@ class ChainTime:
     def faster(self) -> bool:
         """Whether the chain is faster than the dense layer by more than the noise."""
         return self.low > 1
+
+    @property
+    def steady(self) -> bool:
+        """Whether it is known well enough to be kept for later runs."""
+        return self.high <= WIDE * self.low
+
+    def __add__(self, other: ChainTime) -> ChainTime:
+        """Both calls of a layer; speedup and bounds are weighed by the chain's times."""
+        chain = self.chain + other.chain
+        ratios = (
+            (self.chain * a + other.chain * b) / chain
+            for a, b in (
+                (self.speedup, other.speedup), (self.low, other.low), (self.high, other.high)
+            )
+        )  # fmt: skip
+        return ChainTime(self.dense + other.dense, chain, *ratios)
 
 
 def time_chains(
@@ -135,7 +156,8 @@ def _in_turns(runs: Sequence[Run | None], copies: int) -> list[list[float]]:
     for _ in range(_WARMUP):
         for index in order.permutation(active):
             first[index].append(runs[index]())  # type: ignore[misc]
-    # Two turns are on record for one that is hopeless: it is slower, and that is all.
+    # A hopeless one is slower, and that is all: it gets no more turns than its bounds need, spread
+    # over the others, so that no single disturbance makes a chain hopeless.
     best = {index: min(first[index][1:]) for index in active}
     hopeless = [i for i in active if i > 1 and best[i] > _HOPELESS * best[1]]
     active = [index for index in active if index not in hopeless]
@@ -144,8 +166,9 @@ def _in_turns(runs: Sequence[Run | None], copies: int) -> list[list[float]]:
     times = [[0.0] * (turns + _WARMUP - 1) for _ in runs]  # those of the warm-up come last
     for index in (0, 1, *hopeless):
         times[index][turns:] = first[index][1:]
+    apart = turns // (_BOUNDED - len(first[1][1:]))
     for number in range(turns):
-        for index in order.permutation(active):
+        for index in order.permutation(active if number % apart else active + hopeless):
             times[index][number] = runs[index]()  # type: ignore[misc]
     return times
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import compress
+from math import inf
 
 from factorize import methods
 from factorize.measure.cache import LatencyCache
@@ -12,7 +14,7 @@ from factorize.measure.runtimes import Target
 from factorize.spec import ConvSpec, Size
 from factorize.types import Plan
 
-SCHEME = 2  # of timing: times of another one are not comparable
+SCHEME = 3  # of timing: times of another one are not comparable
 
 
 class LatencyModel:
@@ -58,18 +60,24 @@ class LatencyModel:
                 if call == 0:
                     totals[index] = found
                 else:
-                    totals[index] = _sum(totals[index], found)
+                    before = totals[index]
+                    totals[index] = before + found if before and found else None
         return totals
 
     def of_plan(
-        self, plan: Plan, offered: Mapping[str, Chain] | None = None
+        self, plan: Plan, offered: Mapping[str, Chain] | None = None, *, whole_ms: float = inf
     ) -> dict[str, dict[str, float]]:
         """What the report says of layers: times in ms, and bounds of their ratio.
+
+        The two times of a layer are in the ratio that was measured of them, turn by turn.
 
         Parameters
         ----------
         offered
             Chains that layers which stay dense could have had.
+        whole_ms
+            The time of the original net. Layers cannot take more together: where they seem to, the
+            machine had another speed when it was measured, and the times of all are scaled to it.
         """
         wanted = {layer.spec: methods.chain_of(layer) for layer in plan.factorized}
         for layer in plan.layers:
@@ -77,10 +85,13 @@ class LatencyModel:
                 wanted[layer.spec] = (offered or {})[layer.spec.name]
         found = {spec: self.times(spec, [chain])[0] for spec, chain in wanted.items()}
         unit_ms = in_units(self.target, reference(self.target))[1]
+        units = sum(time.dense for time in found.values() if time)
+        if units:
+            unit_ms = min(unit_ms, whole_ms / units)
         return {
             spec.name: {
                 "ms_original": time.dense * unit_ms,
-                "ms": time.chain * unit_ms,
+                "ms": time.dense * unit_ms / time.speedup,
                 "speedup_low": time.low,
                 "speedup_high": time.high,
             }
@@ -107,22 +118,11 @@ class LatencyModel:
                 key: asdict(one) if one else {"refused": 1.0}
                 for key, one in zip(missing, found, strict=True)
             }
-            self.cache.put(self._context, entries)
+            steady = [one is None or one.steady for one in found]
+            self.cache.put(self._context, dict(compress(entries.items(), steady)))
             self._known |= entries
             self.timed += len(entries)
         return [None if "refused" in e else ChainTime(**e) for e in map(self._known.get, keys)]  # type: ignore[arg-type, operator]
-
-
-def _sum(one: ChainTime | None, two: ChainTime | None) -> ChainTime | None:
-    """Both calls of a layer; the bounds of the speedup weighed by the chain's times."""
-    if one is None or two is None:
-        return None
-    chain = one.chain + two.chain
-    ratios = [
-        (one.chain * a + two.chain * b) / chain
-        for a, b in ((one.speedup, two.speedup), (one.low, two.low), (one.high, two.high))
-    ]
-    return ChainTime(one.dense + two.dense, chain, *ratios)
 
 
 def _text(chain: Chain) -> str:

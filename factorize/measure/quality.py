@@ -177,8 +177,7 @@ class _Scores:
             names += [name for name in ("agreement", "kl", "cosine") if name in self.sums]
         percent = ("top1", "top5", "agreement")
         result = {
-            name: self.sums[name] / self.samples * (100 if name in percent else 1)
-            for name in names
+            name: self.sums[name] / self.samples * (100 if name in percent else 1) for name in names
         }
         if self.comparable and self.squares:
             each = {name: _ratio(*squares) for name, squares in self.squares.items()}

@@ -24,12 +24,13 @@ class LoadedModel:
     Attributes
     ----------
     model
-        On the CPU, in eval mode, in the floating type it was saved in.
+        On the CPU, in eval mode; float32, or float64 where it was saved so.
     arch
         ``torchvision:resnet18``, ``path/to/file.py:function``, ``pickled module ResNet`` or
         ``digits``.
     input_shape
-        (C, H, W) where known, else None (detectors, video, unknown architectures).
+        (C, H, W), or with one or three sizes, where known, else None (detectors, video, unknown
+        architectures).
     preprocessing
         That of torchvision's own weights, where they have one.
     notes
@@ -38,7 +39,7 @@ class LoadedModel:
 
     model: nn.Module
     arch: str
-    input_shape: tuple[int, int, int] | None = None
+    input_shape: tuple[int, ...] | None = None
     preprocessing: Preprocessing | None = None
     notes: tuple[str, ...] = ()
 
@@ -51,6 +52,7 @@ class Source:
     arch: str | None = None
     arch_args: dict[str, Any] | None = None
     weights: str | None = None
+    key: str | None = None
     trust_pickle: bool = False
 
     @property
@@ -61,7 +63,7 @@ class Source:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """What the file holds, read once, whichever door asks first."""
-        return read_checkpoint(self.path, trust_pickle=self.trust_pickle)
+        return read_checkpoint(self.path, key=self.key, trust_pickle=self.trust_pickle)
 
 
 class Door(Protocol):
@@ -70,8 +72,8 @@ class Door(Protocol):
     Attributes
     ----------
     OPTIONS
-        Those of ``arch``, ``arch_args`` and ``weights`` that go with it; where ``arch`` is given,
-        ``arch_args`` are the architecture's.
+        Those of ``arch``, ``arch_args``, ``weights`` and ``key`` that go with it; where ``arch`` is
+        given, ``arch_args`` are the architecture's.
     """
 
     OPTIONS: tuple[str, ...]

@@ -23,6 +23,7 @@ def load_model(
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
     weights: str | None = None,
+    key: str | None = None,
     trust_pickle: bool = False,
 ) -> LoadedModel:
     """Load a model without running code from its file.
@@ -39,6 +40,8 @@ def load_model(
         Keyword arguments of the architecture.
     weights
         With ``torchvision:NAME``: torchvision's trained weights to download, such as ``DEFAULT``.
+    key
+        Of the weights, where a file has several: ``params_ema``, or with dots ``ema.module``.
     trust_pickle
         Run the file's pickle as it is, with classes (and code) from anywhere.
 
@@ -47,7 +50,7 @@ def load_model(
     ModelLoadError
         In one line: what is wrong with the file or name, and what to do.
     """
-    given = Source(str(source), arch, arch_args, weights, trust_pickle)
+    given = Source(str(source), arch, arch_args, weights, key, trust_pickle)
     with _process_kept():
         door = next(door for door in DOORS if door.takes(given))
         _check_options(given, door)
@@ -61,6 +64,8 @@ def _check_options(source: Source, door: Door) -> None:
         raise ModelLoadError(f"{source.name}: is an architecture already; --arch goes with a file.")
     if source.weights is not None and "weights" not in door.OPTIONS:
         raise ModelLoadError(f"{source.name}: --weights goes with torchvision:NAME, not with this.")
+    if source.key is not None and "key" not in door.OPTIONS:
+        raise ModelLoadError(f"{source.name}: --key goes with a file, not with this.")
     if source.arch_args and source.arch is None and "arch_args" not in door.OPTIONS:
         raise ModelLoadError(f"{source.name}: --arch-args needs --arch.")
 

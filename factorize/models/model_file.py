@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from factorize.errors import ModelLoadError
 from factorize.models import architectures
+from factorize.models.containers import find_weights
 from factorize.models.pickles import load_pickled
+from factorize.models.prefixes import without_wrappers
 from factorize.system.archives import check_unpacked_size
 from factorize.system.imports import brief
 
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "ema", "net")
 _LONGEST_NAME = 200
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NOT_MODELS = {
@@ -43,8 +44,15 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
-def read_checkpoint(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
+def read_checkpoint(
+    path: Path, *, key: str | None = None, trust_pickle: bool = False
+) -> Checkpoint:
     """Read a ``.pt``, ``.pth``, ``.th`` or ``.safetensors`` file, told apart by content.
+
+    Parameters
+    ----------
+    key
+        Of the weights, where the file has several, with dots between nested ones.
 
     Raises
     ------
@@ -65,9 +73,9 @@ def read_checkpoint(path: Path, *, trust_pickle: bool = False) -> Checkpoint:
             loaded = load_pickled(path, trust=trust_pickle)
         except Exception as failure:
             raise _refused(path, failure) from failure
-    content = _search(loaded, path, notes)
+    content = find_weights(loaded, path, key, notes)
     if isinstance(content, dict):
-        content = _without_prefixes(content, notes)
+        content = without_wrappers(content, notes)
         check_tensors(content, path)
     return Checkpoint(content, tuple(notes))
 
@@ -113,6 +121,7 @@ def check_tensors(state: Mapping[str, Tensor], path: Path | str) -> None:
             )
 
 
+_ONLY_WEIGHTS = "Or save model.state_dict() where it loads, and pass that with --arch."
 _FLOAT_MODEL = "Start from the model before quantization, in float32, float16 or bfloat16."
 
 
@@ -202,6 +211,17 @@ def _zip_kind(path: Path) -> str:
 
 def _refused(path: Path, failure: Exception) -> ModelLoadError:
     """Say why a pickle was not loaded; the name it asked for is torch's to tell."""
+    if isinstance(failure, ImportError) and failure.name:
+        return ModelLoadError(
+            f"{path}: its classes are defined in the module {failure.name}, which cannot be "
+            f"imported here. Put its folder on PYTHONPATH, or install it. {_ONLY_WEIGHTS}"
+        )
+    lost = re.search(r"Can't get attribute '([^']+)' on <module '([^']+)'", str(failure))
+    if lost is not None:
+        return ModelLoadError(
+            f"{path}: its class {lost[1]} is defined in the module {lost[2]}, which has none here: "
+            f"it is another version, or the script that saved the file. {_ONLY_WEIGHTS}"
+        )
     if "Only persistent_load of storage" in str(failure):
         return ModelLoadError(
             f"{path}: is a whole module in the file format before PyTorch 1.6, which holds code. "
@@ -232,54 +252,3 @@ def _damaged(path: Path, failure: Exception) -> ModelLoadError:
         f"{path}: cannot be loaded: the file is truncated, damaged or no PyTorch checkpoint "
         f"({reason[1].strip() if reason else brief(failure)})."
     )
-
-
-def _search(found: Any, path: Path, notes: list[str]) -> dict[str, Tensor] | nn.Module:
-    """Find the state dict or module inside of what was loaded."""
-    trail: list[str] = []
-    while not isinstance(found, nn.Module):
-        if not isinstance(found, Mapping):
-            raise ModelLoadError(f"{path}: holds a {type(found).__name__}, not a model.")
-        # EMA wrappers keep their copy under `module`; a state dict has no such key.
-        keys = (*_CONTAINERS, "module")
-        nested = [key for key in keys if isinstance(found.get(key), (Mapping, nn.Module))]
-        if nested and len(trail) < 4:
-            trail.append(nested[0])
-            if nested[1:]:
-                notes.append(f"the file also has {', '.join(nested[1:])}, not used")
-            found = found[nested[0]]
-            continue
-        state = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        groups = [str(k) for k, v in found.items() if isinstance(v, (Mapping, list))]
-        if state and not groups:
-            if len(state) < len(found):
-                others = [str(key) for key in found if key not in state]
-                notes.append(f"entries that are not tensors left out: {', '.join(others[:4])}")
-            found = state
-            break
-        if "param_groups" in found or any("optim" in str(key) for key in found):
-            raise ModelLoadError(
-                f"{path}: holds an optimizer's state without a model. "
-                "Pass the checkpoint that has the model's state dict."
-            )
-        raise ModelLoadError(
-            f"{path}: no state dict in it, bare or under {', '.join(_CONTAINERS)}: its keys are "
-            f"{', '.join(map(str, list(found)[:5])) or '(none)'}."
-        )
-    if trail:
-        notes.append(f"read from key {'.'.join(trail)}")
-    return found
-
-
-def _without_prefixes(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    """Drop what wrappers put before names: DataParallel, DDP, AveragedModel, torch.compile."""
-    if "n_averaged" in state and all(k.startswith("module.") for k in state if k != "n_averaged"):
-        state = {key: value for key, value in state.items() if key != "n_averaged"}
-        notes.append("read from a torch.optim.swa_utils.AveragedModel")
-    if any("_orig_mod." in key for key in state):  # anywhere: submodules may be compiled alone
-        state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-        notes.append("prefix '_orig_mod.' removed")
-    while all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-        notes.append("prefix 'module.' removed")
-    return state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,6 +14,29 @@ from torch.nn.parameter import is_lazy
 from factorize.errors import ModelLoadError
 from factorize.models.model_file import check_tensors
 from factorize.system.imports import brief
+
+
+HALF = frozenset({torch.float16, torch.bfloat16})
+
+
+def computes_in(tensors: Iterable[Tensor]) -> tuple[torch.dtype, list[str]]:
+    """The floating type for a model of these tensors, and what to say about it.
+
+    The widest of theirs, and never half precision: it is fitted and measured in float32.
+    """
+    saved = sorted({t.dtype for t in tensors if t.is_floating_point()}, key=str)
+    half = not HALF.isdisjoint(saved)
+    dtype = functools.reduce(torch.promote_types, [torch.float32, *saved])
+    names = " and ".join(map(_short, saved))
+    if half:
+        return dtype, [f"saved in {names}: converted to {_short(dtype)}"]
+    if len(saved) > 1:
+        return dtype, [f"saved in {names}: loaded as {_short(dtype)}"]
+    return dtype, [f"saved in {names}"] if dtype != torch.float32 else []
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -6,9 +6,9 @@ from torch import nn
 
 from factorize.models import architectures, recognition
 from factorize.models.door import LoadedModel, Source
-from factorize.models.modules import sound
+from factorize.models.modules import HALF, computes_in, sound
 
-OPTIONS: tuple[str, ...] = ()
+OPTIONS: tuple[str, ...] = ("key",)
 
 
 def takes(source: Source) -> bool:
@@ -23,6 +23,11 @@ def load(source: Source) -> LoadedModel:
     content, notes = source.checkpoint.content, source.checkpoint.notes
     assert isinstance(content, nn.Module)
     module = sound(content, source.path)
+    tensors = [*module.parameters(), *module.buffers()]
+    if not HALF.isdisjoint(tensor.dtype for tensor in tensors):
+        dtype, told = computes_in(tensors)
+        module.to(dtype)
+        notes = (*notes, *told)
     arch = f"pickled module {type(module).__name__}"
     if not type(module).__module__.startswith("torchvision.models."):
         return LoadedModel(module, arch, notes=notes)

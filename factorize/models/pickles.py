@@ -14,6 +14,8 @@ listed class. Neither this nor calling the model can reach a file, a process or 
 
 `functools.partial` (vision transformers keep one) only ever wraps a listed name, and functions
 (`box_iou`) are handed over as values: both can be called by the finished model alone.
+
+What trainers write beside the weights is not built at all: see `inert`.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from factorize.models import inert
 from factorize.models.pickle_size import check_pickles
 
 # What detectors and optical-flow nets keep as attributes besides modules; found by pickling every
@@ -66,7 +69,7 @@ def load_pickled(path: Path, *, trust: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=False)
         check_pickles(path)
         created: list[Any] = []
-        names = [_stand_in(real, created) for real in _allowed()]
+        names = [*inert.stand_ins(), *(_stand_in(real, created) for real in _allowed())]
         with torch.serialization.safe_globals(names):  # pyright: ignore[reportArgumentType]
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         for stand_in in created:

@@ -70,8 +70,8 @@ def fit(name: str, shapes: Shapes) -> dict[str, Any] | None:
     return None
 
 
-def nearest(shapes: Shapes) -> str:
-    """Say which entry has names, and then shapes, most like these, and how it differs."""
+def nearest(shapes: Shapes) -> str | None:
+    """Say which entry has names, and then shapes, most like these; None where none has any."""
 
     def shared(name: str) -> tuple[float, float]:
         own = structure(name)
@@ -80,7 +80,7 @@ def nearest(shapes: Shapes) -> str:
 
     name = max(names(), key=shared)
     if not shared(name)[0]:
-        return f"none has a tensor named {next(iter(shapes))}"
+        return None
     return f"nearest is {name}: {differences(shapes, structure(name))}"
 
 

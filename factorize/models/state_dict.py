@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from factorize.errors import ModelLoadError
 from factorize.models import architectures, recognition
 from factorize.models.architectures import PREFIX
 from factorize.models.door import LoadedModel, Source
-from factorize.models.modules import sound, unwrap
+from factorize.models.modules import computes_in, sound, unwrap
+from factorize.models.prefixes import Reading, best_reading, readings
 from factorize.system.imports import brief, import_function
 
-OPTIONS: tuple[str, ...] = ("arch",)
+OPTIONS: tuple[str, ...] = ("arch", "key")
 
 
 def takes(source: Source) -> bool:
@@ -31,23 +31,27 @@ def load(source: Source) -> LoadedModel:
     """Find the architecture and fill it; of a pickled module only the weights are used."""
     path, arch, content = source.path, source.arch, source.checkpoint.content
     state = content if isinstance(content, dict) else sound(content, path).state_dict()
+    found = readings(state)
     if arch is None:
-        loaded = _recognise(path, state)
+        loaded = _recognise(path, found)
     elif arch.startswith(PREFIX):
-        loaded = _fill_registry(path, state, arch, source.arch_args)
+        loaded = _fill_registry(path, found, arch, source.arch_args)
     else:
-        loaded = _fill_function(path, state, arch, source.arch_args or {})
+        loaded = _fill_function(path, found, arch, source.arch_args or {})
     return replace(loaded, notes=(*source.checkpoint.notes, *loaded.notes))
 
 
-def _recognise(path: Path, state: dict[str, Tensor]) -> LoadedModel:
+def _recognise(path: Path, found: Sequence[Reading]) -> LoadedModel:
     """Find the torchvision architecture that a state dict belongs to, and fill it."""
-    state = recognition.current_names(state)
-    shapes = architectures.shapes_of(state)
-    fitting = recognition.find_fitting(shapes)
-    if not fitting:
+    for reading in found:
+        fitting = recognition.find_fitting(reading.shapes)
+        if fitting:
+            break
+    else:
+        near = next(filter(None, (recognition.nearest(one.shapes) for one in found)), None)
+        first = next(iter(found[0].state))
         raise ModelLoadError(
-            f"{path}: fits no torchvision architecture; {recognition.nearest(shapes)}. "
+            f"{path}: fits no torchvision architecture; {near or f'none has a tensor {first}'}. "
             "Pass --arch package.module:function or --arch path/to/file.py:function."
         )
     if len(fitting) > 1:
@@ -57,29 +61,31 @@ def _recognise(path: Path, state: dict[str, Tensor]) -> LoadedModel:
             f"Pass --arch with one of them."
         )
     ((entry, arguments),) = fitting
-    loaded = _fill_entry(path, state, entry, arguments)
+    loaded = _fill_entry(path, [reading], entry, arguments)
     return replace(
-        loaded, notes=(f"recognised as {recognition.described(entry, arguments)}", *loaded.notes)
+        loaded, notes=(*loaded.notes, f"recognised as {recognition.described(entry, arguments)}")
     )
 
 
 def _fill_registry(
-    path: Path, state: dict[str, Tensor], arch: str, arch_args: dict[str, Any] | None
+    path: Path, found: Sequence[Reading], arch: str, arch_args: dict[str, Any] | None
 ) -> LoadedModel:
     entry = arch.removeprefix(PREFIX)
     architectures.check_name(entry)
-    state = recognition.current_names(state)
     if arch_args is None:
-        arch_args = recognition.fit(entry, architectures.shapes_of(state)) or {}
-    return _fill_entry(path, state, entry, arch_args)
+        for reading in found:
+            arguments = recognition.fit(entry, reading.shapes)
+            if arguments is not None:
+                return _fill_entry(path, [reading], entry, arguments)
+    return _fill_entry(path, found, entry, arch_args or {})
 
 
 def _fill_entry(
-    path: Path, state: dict[str, Tensor], entry: str, arguments: dict[str, Any]
+    path: Path, found: Sequence[Reading], entry: str, arguments: dict[str, Any]
 ) -> LoadedModel:
     model = architectures.build_empty(entry, arguments)
     arch = f"{PREFIX}{entry}"
-    notes = _fill(model, state, path, arch)
+    notes = _fill(model, found, path, arch)
     if getattr(model, "transform_input", None) is False:
         notes.append(
             "takes images as they are; with weights from torchvision itself pass "
@@ -90,7 +96,7 @@ def _fill_entry(
 
 
 def _fill_function(
-    path: Path, state: dict[str, Tensor], arch: str, arguments: dict[str, Any]
+    path: Path, found: Sequence[Reading], arch: str, arguments: dict[str, Any]
 ) -> LoadedModel:
     function = import_function(arch)
     try:
@@ -102,30 +108,24 @@ def _fill_function(
     if not isinstance(model, nn.Module):
         raise ModelLoadError(f"{arch}: returned a {type(model).__name__}, not an nn.Module.")
     model = unwrap(model).cpu()
-    return LoadedModel(model, arch, notes=tuple(_fill(model, state, path, arch)))
+    return LoadedModel(model, arch, notes=tuple(_fill(model, found, path, arch)))
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> list[str]:
-    """Load a state dict strictly, in its own floating type; return what to say about it."""
+def _fill(model: nn.Module, found: Sequence[Reading], path: Path, arch: str) -> list[str]:
+    """Load the reading that fits, strictly; return what to say about it."""
     own: Any = model.state_dict()
-    difference = recognition.differences(
-        architectures.shapes_of(state), architectures.shapes_of(own)
-    )
+    shapes = architectures.shapes_of(own)
+    reading = best_reading(found, shapes)
+    state, difference = reading.state, recognition.differences(reading.shapes, shapes)
     for key in own.keys() & state.keys():
         if own[key].is_floating_point() != state[key].is_floating_point():
             raise ModelLoadError(
                 f"{path}: {key} is {state[key].dtype}, expected {own[key].dtype}. "
                 "Start from the model before quantization."
             )
-    floating = sorted({t.dtype for t in state.values() if t.is_floating_point()}, key=str)
-    notes: list[str] = []
-    if floating:
-        dtype = functools.reduce(torch.promote_types, floating)
-        model.to(dtype)
-        if len(floating) > 1:
-            notes.append(f"saved in {' and '.join(map(str, floating))}: loaded as {dtype}")
-        elif dtype != torch.float32:
-            notes.append(f"saved in {dtype}")
+    dtype, told = computes_in(state.values())
+    model.to(dtype)
+    notes = [*reading.notes, *told]
     complete: Any = OrderedDict(state)
     if not difference:
         # Files without a version are taken for the oldest one, which MNASNet refuses: these names

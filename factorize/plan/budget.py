@@ -39,12 +39,12 @@ class Budget:
         if all(value is None for value in vars(self).values()):
             raise BudgetError(
                 "budget: at least one limit must be given, got none. "
-                "Give --speedup, --macs, --params or --max-drop."
+                "Give a speedup, a share of MACs or parameters, or a largest drop."
             )
         _check("speedup", self.speedup, "a number of at least 1", lambda x: x >= 1, "2")
         for name, share in (("macs", self.macs), ("params", self.params)):
             _check(name, share, "a share in (0, 1]", lambda x: 0 < x <= 1, "0.5 to keep half")
-        _check("max-drop", self.max_drop, "a number of at least 0", lambda x: x >= 0, "1")
+        _check("max_drop", self.max_drop, "a number of at least 0", lambda x: x >= 0, "1")
 
     @property
     def timed(self) -> bool:
@@ -68,5 +68,5 @@ def _check(
     number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
     if value is not None and not (number and keeps(float(value))):
         raise BudgetError(
-            f"--{name} must be {rule}, got {value!r}. Give for instance --{name} {example}."
+            f"{name} must be {rule}, got {value!r}. Give for instance {example}."
         )

@@ -14,7 +14,7 @@ from factorize.report.record import (
     layer_reports,
 )
 from factorize.report.terminal import Console
-from factorize.report.words import verdict
+from factorize.report.words import forecast, verdict
 
 __all__ = [
     "CONTROL",
@@ -25,6 +25,7 @@ __all__ = [
     "Report",
     "SearchReport",
     "compare_reports",
+    "forecast",
     "layer_reports",
     "load_report",
     "plan_table",

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from factorize.report import words
-from factorize.report.record import LayerReport, Report
+from factorize.report.record import LayerReport, Report, layer_reports
 from factorize.types import Plan
 
 NARROW = 100  # columns; below, the table of layers leaves out what can be spared
 SLOWER = 6  # layers named
 
 
-def plan_table(plan: Plan) -> Table:
-    """The plan as a table, a row per convolution, the error as predicted where that can be."""
-    rows = [
-        LayerReport(
-            layer.spec.name, layer.spec.kind, layer.spec.weight_shape, layer.method, layer.rank,
-            layer.variant, layer.spec.macs, layer.macs, layer.spec.params, layer.params,
-            layer.error, None, layer.skip_reason, layer.notes,
-        )
-        for layer in plan.layers
-    ]  # fmt: skip
-    return _layer_table(tuple(rows))
+def plan_table(plan: Plan, times: Mapping[str, Mapping[str, float]] = {}) -> Table:
+    """The plan as a table, a row per convolution, the error as predicted where that can be.
+
+    Parameters
+    ----------
+    times
+        Of layers, as in `layer_reports`.
+    """
+    return _layer_table(layer_reports(plan, times=times))
 
 
 def show(report: Report, console: Console) -> None:
@@ -114,7 +112,8 @@ def _remarks(report: Report) -> Iterator[Text]:
             for name, predicted in search.predicted_ms.items()
             if name in errors
         )
-        yield Text(f"ms predicted/measured: {shown}")
+        if shown:
+            yield Text(f"ms predicted/measured: {shown}")
     if not search.reached:
         asked = ", ".join(f"{name} {value:g}" for name, value in search.budget.items())
         yield Text(f"the budget was not reached: {asked}", style="bold red")

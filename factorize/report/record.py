@@ -85,7 +85,7 @@ class SearchReport:
     chains_timed, chains_cached
         Measured in this run, and known from earlier ones.
     trials
-        What each round tried, its predicted and its measured loss and time.
+        What each one tried, its predicted and its measured loss and time.
     reached
         Whether the budget was kept.
     """
@@ -235,13 +235,15 @@ class Report:
 
 def layer_reports(
     plan: Plan,
-    fitted: Mapping[str, Factorization],
-    times: Mapping[str, Mapping[str, float]] | None = None,
+    fitted: Mapping[str, Factorization] = {},
+    times: Mapping[str, Mapping[str, float]] = {},
 ) -> tuple[LayerReport, ...]:
-    """One entry per convolution of the plan, with the errors of the fit.
+    """One entry per convolution of the plan.
 
     Parameters
     ----------
+    fitted
+        By layer, for the errors of the fit; without, they are those that are predicted.
     times
         By layer: ``ms_original``, ``ms``, ``speedup_low``, ``speedup_high``, as far as known.
     """
@@ -257,11 +259,11 @@ def layer_reports(
             macs=layer.macs,
             params_original=layer.spec.params,
             params=layer.params,
-            error=fitted[layer.spec.name].error if layer.method else None,
-            held_out_error=fitted[layer.spec.name].held_out_error if layer.method else None,
+            error=fitted[layer.spec.name].error if layer.spec.name in fitted else layer.error,
+            held_out_error=getattr(fitted.get(layer.spec.name), "held_out_error", None),
             skip_reason=layer.skip_reason,
             notes=layer.notes,
-            **(times or {}).get(layer.spec.name, {}),
+            **times.get(layer.spec.name, {}),
         )
         for layer in plan.layers
     )

@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from factorize.report.record import CONTROL, LayerReport, Report
+from factorize.report.record import CONTROL, LayerReport, Report, SearchReport
 from factorize.types import Speedup
 
 _PERCENT = {"top1": "top-1", "top5": "top-5", "agreement": "agreement"}
 _NUMBERS = {"kl": "KL", "relative_difference": "rel. difference"}
+
+
+BUSY = 2.0
+"""90th over 10th percentile of speedups on both sides of 1 from which on nothing was measured: on a
+quiet machine it is about 1.1, on a shared one 1.5."""
+
+ASK = "--speedup 1.5"
+"""What a run that asked for no time is told to ask for: little enough for most nets to reach."""
 
 
 def quality_name(name: str) -> str:
@@ -63,8 +71,6 @@ def setup(speed: Speedup, compiled: bool = False) -> str:
     where = speed.runtime
     if speed.device != "cpu":
         where += f" ({speed.device})"
-    elif not where.startswith("onnx") and "cpu" not in where:
-        where += " (cpu)"
     words = [where] if speed.dtype == "float32" else [where, speed.dtype]
     if compiled:
         words.append("compiled")
@@ -84,7 +90,7 @@ def verdict(report: Report) -> tuple[str, bool] | None:
     """What came of it in one line, and whether that is a faster model; None: no time was measured.
 
     It is faster only where nine of ten pairs of runs were: where the 10th percentile of the
-    paired speedups is above 1.
+    paired speedups is above 1. Where they are far to both sides of 1 there is nothing to tell.
     """
     speed = report.measured
     if speed is None:
@@ -93,11 +99,33 @@ def verdict(report: Report) -> tuple[str, bool] | None:
     spread = f"({speed.speedup_p10:.2f}..{speed.speedup_p90:.2f})"
     paid = quality_line(report)
     paid = f"; {paid}" if paid else ""
+    measured = f"{speed.speedup:.2f}x on {where} {spread}"
+    if speed.speedup_p10 < 1 < speed.speedup_p90 and speed.speedup_p90 > BUSY * speed.speedup_p10:
+        told = f"NOT MEASURABLE: the machine was too busy: {measured}"
+        return f"{told}; run again when it is quiet{paid}", False
+    search = report.search
+    timed = search and (report.curve or {"speedup", "max_drop"} & search.budget.keys())
+    advice = "" if timed else f"; fewer MACs are not always faster: ask for {ASK}"
     if speed.speedup <= 1:
-        return f"NOT FASTER: {speed.speedup:.2f}x on {where} {spread}{paid}", False
+        return f"NOT FASTER: {measured}{paid}{advice}", False
     if not speed.speedup_p10 > 1:
-        return f"NO FASTER than the noise: {speed.speedup:.2f}x on {where} {spread}{paid}", False
+        return f"NO FASTER than the noise: {measured}{paid}{advice}", False
     return f"{speed.speedup:.2f}x faster on {where} {spread}{paid}", True
+
+
+def forecast(search: SearchReport) -> str:
+    """What a search predicts of the net that its plan makes, before anything is fitted."""
+    asked = ", ".join(f"{name} {value:g}" for name, value in search.budget.items())
+    reached = f"the budget is reached: {asked}" if asked else "the point of the sweep"
+    speed = search.measured
+    if speed is None or not search.predicted_ms:
+        return f"predicted: {reached}; no time was measured"
+    before, after = (search.predicted_ms[name] for name in ("original", "compressed"))
+    return (
+        f"predicted: {before / after:.2f}x, {ms(before)} -> {ms(after)} ms on {setup(speed)}; the "
+        f"net assembled of unfitted chains was measured {speed.speedup:.2f}x "
+        f"({speed.speedup_p10:.2f}..{speed.speedup_p90:.2f}); {reached}"
+    )
 
 
 def quality_line(report: Report) -> str:

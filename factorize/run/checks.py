@@ -10,18 +10,68 @@ from typing import Any
 import torch
 from torch import nn
 
-from factorize.errors import DeviceError, NoConvolutionError, UnsupportedLayerError
+from factorize.errors import (
+    BudgetError,
+    DataError,
+    DeviceError,
+    FactorizeError,
+    NoConvolutionError,
+    PlanError,
+    UnsupportedLayerError,
+)
+from factorize.fit import FitConfig
+from factorize.measure import Target
+from factorize.plan import Budget
+from factorize.search import SearchConfig
 from factorize.tensor.call import call, evaluating, rows_of, to_model
 from factorize.tensor.outputs import guess, kind_of, named_floats
+from factorize.tune import FinetuneConfig
 from factorize.types import UNDECLARED, Data, Outputs, Plan
 
 GUESSED_FROM = 32  # images
 
 
-def resolve_device(device: str) -> str:
+_CONFIGS: dict[str, tuple[tuple[type, ...], type[FactorizeError], str]] = {
+    "plan": ((Plan,), PlanError, 'load_plan("plan.json")'),
+    "edited": ((Plan,), PlanError, 'load_plan("plan.json")'),
+    "budget": ((Budget,), BudgetError, "Budget(speedup=2)"),
+    "search": ((SearchConfig,), BudgetError, 'SearchConfig(sweep="auto")'),
+    "fit": ((FitConfig,), DataError, 'FitConfig("sequential")'),
+    "finetune": ((int, FinetuneConfig), DataError, "an integer, or FinetuneConfig(2)"),
+}
+
+
+def check_configs(**given: Any) -> None:
+    """Raise where an argument is of another class than its name says."""
+    for name, value in given.items():
+        classes, error, example = _CONFIGS[name]
+        if value is not None and (not isinstance(value, classes) or isinstance(value, bool)):
+            wanted = " or ".join(one.__name__ for one in classes)
+            raise error(f"{name}: must be {wanted}, got {value!r}. Give {example}.")
+
+
+def as_target(target: Target | str | None) -> Target | None:
+    """A target; the name of a runtime is one."""
+    if target is None or isinstance(target, Target):
+        return target
+    if isinstance(target, str):
+        return Target(target)
+    raise DeviceError(
+        f'target: must be a Target or the name of one, got {target!r}. Give Target("onnxruntime").'
+    )
+
+
+def resolve_device(device: Any) -> str:
     """``auto`` as what is there; checks that what is asked for is there."""
+    device = str(device)  # a torch.device too
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    device = {"cuda:0": "cuda", "cpu:0": "cpu"}.get(device, device)
+    if device.startswith("cuda:"):
+        raise DeviceError(
+            f"--device {device}: the first GPU that torch sees is used. Set CUDA_VISIBLE_DEVICES="
+            f"{device.removeprefix('cuda:')} and give --device cuda."
+        )
     if device not in ("cpu", "cuda"):
         raise DeviceError(f"--device must be auto, cpu or cuda, got {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():

@@ -10,18 +10,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from factorize import export, graph, tune
+from factorize.data.as_data import as_data
 from factorize.errors import DataError, RankError
 from factorize.fit import FitConfig
 from factorize.measure import Target, as_metric, runtimes
 from factorize.plan import Budget, save_plan
 from factorize.report import Report, write_html
-from factorize.run.checks import exists, resolve_device, resolved_outputs
+from factorize.run.checks import (
+    as_target,
+    check_configs,
+    exists,
+    resolve_device,
+    resolved_outputs,
+)
 from factorize.run.deliver import deliver, reported
 from factorize.run.jobs import assist, dismiss
 from factorize.run.pipeline import cut_and_tune, tune_original
+from factorize.run.rebuild import unfitted
 from factorize.run.records import Journal, Request
 from factorize.run.rounds import CHECKPOINT, Selection, Wish, of_round, rounds_of, work_files
-from factorize.run.steps import beside, copied, unfitted
+from factorize.run.steps import beside, copied
 from factorize.search import SearchConfig, latency_model
 from factorize.system import processes
 from factorize.tensor.call import batch_size
@@ -54,9 +62,9 @@ def compress(
     allow_costlier: bool = False,
     plan: Plan | None = None,
     budget: Budget | None = None,
-    target: Target | None = None,
+    target: Target | str | None = None,
     search: SearchConfig | None = None,
-    data: Data | None = None,
+    data: Any = None,
     outputs: str | None = None,
     loss: Callable[[Any, Any, Any], Tensor] | None = None,
     score: Callable[[Any, Any, Any], Any] | None = None,
@@ -67,7 +75,7 @@ def compress(
     out: str | Path | None = None,
     force: bool = False,
     latency: bool = True,
-    device: str = "auto",
+    device: Any = "auto",
     threads: int | None = None,
     seed: int = 0,
     refresh: bool = False,
@@ -98,12 +106,14 @@ def compress(
     budget
         To search the plan of least loss within.
     target
-        What time is measured on; without one ONNX Runtime, and for the report torch too.
+        What time is measured on, or the name of a runtime; without one ONNX Runtime, and for the
+        report torch too.
     search
         How to search, if not the default way; with a ``sweep``, no budget is needed.
     data
-        The chains are fitted to what the layers put out for images of its train split, batch norms
-        recalibrated and the copy fine-tuned on it; the report is on its test split.
+        Whatever holds images, see `data.as_data`. The chains are fitted to what the layers put out
+        for images of its train split, batch norms recalibrated and the copy fine-tuned on it; the
+        report is on its test split.
     outputs, loss, score
         What the model's outputs mean, and a loss and a score of your own, see `Outputs`; in place
         of those that `data` has. What outputs mean is guessed unless it is said, and the guess
@@ -129,7 +139,7 @@ def compress(
     latency
         Whether to measure time for the report (for ONNX Runtime both models are exported).
     device
-        Where to tune and evaluate: ``auto``, ``cpu`` or ``cuda``.
+        Where to tune and evaluate: ``auto``, ``cpu`` or ``cuda``, or a ``torch.device``.
     refresh
         Measure the time of layers anew, whatever the cache of earlier runs holds.
     command, name, notes
@@ -141,6 +151,8 @@ def compress(
         One of its kinds; nothing is written then. An export that fails does not lose the rest:
         it is told in ``result.report.failures``.
     """
+    check_configs(plan=plan, budget=budget, search=search, fit=fit, finetune=finetune)
+    target = as_target(target)
     model, wrapped = prepared(model)
     device = resolve_device(device)
     metric = as_metric(evaluate)
@@ -170,6 +182,7 @@ def compress(
     if config.tensorboard:
         tune.check_scalars()
     example_input = beside(model, example_input)
+    data = None if data is None else as_data(data, example_input, seed=seed)
     meant, guessed = resolved_outputs(model, data, outputs, loss, score)
     data = data and replace(data, outputs=meant)
     how = fit.resolved(data)

@@ -15,7 +15,8 @@ from torch import nn
 
 from factorize import graph, tune
 from factorize.errors import ProcessError
-from factorize.run.steps import copied, unfitted
+from factorize.run.rebuild import unfitted
+from factorize.run.steps import copied
 from factorize.system import processes
 from factorize.types import Data, Plan, Progress
 

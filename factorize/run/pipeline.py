@@ -10,13 +10,15 @@ from torch import nn
 
 from factorize import graph, tune
 from factorize.fit import apply_, as_fitted, fit, fit_remarks
+from factorize.measure import worth
 from factorize.plan import load_plan, save_plan
 from factorize.report import CONTROL
 from factorize.run.checks import check_not_empty, check_runs, class_remark
 from factorize.run.jobs import control, control_checkpoint, tuned
+from factorize.run.make_plan import ruled_plan
 from factorize.run.records import Compressed, Cut, Journal, Request
 from factorize.run.rounds import Selection, Wish, of_round, searched
-from factorize.run.steps import copied, make_plan, measure_quality
+from factorize.run.steps import copied
 from factorize.search import SearchConfig, droppable, run_search
 
 REMEMBERED = 2.0
@@ -92,10 +94,9 @@ def _cut(
     else:
         outcome = None
         with journal.timed("plan"):
-            plan = make_plan(
-                reference, request.example_input, edited=wish.plan, **wish.selection.planned(),
-                **common,
-            )  # fmt: skip
+            plan = ruled_plan(
+                reference, request.example_input, wish.selection, edited=wish.plan, **common
+            )
             if not last and not plan.factorized:
                 return None
             check_not_empty(plan)
@@ -234,7 +235,7 @@ def _rate(request: Request, journal: Journal, step: str, model: nn.Module) -> No
 
 
 def _quality(request: Request, model: nn.Module) -> dict[str, Any]:
-    return measure_quality(
-        request.model, model, request.example_input, data=request.data, evaluate=request.metric,
-        outputs=request.outputs, device=request.device, seed=request.seed,
+    return worth(
+        request.model, model, request.example_input, data=request.data, metric=request.metric,
+        device=request.device, seed=request.seed, outputs=request.outputs,
     )  # fmt: skip

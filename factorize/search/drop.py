@@ -8,7 +8,8 @@ from typing import Any
 
 from factorize.errors import BudgetError, DataError
 from factorize.plan import Budget
-from factorize.search.within_budget import Choice, Found, Search
+from factorize.search.trials import Choice, Found
+from factorize.search.within_budget import Search
 from factorize.types import Outputs, Progress
 
 PROBES = 7

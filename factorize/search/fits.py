@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from math import inf
 
 from torch import Tensor, nn
 
@@ -11,9 +12,10 @@ from factorize import methods
 from factorize.fit import FitConfig, Fitted, apply_, fit
 from factorize.graph import effective_weight
 from factorize.measure import accuracy
+from factorize.search.held_out import Losses, losses_of
 from factorize.tensor.call import batch_size
 from factorize.tensor.threads import in_threads
-from factorize.types import UNDECLARED, Data, Factorization, LayerPlan, Plan, Progress
+from factorize.types import UNDECLARED, Batch, Data, Factorization, LayerPlan, Plan, Progress
 
 HOLDOUT = 1000
 """Images that the losses of fitted nets are measured on."""
@@ -45,6 +47,8 @@ class Fits:
         self._plans: dict[Hashable, Fitted] = {}
         self._layers: dict[Hashable, Factorization] = {}
         self._qualities: dict[Hashable, dict[str, float]] = {}
+        self._losses: dict[Hashable, Losses] = {}
+        self._most = inf  # held-out images that there are, once they were all seen
 
     def of(self, plan: Plan) -> Fitted:
         """The fit of a plan."""
@@ -73,26 +77,34 @@ class Fits:
     def quality_of(self, model: nn.Module, images: int = HOLDOUT) -> dict[str, float]:
         """The same of any model."""
         assert self.data is not None
-        count, batches = 0, []
-        for batch in self.data.holdout:
-            batches.append(batch)
-            count += batch_size(batch[0])
-            if count >= images:
-                break
         return accuracy(
-            model, batches, device=self.device, reference=self.model, labelled=self.data.labelled,
-            classes=self.data.classes, outputs=self.outputs,
+            model, self._held_out(images), device=self.device, reference=self.model,
+            labelled=self.data.labelled, classes=self.data.classes, outputs=self.outputs,
         )  # fmt: skip
 
+    def losses(self, plan: Plan, images: int = HOLDOUT) -> Losses:
+        """How far the outputs are from the original's, on so many, about, held-out images."""
+        layers = tuple(_key(layer) for layer in plan.factorized)
+        if (min(images, self._most), layers) not in self._losses:
+            found = losses_of(
+                self.applied(plan), self.model, self._held_out(images), self.outputs, self.device
+            )
+            self._losses[min(images, self._most), layers] = found
+        return self._losses[min(images, self._most), layers]
+
     def loss(self, plan: Plan) -> float:
-        """How far the outputs are from the original's, on held-out training images."""
-        values = self.quality(plan)
-        if "cosine" in values:
-            return 1 - values["cosine"]
-        for name in ("loss", "kl"):
-            if name in values:
-                return values[name]
-        return values["relative_difference"] ** 2
+        """Their mean."""
+        return float(self.losses(plan).mean())
+
+    def _held_out(self, images: int) -> Iterator[Batch]:
+        assert self.data is not None
+        count = 0
+        for batch in self.data.holdout:
+            yield batch
+            count += batch_size(batch[0])
+            if count >= images:
+                return
+        self._most = count
 
     def _to_weights(self, plan: Plan) -> Fitted:
         """Layer by layer: the next plan may want some of them again."""

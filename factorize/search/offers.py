@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import pairwise
 from math import prod
+from operator import add
 
 from factorize import methods
-from factorize.measure import LatencyModel, runtimes
+from factorize.measure import ChainTime, LatencyModel, Target, runtimes
 from factorize.plan import check_globs, skip_reason
 from factorize.spec import ConvSpec, Rank
 from factorize.types import ConvSite, Progress
 
 TIMED_RANKS = 16  # of a method and layer
 COUNTED_RANKS = 60  # where nothing has to be measured
+TIE = 0.01
+"""Of the loss, for each stage of a chain that no time was measured of: fewer stages are likely
+faster, and losses are not predicted to a percent."""
 SMOOTH = 1.05  # a rank off a step may take so much more than the straight line says
 
 BASE = 64  # a multiple of all steps
@@ -29,6 +34,8 @@ class Offer:
     ----------
     time
         In the latency model's units; None where none was measured.
+    stepped
+        Whether its rank is on the hardware's step, as all that are timed are.
     """
 
     method: str
@@ -37,6 +44,7 @@ class Offer:
     macs: int
     params: int
     time: float | None = None
+    stepped: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Layer:
     macs, params, dense
         MACs, parameters and time of all of them as they are.
     slower
-        The fastest chain, where none is faster than the layer.
+        The fastest chain and its time, where none is faster than the layer.
     """
 
     spec: ConvSpec
@@ -59,7 +67,7 @@ class Layer:
     macs: int
     params: int
     dense: float
-    slower: Offer | None = None
+    slower: tuple[Offer, ChainTime] | None = None
 
 
 def hardware_step(latency: LatencyModel) -> int:
@@ -87,6 +95,7 @@ def layers_of(
     include: Sequence[str],
     exclude: Sequence[str],
     first: bool,
+    target: Target,
     latency: LatencyModel | None,
     never_slower: bool,
     progress: Progress | None,
@@ -99,13 +108,16 @@ def layers_of(
         Of the methods.
     first
         Whether layers that read the image may be replaced too.
+    target
+        What the net will run on: where nothing is timed, its runtime's coarsest step is kept to,
+        and ranks between are offered besides.
     latency
         Times the chains; None: nothing is timed.
     never_slower
         Whether to leave out what is not measured faster than its layer.
     """
     check_globs(sites, include, exclude)
-    step = hardware_step(latency) if latency else 1
+    step = hardware_step(latency) if latency else runtimes.get(target.runtime).steps[0]
     allowed: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
     groups: dict[str, list[ConvSite]] = {}
@@ -159,13 +171,15 @@ def _layer(
     offers, chains = [], []
     for name in names:
         method = methods.get(name)
-        count = TIMED_RANKS if latency else COUNTED_RANKS
-        for rank in method.ladder(first, step=step, count=count):
+        stepped = method.ladder(first, step=step, count=TIMED_RANKS if latency else COUNTED_RANKS)
+        between = () if latency else method.ladder(first, count=COUNTED_RANKS)
+        for rank in dict.fromkeys((*stepped, *between)):
             for variant in method.variants_of(first):
                 made = [method.stages(spec, rank, variant) for spec in specs]
                 cost = sum(stage.macs for chain in made for stage in chain)
                 if cost < macs:
-                    offers.append(Offer(name, rank, variant, cost, _params(made)))
+                    on = rank in stepped
+                    offers.append(Offer(name, rank, variant, cost, _params(made), stepped=on))
                     chains.append(made)
     if latency is None:
         return Layer(first, tied, tuple(offers), macs, params, 0.0)
@@ -175,14 +189,16 @@ def _layer(
     ]
     *timed, whole = zip(*times, strict=True)
     dense = sum(one.dense for one in whole if one)
-    run = [
-        (replace(offer, time=sum(one.chain for one in found)), all(o.faster for o in found))
-        for offer, found in zip(offers, timed, strict=True)
-        if all(found)
-    ]
-    good = tuple(offer for offer, faster in run if faster or not never_slower)
-    slower = min((offer for offer, _ in run), key=lambda o: o.time or 0.0, default=None)
-    return Layer(first, tied, good, macs, params, dense, None if good else slower)
+    good, slower = [], []
+    for offer, found in zip(offers, timed, strict=True):
+        known = [one for one in found if one]
+        if len(known) == len(found):  # the runtime takes the chain in each place
+            total = reduce(add, known)
+            slower.append((offer, total))
+            if not never_slower or all(one.faster for one in known):
+                good.append(replace(offer, time=total.chain))
+    best = max(slower, key=lambda one: one[1].speedup, default=None)
+    return Layer(first, tied, tuple(good), macs, params, dense, None if good else best)
 
 
 def _params(chains: Sequence[Sequence[ConvSpec]]) -> int:

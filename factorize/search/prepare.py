@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from factorize import calibrate, graph, methods, tune
 from factorize.errors import BudgetError, DataError, FactorizeError, NoConvolutionError
@@ -34,6 +34,7 @@ def prepare(
     model: nn.Module,
     example_input: Any,
     *,
+    target: Target | None = None,
     latency: LatencyModel | None = None,
     never_slower: bool = False,
     names: Sequence[str] = (),
@@ -50,8 +51,10 @@ def prepare(
 
     Parameters
     ----------
+    target
+        What the net will run on, if not on `Target()`, where nothing is timed.
     latency
-        Times layers on the target; None: nothing is timed.
+        Times layers on its own target; None: nothing is timed.
     never_slower
         Whether to offer only chains that are measured faster than their layer.
     names
@@ -87,7 +90,8 @@ def prepare(
     params, macs, _ = count(model, example_input)
     assembled = Assembled(model, example_input, latency.target) if latency else None
     layers, reasons = layers_of(
-        sites, names, include=include, exclude=exclude, first=data is not None, latency=latency,
+        sites, names, include=include, exclude=exclude, first=data is not None,
+        target=latency.target if latency else target or Target(), latency=latency,
         never_slower=never_slower, progress=progress,
     )  # fmt: skip
     # On a busy machine the whole net may be measured to take less than its layers.
@@ -116,7 +120,6 @@ def prepare(
     tables = Tables(
         sites, layers, reasons, loss_of, error_of, time, macs, params,
         target=str(latency.target) if latency else "",
-        unit_ms=assembled.unit_ms if assembled else 0.0,
     )  # fmt: skip
     fits = Fits(model, data=data, config=config, device=device, seed=seed, progress=progress)
     return Search(tables, fits, assembled)

@@ -48,11 +48,11 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.sweep != "auto" and not all(1 < speedup < 1000 for speedup in self.sweep):
             raise BudgetError(
-                f"--sweep must be speedups above 1 such as 1.5,2,3 or auto, got {self.sweep}."
+                f"sweep must be speedups above 1 such as 1.5,2,3 or auto, got {self.sweep}."
             )
         points = speedups_of(self.sweep)
         if self.pick != "knee" and self.pick not in points:
-            raise BudgetError(f"--pick must be knee or one of --sweep {points}, got {self.pick}.")
+            raise BudgetError(f"pick must be knee or one of the sweep {points}, got {self.pick}.")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def run_search(
         raise DataError("--max-drop needs images to judge by, got none. Give --data.")
     timed = budget is None or budget.timed or bool(config.sweep)
     search = prepare(
-        model, example_input, latency=latency if timed else None, never_slower=timed,
+        model, example_input, target=latency.target, latency=latency if timed else None,
+        never_slower=timed,
         names=[] if method == "auto" else [name.strip() for name in method.split(",")],
         include=include, exclude=exclude, data=data, config=fit, sensitivity=config.sensitivity,
         device=device, seed=seed, progress=progress,
@@ -158,7 +159,7 @@ def run_search(
     offered = {
         name: methods.get(offer.method).stages(layer.spec, offer.rank, offer.variant)
         for name, layer in search.tables.layers.items()
-        if (offer := layer.slower)
+        if (offer := layer.slower and layer.slower[0])
     }
     return Outcome(
         plan, found.fitted, report, choice.predicted, curve.points, offered, tuple(notes)

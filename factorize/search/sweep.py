@@ -14,7 +14,8 @@ from factorize.errors import BudgetError
 from factorize.plan import Budget
 from factorize.report import CurvePoint
 from factorize.search.tables import Tables
-from factorize.search.within_budget import Choice, Found, Search
+from factorize.search.trials import Choice, Found
+from factorize.search.within_budget import Search
 from factorize.types import LayerPlan, Plan, Progress
 
 AUTO = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)

@@ -10,7 +10,7 @@ from math import ceil, isfinite, sqrt
 from factorize import methods
 from factorize.errors import BudgetError
 from factorize.plan import Budget, Candidate, UnreachableBudget
-from factorize.search.offers import Layer, Offer
+from factorize.search.offers import TIE, Layer, Offer
 from factorize.types import ConvSite, LayerPlan, Plan
 
 LossOf = Callable[[str, Offer], float]
@@ -31,8 +31,6 @@ class Tables:
         Of the whole net.
     target
         In words.
-    unit_ms
-        Milliseconds per unit of time.
     """
 
     sites: Sequence[ConvSite]
@@ -44,7 +42,6 @@ class Tables:
     macs: int
     params: int
     target: str = ""
-    unit_ms: float = 0.0
 
     def candidates(
         self,
@@ -52,6 +49,7 @@ class Tables:
         factors: Mapping[str, float] | None = None,
         *,
         least: float = 0.0,
+        stepped: bool = False,
     ) -> dict[str, list[Candidate]]:
         """The chains of each layer, and the layer itself, which loses nothing.
 
@@ -63,6 +61,8 @@ class Tables:
             What the losses of methods are multiplied by.
         least
             Share of a layer's MACs that a chain must cost.
+        stepped
+            Whether only ranks on the hardware's step are offered.
         """
         found = {}
         for name, layer in self.layers.items():
@@ -71,6 +71,8 @@ class Tables:
             for offer in layer.offers:
                 if only is not None and offer.method != only:
                     continue
+                if stepped and not offer.stepped:
+                    continue
                 if offer.macs < least * layer.macs:
                     continue
                 if not isfinite(self.loss_of(name, offer)):
@@ -78,6 +80,9 @@ class Tables:
                 time = offer.time or 0.0
                 costs = {"macs": offer.macs, "params": offer.params, "time": time}
                 loss = self.loss_of(name, offer) * (factors or {}).get(offer.method, 1.0)
+                if offer.time is None:  # of near-equal losses the chain that is likely faster
+                    method = methods.get(offer.method)
+                    loss *= 1 + TIE * len(method.stages(layer.spec, offer.rank, offer.variant))
                 found[name].append(Candidate(costs, (1 + len(layer.tied)) * loss, offer))
         return found
 
@@ -150,11 +155,12 @@ class Tables:
     def _stays(self, layer: Layer) -> str:
         if layer.offers:
             return "costs less loss elsewhere"
-        if layer.slower is None or layer.slower.time is None:
+        if layer.slower is None:
             return "no chain costs less"
-        ranks = ",".join(map(str, layer.slower.rank))
-        chain, dense = layer.slower.time * self.unit_ms, layer.dense * self.unit_ms
+        offer, time = layer.slower
+        noise = " beyond the noise" if time.speedup > 1 else ""
+        best = f"{offer.method} {','.join(map(str, offer.rank))}"
         return (
-            f"no chain is faster on {self.target}: the fastest, {layer.slower.method} {ranks}, "
-            f"takes {chain:.3g} ms, the layer {dense:.3g} ms"
+            f"no chain is faster on {self.target}{noise}: the best, {best}, {time.speedup:.2f}x "
+            f"({time.low:.2f}..{time.high:.2f})"
         )

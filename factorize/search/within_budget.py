@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from factorize.errors import BudgetError
-from factorize.fit import Fitted
 from factorize.plan import Budget, Candidate, allocate
 from factorize.search.assembled import Assembled
 from factorize.search.fits import Fits
 from factorize.search.tables import Tables
-from factorize.types import LayerPlan, Plan, Speedup
+from factorize.search.trials import Choice, Found, Trials
+from factorize.types import LayerPlan
 
 MARGIN = 1.02  # the speed aimed at, over the one asked for: another measurement will differ
 TIMINGS = 5  # of assembled nets, at most, for one choice
@@ -24,48 +25,6 @@ that less is offered only where the budget cannot be kept otherwise."""
 CORRECTIONS = 2  # of measuring losses of assembled nets and correcting the predicted ones
 RIVALS = 2  # methods by themselves that the mix is measured against
 RETRIES = 2  # where the net, once fitted, is not as fast any more as when it was chosen
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A plan, and what is predicted and known of it.
-
-    Attributes
-    ----------
-    loss
-        Predicted; comparable within one search.
-    predicted
-        Speedup of the net, by the times of its layers alone; None where nothing is timed.
-    measured
-        Speedup of the assembled net.
-    """
-
-    plan: Plan
-    loss: float
-    predicted: float | None = None
-    measured: Speedup | None = None
-
-    @property
-    def measured_speedup(self) -> float:
-        """The median."""
-        assert self.measured is not None
-        return self.measured.speedup
-
-
-@dataclass(frozen=True)
-class Found:
-    """The result of a search: a fitted plan, and every trial on the way to it.
-
-    Attributes
-    ----------
-    loss
-        Measured on held-out images where there are some, else predicted.
-    """
-
-    choice: Choice
-    fitted: Fitted
-    trials: tuple[dict[str, Any], ...]
-    loss: float = 0.0
 
 
 class Search:
@@ -96,34 +55,34 @@ class Search:
             There is none; the message says what there is.
         """
         mix = "all methods"
-        tried = {mix: self.choose(budget)}
+        trials = Trials(self.fits, {mix: self.choose(budget)})
+        tried = trials.choices
         wishes: dict[str, dict[str, Any]] = {mix: {}}
         if not self.fits.can_judge:
-            return self._found(tried, {}, mix)
+            return self._found(trials, mix)
         for name in self._rivals(budget, tried[mix]):
             wishes[name] = {"only": name}
             with suppress(BudgetError):
                 tried[name] = self.choose(budget, **wishes[name])
-        true = {name: self.fits.loss(choice.plan) for name, choice in tried.items()}
+        for name in tried:
+            trials.judge(name)
         for number in range(CORRECTIONS if len(tried) > 1 else 0):
             name, choice = f"{mix}, corrected {number + 1}", None
-            wishes[name] = {"factors": _factors(tried, true)}
+            wishes[name] = {"factors": _factors(trials)}
             with suppress(BudgetError):  # another measurement than the first one
                 choice = self.choose(budget, **wishes[name])
             if choice is None or choice.plan.layers in [c.plan.layers for c in tried.values()]:
                 break
-            tried[name], true[name] = choice, self.fits.loss(choice.plan)
-        best = min(true, key=lambda name: true[name])
+            tried[name] = choice
+            trials.judge(name)
+        best = trials.best(tried)
         if budget.speedup is not None:
-            best = self._again(budget, best, wishes[best], tried, true)
-        return self._found(tried, true, best)
+            best = self._again(budget, best, wishes[best], trials)
+        return self._found(trials, best)
 
-    def _again(
-        self, budget: Budget, best: str, wish: dict[str, Any],
-        tried: dict[str, Choice], true: dict[str, float],
-    ) -> str:  # fmt: skip
+    def _again(self, budget: Budget, best: str, wish: dict[str, Any], trials: Trials) -> str:
         """Time the best again; where its speed is another by now, choose anew. What is taken."""
-        asked, names = budget.speedup or 1.0, [best]
+        asked, names, tried = budget.speedup or 1.0, [best], trials.choices
         for retry in range(1, RETRIES + 2):
             choice = tried[names[-1]] = self.timed(tried[names[-1]])
             if asked <= choice.measured_speedup <= asked * MARGIN**2 or retry > RETRIES:
@@ -136,11 +95,12 @@ class Search:
             if other.plan.layers == choice.plan.layers:
                 break
             names.append(f"{best}, again {retry}")
-            tried[names[-1]], true[names[-1]] = other, self.fits.loss(other.plan)
+            tried[names[-1]] = other
+            trials.judge(names[-1])
         fast = [name for name in names if tried[name].measured_speedup >= asked]
         if not fast:
             return max(names, key=lambda name: tried[name].measured_speedup)
-        return min(fast, key=lambda name: true[name])
+        return trials.best(fast)
 
     def choose(
         self,
@@ -163,14 +123,16 @@ class Search:
         BudgetError
             No plan keeps the budget.
         """
-        for least in (LEAST_SHARE, 0.0):
-            candidates = self.tables.candidates(only, factors, least=least)
-            try:
+        # An optimum on steps leaves less of the budget than one step of a layer costs: ranks between
+        # are for budgets that no ranks on steps keep. All that are timed are on steps.
+        steps = (True,) if self.assembled else (True, False)
+        *wishes, last = product((LEAST_SHARE, 0.0), steps)
+        for least, stepped in wishes:
+            candidates = self.tables.candidates(only, factors, least=least, stepped=stepped)
+            with suppress(BudgetError):
                 return self._chosen(budget, candidates)
-            except BudgetError:
-                if not least:
-                    raise
-        raise AssertionError
+        candidates = self.tables.candidates(only, factors, least=last[0], stepped=last[1])
+        return self._chosen(budget, candidates)
 
     def _chosen(self, budget: Budget, candidates: Mapping[str, list[Candidate]]) -> Choice:
         limits = self.tables.limits(budget)
@@ -255,22 +217,15 @@ class Search:
         assert self.assembled is not None
         return replace(choice, measured=self.assembled.speedup(choice.plan.factorized))
 
-    def _found(self, tried: Mapping[str, Choice], true: Mapping[str, float], taken: str) -> Found:
-        trials = tuple(
-            {
-                "tried": name,
-                "taken": name == taken,
-                "predicted_loss": choice.loss,
-                "measured_loss": true.get(name),
-                "predicted_speedup": choice.predicted,
-                "measured_speedup": choice.measured.speedup if choice.measured else None,
-            }
-            for name, choice in tried.items()
-        )
-        choice = tried[taken]
+    def _found(self, trials: Trials, taken: str) -> Found:
+        choice = trials.choices[taken]
         if self.assembled and choice.measured is None:
             choice = self.timed(choice)
-        return Found(choice, self.fits.of(choice.plan), trials, true.get(taken, choice.loss))
+        loss = trials.loss(taken)
+        return Found(
+            choice, self.fits.of(choice.plan), trials.rows(taken),
+            choice.loss if loss is None else loss,
+        )  # fmt: skip
 
 
 def _of_least_time(
@@ -287,11 +242,14 @@ def _of_least_time(
     }
 
 
-def _factors(tried: Mapping[str, Choice], true: Mapping[str, float]) -> dict[str, float]:
+def _factors(trials: Trials) -> dict[str, float]:
     """How much more each method loses than predicted, as far as nets of it alone tell.
 
     A method that was not tried alone is held to lose what the last mix lost.
     """
-    ratios = {name: true[name] / max(choice.loss, 1e-12) for name, choice in tried.items()}
+    ratios = {
+        name: float(trials.losses[name].mean()) / max(choice.loss, 1e-12)
+        for name, choice in trials.choices.items()
+    }
     mixes = [ratio for name, ratio in ratios.items() if name.startswith("all methods")]
     return {name: r / max(mixes[-1], 1e-12) for name, r in ratios.items() if " " not in name}

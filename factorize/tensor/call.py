@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,53 @@ def batch_size(example_input: Any) -> int:
         "example input: must be a tensor with a batch axis, or a list, tuple or dict that starts "
         f"with one, got {type(value).__name__}. Pass one batch as the model takes it."
     )
+
+
+def rows_of(inputs: Any, rows: Any) -> Any:
+    """Some samples of a batch, in whatever form a model takes it.
+
+    Parameters
+    ----------
+    rows
+        A slice, or a mask (N,).
+    """
+    if isinstance(inputs, Tensor) and inputs.ndim:
+        return inputs[rows.to(inputs.device) if isinstance(rows, Tensor) else rows]
+    if isinstance(inputs, list):
+        mask = isinstance(rows, Tensor)
+        return list(compress(inputs, rows.tolist())) if mask else inputs[rows]
+    if isinstance(inputs, tuple):
+        return tuple(rows_of(value, rows) for value in inputs)
+    if isinstance(inputs, Mapping):
+        return {key: rows_of(value, rows) for key, value in inputs.items()}
+    return inputs
+
+
+def twice(inputs: Any) -> Any:
+    """A batch of which each sample comes a second time, after all others."""
+    if isinstance(inputs, Tensor) and inputs.ndim:
+        return torch.cat((inputs, inputs))
+    if isinstance(inputs, list):
+        return [*inputs, *inputs]
+    if isinstance(inputs, tuple):
+        return tuple(map(twice, inputs))
+    if isinstance(inputs, Mapping):
+        return {key: twice(value) for key, value in inputs.items()}
+    return inputs
+
+
+def to_model(inputs: Any, model: nn.Module) -> Any:
+    """Bring a batch to the device and the dtype a model computes in; integers stay integers."""
+    home = next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    dtype = model_dtype(model)
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        kind = dtype if value.is_floating_point() else value.dtype
+        return value.to(home or value.device, kind, non_blocking=True)
+
+    return tree_map(moved, inputs)
 
 
 @contextmanager

@@ -82,7 +82,53 @@ def test_folders_that_do_not_fit(tmp_path):
     fails(r"val: must have the class folders.*cow", tmp_path)
     (tmp_path / "train" / "dog" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     (tmp_path / "val" / "cow").rename(tmp_path / "val" / "cat")
-    fails(r"dog.1\.png: not a readable image", tmp_path)
+    fails(r"dog.1\.png: not a readable image .* --skip-bad", tmp_path)
+
+
+def test_a_class_may_lack_training_images(tmp_path):
+    for name in ("ant", "bee", "cow"):
+        save_images(tmp_path / "val" / name, 1)
+    save_images(tmp_path / "train" / "ant", 3)
+    save_images(tmp_path / "train" / "cow", 3)
+    data = load_data(tmp_path)
+    assert data.classes == 3
+    assert next(iter(data.test))[1].tolist() == [0, 1, 2]
+    assert {int(y) for b in (*data.train, *data.holdout) for y in b[1]} == {0, 2}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_images_are_skipped_up_to_a_number(tmp_path, workers):
+    for place in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        save_images(tmp_path / place, 6, size=(64, 64))
+    for image in sorted((tmp_path / "train" / "cat").iterdir()):
+        Image.open(image).save(image.with_suffix(".jpg"))
+        image.unlink()
+    cut = tmp_path / "train" / "cat" / "2.jpg"
+    cut.write_bytes(cut.read_bytes()[:-900])  # its head is whole
+    (tmp_path / "val" / "dog" / "1.png").write_bytes(b"no image")
+    fails(r"not a readable image .* --skip-bad", tmp_path)
+    fails(r"at most 1 images may be unreadable, got 2, the first train.cat.2\.jpg", tmp_path,
+          skip_bad=1)  # fmt: skip
+    data = load_data(tmp_path, skip_bad=2, workers=workers, input_shape=(3, 8, 8))
+    assert len(data.train.dataset) + len(data.holdout.dataset) == 11
+    read_all(data)
+    assert [len(labels) for _, labels in data.test] == [11]
+    (note,) = [note for note in data.notes if "skipped" in note]
+    assert note.startswith("2 unreadable image(s) skipped: train")
+    assert "2.jpg" in note
+    assert "1.png" in note
+    cut.unlink()
+    (tmp_path / "val" / "dog" / "1.png").unlink()
+    assert not any("skipped" in note for note in load_data(tmp_path, skip_bad=5).notes)
+
+
+def test_of_many_unreadable_images_ten_are_named(tmp_path):
+    save_images(tmp_path, 15)
+    for image in sorted(tmp_path.iterdir())[:12]:
+        image.write_bytes(b"")
+    (note,) = [note for note in load_data(tmp_path, skip_bad=12).notes if "skipped" in note]
+    assert note.count(".png") == 10
+    assert note.endswith("and 2 more")
 
 
 def test_images_beside_folders_are_not_dropped(tmp_path):

@@ -30,8 +30,8 @@ def half_labelled():
     x, y = torch.zeros(4, 3, 4, 4), torch.zeros(4, dtype=torch.long)
     return [(x,)] * 2, [(x, y)]
 
-def images():
-    return DataLoader(torch.zeros(9, 3, 4, 4), batch_size=3), None
+def letters():
+    return ["a", "b"], None
 
 def once():
     return (b for b in []), None
@@ -103,7 +103,7 @@ def test_labels_that_only_one_split_has_are_not_dropped_silently(functions):
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("images", "must be a tuple"),
+        ("letters", "got str"),
         ("once", "more than once"),
         ("nothing", "must return"),
         ("broken", "no such disk"),

@@ -76,7 +76,7 @@ def test_corrupt_npz(tmp_path, npz):
 def test_splits_of_a_folder_must_fit_each_other(tmp_path):
     np.savez(tmp_path / "train_0.npz", images=numbered(9), labels=np.arange(9) % 3)
     np.savez(tmp_path / "test.npz", images=numbered(9), labels=np.arange(9))
-    fails(r"test.npz: labels must be in 0\.\.2", tmp_path)
+    load_data(tmp_path)  # the classes are the model's, and a few images may lack some
     np.savez(tmp_path / "test.npz", images=numbered(9))
     fails("both have labels", tmp_path)
     np.savez(tmp_path / "train_1.npz", images=numbered(9, size=4), labels=np.arange(9) % 3)
@@ -98,6 +98,7 @@ def test_numbers_that_cannot_be(npz):
     for name, value in (("resize", 0), ("resize", -8), ("crop", 0)):
         steps = Preprocessing((0.0,), (1.0,), **{name: value})
         fails(f"{name}: must be in 1..10,000 pixels, got {value}", npz, preprocessing=steps)
+    fails("skip_bad: must be 0 or more, got -1", npz, skip_bad=-1)
     for seed in (-1, 2**63):
         fails(f"seed: must be .* got {seed}", npz, seed=seed)
     read_all(load_data(npz, seed=2**63 - 1))

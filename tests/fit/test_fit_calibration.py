@@ -118,7 +118,7 @@ def test_calibration_is_not_overwritten_unasked(data: Data, tmp_path: Path) -> N
     file.write_text("hours of work")
     config, progress = replace(FEW, save_calibration=file), []
     options = {"rank": 3, "fit": config, "latency": False, "device": "cpu", "data": data}
-    with pytest.raises(OutputError, match="exists already.*--force"):
+    with pytest.raises(OutputError, match="exists already.*force=True"):
         factorize.compress(
             net(), X, out=tmp_path / "out", progress=lambda *now: progress.append(now), **options
         )

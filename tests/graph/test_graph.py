@@ -183,7 +183,7 @@ def test_looking_changes_nothing() -> None:
 def test_hooks_are_reported() -> None:
     model = nn.Sequential(conv())
     model[0].register_forward_hook(lambda *_: None)
-    assert full(model).layers[0].notes == ("1 hook(s) on the layer dropped",)
+    assert full(model).layers[0].notes == ("1 hook(s) on the layer are on its chain",)
 
 
 def test_rewrite_in_place_returns_the_same_model() -> None:

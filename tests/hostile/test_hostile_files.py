@@ -13,7 +13,7 @@ from refusing import MARKER, Arguments, Case, Corpus, check_refused, run, save_n
 from safetensors.torch import save_file
 
 from factorize.plan.plan_file import plan_to_dict
-from factorize.run import steps
+from factorize.run.make_plan import make_plan
 
 CORPUS = Corpus()
 ESCAPES = "\x1b]0;owned\x07\x1b[2J"
@@ -24,7 +24,7 @@ Content = dict[str, Any]
 
 
 def plan() -> Content:
-    made = steps.make_plan(small_net(), torch.zeros(1, 3, 16, 16), rank=4)
+    made = make_plan(small_net(), torch.zeros(1, 3, 16, 16), rank=4)
     return json.loads(json.dumps(plan_to_dict(made)))
 
 

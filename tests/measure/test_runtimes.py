@@ -205,9 +205,9 @@ def test_a_search_can_time_layers_and_nets(name: str, hurry: None) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"threads": 0}, "--threads must be an integer of at least 1, got 0."),
-        ({"batch": 0}, "--batch must be an integer of at least 1, got 0."),
-        ({"dtype": "x"}, f"--dtype must be one of {', '.join(runtimes.dtypes())}, got 'x'."),
+        ({"threads": 0}, "threads must be an integer of at least 1, got 0."),
+        ({"batch": 0}, "batch must be an integer of at least 1, got 0."),
+        ({"dtype": "x"}, f"dtype must be one of {', '.join(runtimes.dtypes())}, got 'x'."),
     ],
 )
 def test_targets_that_are_none(name: str, changes: dict[str, Any], message: str) -> None:
@@ -229,8 +229,8 @@ def test_a_target_has_what_its_runtime_has(name: str) -> None:
             others = str(error.value).rpartition("choose ")[2].removesuffix(".")
             assert name not in others.split(" or ")
             assert str(error.value) == (
-                f"--target {name}: --dtype and --compile are for --target {others}. Leave them "
-                f"out, or choose {others}."
+                f"target {name}: this dtype, and compiling, are for {others}. Leave them out, or "
+                f"choose {others}."
             )
 
 
@@ -239,7 +239,7 @@ def test_a_runtime_that_is_not_here_is_no_target(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(runtimes.get(name)), "missing", lambda _: "needs luck, found none")
-    with pytest.raises(DeviceError, match=f"^--target {name} needs luck, found none.$"):
+    with pytest.raises(DeviceError, match=f"^target {name} needs luck, found none.$"):
         Target(name)
 
 
@@ -252,14 +252,14 @@ def test_a_runtime_registered_later_is_used_by_name(registry: None) -> None:
     assert runtimes.names() == (*sorted({*ALL, "half"}),)
     assert "float64" in runtimes.dtypes()
     assert Target("half", dtype="float64").runtime == "half"
-    with pytest.raises(DeviceError, match="are for --target cuda or half. .* choose cuda or half"):
+    with pytest.raises(DeviceError, match="are for cuda or half. .* choose cuda or half"):
         Target("torch-cpu", dtype="float16")
     later = runtimes.register(Half())
     assert runtimes.get("half") is later
     with pytest.raises(DeviceError) as error:
         Target("quarter")
     assert str(error.value) == (
-        f"--target must be one of {', '.join(runtimes.names())}, got 'quarter'."
+        f"target must be one of {', '.join(runtimes.names())}, got 'quarter'."
     )
 
 

@@ -36,7 +36,7 @@ def test_excluded_layers_say_so() -> None:
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_glob_that_matches_nothing_is_an_error(option: str) -> None:
-    with pytest.raises(NoConvolutionError, match=f"--{option} 'layer9.*' must match"):
+    with pytest.raises(NoConvolutionError, match=f"{option}= 'layer9.*' must match"):
         planned(rank=2, **{option: ["layer9.*"]})
 
 

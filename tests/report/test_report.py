@@ -109,7 +109,7 @@ def test_verdict_is_on_the_target_or_else_on_what_was_measured() -> None:
     assert verdict(one) == verdict(report())
     found = verdict(replace(one, search=None))
     assert found is not None
-    assert found[0].startswith("1.50x faster on torch (cpu), 2 threads")
+    assert found[0].startswith("1.50x faster on torch, 2 threads")
     assert verdict(replace(one, search=None, speed=())) is None
 
 

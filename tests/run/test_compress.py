@@ -16,7 +16,9 @@ from factorize.errors import (
     OutputError,
     UnsupportedLayerError,
 )
-from factorize.measure import count
+from factorize.measure import Target, count
+from factorize.measure.runtimes.cuda import Cuda
+from factorize.run.compress import _targets
 from factorize.types import Speedup
 
 # torch.export's own deprecations, and accelerate's on a machine without a GPU.
@@ -75,8 +77,8 @@ def test_report_agrees_with_the_model_and_with_its_file(
 ) -> None:
     result, out = run
     report = result.report
-    assert (report.params["compressed"], report.macs["compressed"]) == count(result.model, X)
-    assert (report.params["original"], report.macs["original"]) == count(net(), X)
+    assert (report.params["compressed"], report.macs["compressed"]) == count(result.model, X)[:2]
+    assert (report.params["original"], report.macs["original"]) == count(net(), X)[:2]
     before, after = (sum(getattr(one, key) for one in report.layers)
                      for key in ("macs_original", "macs"))  # fmt: skip
     assert report.macs["original"] - report.macs["compressed"] == before - after
@@ -115,7 +117,7 @@ def test_existing_files_are_not_overwritten_unasked(
     run: tuple[factorize.Result, Path],
 ) -> None:
     before = {path: path.read_bytes() for path in run[1].iterdir()}
-    with pytest.raises(OutputError, match="--force"):
+    with pytest.raises(OutputError, match="Pass force=True"):
         factorize.compress(net(), X, rank=2, out=run[1])
     assert {path: path.read_bytes() for path in run[1].iterdir()} == before
 
@@ -176,17 +178,23 @@ def test_forced_run_leaves_nothing_of_the_earlier_one(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
-def test_convolution_held_outside_of_the_module_tree_is_refused() -> None:
+def test_convolution_held_outside_of_the_module_tree_stays_or_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Hidden(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 16, 3)
-            self.last = nn.Conv2d(16, 16, 3)
+            self.middle, self.last = nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)
             self.held = [self.last]
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.held[0](self.conv(x))
+            return self.held[0](self.middle(self.conv(x)))
 
+    plan = factorize.compress(Hidden(), X, rank=2, latency=False).plan
+    assert [layer.spec.name for layer in plan.factorized] == ["middle"]
+    assert "holds it in a list" in (plan.layers[-1].skip_reason or "")
+    monkeypatch.setattr("factorize.graph.stand_ins.refused", lambda *_: {})
     with pytest.raises(UnsupportedLayerError, match="last: the model still calls"):
         factorize.compress(Hidden(), X, rank=2, latency=False)
 
@@ -235,3 +243,12 @@ def test_incomplete_folder_is_refused(
     with pytest.raises((ModelLoadError, factorize.FactorizeError), match=missing) as caught:
         factorize.load(tmp_path, net())
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_report_is_about_and_what_stands_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cuda, "missing", lambda _: None)
+    for device, beside in (("cpu", ["torch-cpu"]), ("cuda", ["torch-cpu", "cuda"])):
+        found = _targets(None, device, 2, 3)
+        assert found == [Target(name, 2, 3) for name in ("onnxruntime", *beside)]
+    asked = Target("torch-cpu")
+    assert _targets(asked, "cuda", 2, 3) == [asked]

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import factorize
 from factorize.errors import DataError
-from factorize.types import Data, Outputs
+from factorize.types import UNDECLARED, Data, Outputs
 
 G = torch.Generator().manual_seed(0)
 PIXELS = torch.randn(24, *X.shape[1:], generator=G)
 CLASSES = torch.randint(0, 5, (24,), generator=G)
 
 
-def splits(labels: Tensor | None, outputs: Outputs = Outputs()) -> Data:
+def splits(labels: Tensor | None, outputs: Outputs = UNDECLARED) -> Data:
     batches = [
         (PIXELS[rows],) if labels is None else (PIXELS[rows], labels[rows])
         for rows in torch.arange(24).split(8)
@@ -126,9 +126,11 @@ def test_a_loss_that_is_no_scalar_is_refused(value: Any) -> None:
 def test_a_drop_of_what_there_is_no_score_of_is_refused_before_the_search(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("factorize.run.pipeline.run_search", lambda *_, **__: pytest.fail("searched"))
+    monkeypatch.setattr(
+        "factorize.run.pipeline.run_search", lambda *_, **__: pytest.fail("searched")
+    )
     drop = factorize.Budget(max_drop=0.2)
-    with pytest.raises(DataError, match="--max-drop: needs outputs that are logits"):
+    with pytest.raises(DataError, match=r"Budget\(max_drop=\): needs outputs that are logits"):
         compress(splits(None), rank=None, outputs="values", budget=drop)
 
 

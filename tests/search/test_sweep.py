@@ -105,10 +105,10 @@ def test_the_knee_is_where_loss_begins_to_rise():
 
 
 @pytest.mark.parametrize(("sweep", "pick", "message"), [
-    ((1.5, 2.0), 3.0, "--pick must be knee or one of"),
-    ((), 2.0, "--pick must be knee or one of"),
-    ((0.5, 2.0), "knee", "--sweep must be speedups above 1"),
-    ((float("nan"),), "knee", "--sweep must be speedups above 1"),
+    ((1.5, 2.0), 3.0, "pick must be knee or one of"),
+    ((), 2.0, "pick must be knee or one of"),
+    ((0.5, 2.0), "knee", "sweep must be speedups above 1"),
+    ((float("nan"),), "knee", "sweep must be speedups above 1"),
 ])  # fmt: skip
 def test_wrong_points_are_refused_before_any_work(sweep: Any, pick: Any, message: str):
     with pytest.raises(BudgetError, match=message):

@@ -16,6 +16,27 @@ from factorize.types import Data
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+class Endless:
+    """Does not say how many batches there are."""
+
+    def __iter__(self):
+        return iter([])
+
+
+class Emptied:
+    """Has batches in the first epoch only."""
+
+    def __init__(self, batches):
+        self.batches = list(batches)[:1]
+
+    def __len__(self):
+        return 1
+
+    def __iter__(self):
+        while self.batches:
+            yield self.batches.pop()
+
+
 def test_outputs_that_are_no_logits():
     class Heads(nn.Module):
         def __init__(self, seed):
@@ -53,9 +74,12 @@ def test_what_cannot_be_tuned_is_said():
     unknown = replace(dataset(), classes=None)
     with pytest.raises(DataError, match=r"0\.\.1 .*got 0\.\.3"):
         finetune(net(1, outputs=2), net(0, outputs=2), unknown, FinetuneConfig(1))
-    endless = Data(iter([]), [], None, False, None, "endless")
+    endless = Data(Endless(), [], None, False, None, "endless")
     with pytest.raises(DataError, match="length"):
         finetune(model, net(0), endless, FinetuneConfig(1))
+    emptied = replace(dataset(), train=Emptied(dataset().train))
+    with pytest.raises(DataError, match="train: must have batches in every epoch, got none"):
+        finetune(model, net(0), emptied, FinetuneConfig(2))
     boxes = nn.Sequential(nn.Conv2d(3, 1, 1))
     boxes.forward = lambda x: ["no tensor"]
     with pytest.raises(DataError, match="floating tensor"):

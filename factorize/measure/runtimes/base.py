@@ -137,7 +137,7 @@ def get(name: str) -> Runtime:
     DeviceError
         No such runtime.
     """
-    _check_known("--target", name, names())
+    _check_known("target", name, names())
     return _registry[name]
 
 
@@ -173,8 +173,8 @@ class Target:
 
     def __post_init__(self) -> None:
         runtime = get(self.runtime)
-        _check_known("--dtype", self.dtype, dtypes())
-        for option, count in (("--threads", self.threads), ("--batch", self.batch)):
+        _check_known("dtype", self.dtype, dtypes())
+        for option, count in (("threads", self.threads), ("batch", self.batch)):
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise DeviceError(f"{option} must be an integer of at least 1, got {count!r}.")
         for can in (
@@ -184,11 +184,11 @@ class Target:
             if not can(runtime):
                 others = " or ".join(name for name in names() if can(get(name)))
                 raise DeviceError(
-                    f"--target {self.runtime}: --dtype and --compile are for --target {others}. "
-                    f"Leave them out, or choose {others}."
+                    f"target {self.runtime}: this dtype, and compiling, are for {others}. Leave "
+                    f"them out, or choose {others}."
                 )
         if reason := runtime.missing():
-            raise DeviceError(f"--target {self.runtime} {reason}.")
+            raise DeviceError(f"target {self.runtime} {reason}.")
         if self.threads is None:
             object.__setattr__(self, "threads", usable_cores())
 

@@ -1,0 +1,179 @@
+"""An exported file beside the model: the file runs in a process of its own, as it will later."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from factorize.errors import ExportError
+from factorize.export.traces import Traced, first_line
+from factorize.tensor.call import evaluating, model_dtype
+
+TOLERANCE = 1e-4  # largest relative difference of an exported model's outputs
+TOLERANCES = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+# Each reads `inputs`, a list of what each call is given, and writes `outputs`, the same of what it
+# gave. The folders of the library come last: they matter where Python's -I takes them away.
+_RUN = {
+    "torch": """
+        import torch
+        from torch.utils._pytree import tree_leaves
+        model = torch.export.load(file).module()
+        given = torch.load("inputs", weights_only=True)
+        with torch.no_grad():
+            made = [tree_leaves(model(*args, **named)) for args, named in given]
+        torch.save([[v for v in one if isinstance(v, torch.Tensor)] for one in made], "outputs")
+    """,
+    "onnxruntime": """
+        import numpy, onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
+        given, made = numpy.load("inputs"), {}
+        for call in range(calls):
+            feeds = {one.name: given[f"{call}.{i}"] for i, one in enumerate(session.get_inputs())}
+            for i, value in enumerate(session.run(None, feeds)):
+                made[f"{call}.{i}"] = value
+        with open("outputs", "wb") as out:
+            numpy.savez(out, **made)
+    """,
+}
+_SCRIPT = """
+import sys, json
+file, calls, folders = json.loads(sys.argv[1])
+sys.path += folders
+try:
+{body}
+except Exception as error:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    with open("error", "w", encoding="utf-8") as out:
+        out.write(str(error) or type(error).__name__)
+"""
+
+
+def compare(
+    traced: Traced, file: Path, runtime: str, path: str | Path, *, half: bool = False
+) -> tuple[float, float, float]:
+    """Compare a file with the model that it was made of, on random input of several sizes.
+
+    Parameters
+    ----------
+    file
+        The file as it is now, in a folder of its own.
+    runtime
+        What the process that runs it has: ``"torch"`` or ``"onnxruntime"``.
+    path
+        What the file will be called.
+    half
+        Whether the file computes in float16, whatever the model does.
+
+    Returns
+    -------
+    max_abs, max_rel, tolerance
+        Largest difference of any output element, absolute and as a share of the largest element
+        of its output tensor; and the most that the latter may be.
+
+    Raises
+    ------
+    ExportError
+        The file does not run alone, or its outputs differ.
+    """
+    model = traced.called.model
+    tolerance = TOLERANCES.get(torch.float16 if half else model_dtype(model), TOLERANCE)
+    inputs, expected = list(traced.inputs()), []
+    for one in inputs:
+        try:
+            with evaluating(model):
+                leaves = tree_leaves(traced.called(one))
+        except Exception as error:
+            raise ExportError(
+                f"{path}: the model must take inputs of {_sizes(one)}, got {first_line(error)}. "
+                "Not written."
+            ) from error
+        expected.append([v for v in leaves if isinstance(v, Tensor)])
+    max_abs = max_rel = 0.0
+    for one, want, got in zip(inputs, expected, _alone(traced, inputs, file, runtime, path),
+                              strict=True):  # fmt: skip
+        wanted, shapes = [tuple(v.shape) for v in want], [tuple(v.shape) for v in got]
+        if shapes != wanted:
+            raise ExportError(
+                f"{path}: outputs must have the model's shapes {wanted} for {_sizes(one)}, got "
+                f"{shapes}. Not written."
+            )
+        for ours, theirs in zip(got, want, strict=True):
+            if theirs.numel() == 0:
+                continue
+            difference = float((ours.double() - theirs.double()).abs().max())
+            scale = max(float(theirs.double().abs().max()), torch.finfo(torch.float32).tiny)
+            max_abs, max_rel = max(max_abs, difference), max(max_rel, difference / scale)
+            if not difference / scale <= tolerance:  # so that NaN fails too
+                raise ExportError(
+                    f"{path}: outputs must equal the model's within {tolerance:g} of the largest "
+                    f"for {_sizes(one)}, got {difference / scale:.3g}. Not written."
+                )
+    return max_abs, max_rel, tolerance
+
+
+def _alone(
+    traced: Traced, inputs: Sequence[list[Tensor]], file: Path, runtime: str, path: str | Path
+) -> list[list[Tensor]]:
+    """Run a file on inputs in a process that has imported nothing but its runtime."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as exchange:
+        given, made, error = (Path(exchange, name) for name in ("inputs", "outputs", "error"))
+        if runtime == "torch":
+            torch.save([traced.called.arguments(one) for one in inputs], given)
+        else:
+            arrays = _numbered([[v.numpy() for v in one] for one in inputs])
+            with given.open("wb") as out:
+                np.savez(out, **arrays)
+        module = importlib.util.find_spec(runtime)
+        folders = [str(Path(module.origin).parents[1])] if module and module.origin else []
+        task = json.dumps([str(file.absolute()), len(inputs), folders])
+        script = _SCRIPT.format(body=textwrap.indent(textwrap.dedent(_RUN[runtime]), "    "))
+        ran = subprocess.run(
+            [sys.executable, "-I", "-W", "ignore", "-c", script, task],
+            cwd=exchange,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if ran.returncode or error.exists():
+            text = error.read_text("utf-8") if error.exists() else f"exit code {ran.returncode}"
+            # torch logs what was wrong with a file, and raises that something was.
+            text = (re.findall(r"(?:\] |^)[\w.]+Error: (.+)", ran.stderr, re.M) or [text])[-1]
+            raise ExportError(
+                f"{path}: must load and run in a process that has {runtime} alone, got "
+                f"{first_line(RuntimeError(text))}. Not written."
+            )
+        if runtime == "torch":
+            return torch.load(made, weights_only=True)
+        with np.load(made) as outputs:
+            return [
+                [torch.as_tensor(outputs[key]) for key in outputs if key.startswith(f"{call}.")]
+                for call in range(len(inputs))
+            ]
+
+
+def _numbered(calls: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Name each array by the number of its call and its own."""
+    return {f"{call}.{i}": v for call, one in enumerate(calls) for i, v in enumerate(one)}
+
+
+def _sizes(tensors: list[Tensor]) -> str:
+    return ", ".join("x".join(map(str, v.shape)) for v in tensors)
