@@ -1,4 +1,4 @@
-"""Progress on the terminal."""
+"""Progress on the terminal: one line for the whole run, the step that it is at nested in it."""
 
 from __future__ import annotations
 
@@ -6,30 +6,60 @@ import time
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 LOG_SECONDS = 30.0
+SURE = 0.05  # of a step must be done before it is told what is left of it
+STALE = 3.0  # times as long as one unit of work took on average: then nothing is told any more
+
+
+class Remaining(ProgressColumn):
+    """What is left of a step, where that can be told honestly."""
+
+    def render(self, task: Task) -> Text:
+        """Empty before `SURE`, at the end, and where a unit takes far longer than those before."""
+        waited = time.monotonic() - task.fields.get("moved", time.monotonic())
+        left = remaining(task.completed, task.total, task.elapsed, waited)
+        return Text("" if left is None else f"{timedelta(seconds=round(left))} left")
+
+
+def remaining(
+    done: float, total: float | None, elapsed: float | None, waited: float
+) -> float | None:
+    """Seconds that are left at the pace so far.
+
+    Parameters
+    ----------
+    elapsed, waited
+        Seconds since the step began, and since the last unit of work.
+    """
+    if not total or not elapsed or not SURE * total <= done < total:
+        return None
+    each = elapsed / done
+    return None if waited > STALE * each else each * (total - done)
 
 
 class Bars:
-    """A bar per step; where there is no terminal, a line every half minute."""
+    """The whole run and its step; where there is no terminal, a line every half minute.
+
+    Steps come in any order and more than once (a search fits many nets): each time is one of its
+    own, so that no bar goes back.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.progress = Progress(
-            TextColumn("{task.description:>22}"), BarColumn(), TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
+            TextColumn("{task.description:>24}"), BarColumn(), TextColumn("{task.fields[count]}"),
+            TimeElapsedColumn(), Remaining(), TextColumn("{task.fields[values]}"),
             console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
-        self.tasks: dict[str, TaskID] = {}
-        self.logged = time.monotonic()
+        self.whole = self.progress.add_task("the whole run", total=None, count="", values="")
+        self.step: str | None = None
+        self.task = self.whole
+        self.done = -1
+        self.begun: dict[str, int] = {}
+        self.started = self.logged = self.moved = time.monotonic()
 
     def __enter__(self) -> Bars:
         self.progress.start()
@@ -40,17 +70,31 @@ class Bars:
 
     def update(self, step: str, done: int, total: int, values: dict[str, float]) -> None:
         """What the steps call, see `types.Progress`."""
+        now = time.monotonic()
+        if self.step != step or done < self.done:
+            self._begin(step, now)
+        if done != self.done:
+            self.moved, self.done = now, done
         count = f"{done}/{total}" if total else ""
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if step not in self.tasks:
-            for task in self.tasks.values():
-                self.progress.stop_task(task)
-            self.tasks[step] = self.progress.add_task(step, total=None, count="", values="")
         self.progress.update(
-            self.tasks[step], completed=done, total=total or None, count=count, values=shown
-        )
-        if not self.console.is_terminal and time.monotonic() - self.logged > LOG_SECONDS:
-            self.logged = time.monotonic()
-            left = next(t for t in self.progress.tasks if t.id == self.tasks[step]).time_remaining
+            self.task, completed=done, total=total or None, count=count, values=shown,
+            moved=self.moved,
+        )  # fmt: skip
+        if not self.console.is_terminal and now - self.logged > LOG_SECONDS:
+            self.logged = now
+            left = remaining(done, total, now - self.started, 0.0)
             shown += "" if left is None else f"  {timedelta(seconds=round(left))} left"
             self.console.print(f"{step} {count}  {shown}", highlight=False, soft_wrap=True)
+
+    def _begin(self, step: str, now: float) -> None:
+        """Close the step before, and open this one below it."""
+        if self.task != self.whole:
+            self.progress.update(self.task, visible=False)
+            self.progress.stop_task(self.task)
+        self.begun[step] = again = self.begun.get(step, 0) + 1
+        name = f"  {step}" if again == 1 else f"  {step} ({again})"
+        number = sum(self.begun.values())
+        self.progress.update(self.whole, count=f"step {number}")
+        self.task = self.progress.add_task(name, total=None, count="", values="", moved=now)
+        self.step, self.done, self.started, self.moved = step, -1, now, now

@@ -18,7 +18,7 @@ from factorize.errors import FactorizeError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)(?: (\d+(?:\.\d+)?))?")
+_OPTION = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)(?: (\d+(?:\.\d+)?))?")
 _WORDS = {
     **{name: f"Budget({name.replace('-', '_')}=)" for name in ("speedup", "macs", "params")},
     "max-drop": "Budget(max_drop=)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,10 @@ from factorize.search import SearchConfig
 from factorize.tensor.call import call, evaluating, rows_of, to_model
 from factorize.tensor.outputs import guess, kind_of, named_floats
 from factorize.tune import FinetuneConfig
-from factorize.types import UNDECLARED, Data, Outputs, Plan
+from factorize.types import UNDECLARED, Data, LayerPlan, Outputs, Plan
 
 GUESSED_FROM = 32  # images
+REASONS = 3  # that a message names
 
 
 _CONFIGS: dict[str, tuple[tuple[type, ...], type[FactorizeError], str]] = {
@@ -104,15 +106,25 @@ def resolved_outputs(
 
 
 def check_not_empty(plan: Plan) -> None:
-    """Raise NoConvolutionError where a plan changes nothing."""
-    if not plan.factorized:
-        largest = max(plan.layers, key=lambda layer: layer.spec.macs)
-        exact = plan.settings.get("rank") == "lossless"
-        fix = "Allow a loss with --rank" if exact else "Lower the rank"
-        raise NoConvolutionError(
-            f"all {len(plan.layers)} convolutions stay dense: there is nothing to do (the largest, "
-            f"{largest.spec.label}: {largest.skip_reason}). {fix}, see --dry-run for each."
-        )
+    """Raise NoConvolutionError where a plan changes nothing, with the reasons and their counts."""
+    if plan.factorized:
+        return
+    reasons: dict[str, list[LayerPlan]] = {}
+    for layer in plan.layers:  # numbers apart, the same reason
+        reasons.setdefault(re.sub(r"\d[\d,.]*", "#", str(layer.skip_reason)), []).append(layer)
+    told = []
+    for alike in sorted(reasons.values(), key=len, reverse=True)[:REASONS]:
+        largest = max(alike, key=lambda layer: layer.spec.macs)
+        told.append(f"{len(alike)} such as {largest.spec.label}: {largest.skip_reason}")
+    more = f"; {len(reasons) - REASONS} more reasons" if len(reasons) > REASONS else ""
+    costly = any("MACs" in str(layer.skip_reason) for layer in plan.layers)
+    fix = "Lower the rank" if costly else "Choose another --method, or name layers with --include"
+    if plan.settings.get("rank") == "lossless":
+        fix = "Allow a loss with --rank"
+    raise NoConvolutionError(
+        f"all {len(plan.layers)} convolutions stay dense: there is nothing to do "
+        f"({'; '.join(told)}{more}). {fix}, see --dry-run for each."
+    )
 
 
 def check_runs(model: nn.Module, plan: Plan, example_input: Any) -> Any:

@@ -96,9 +96,7 @@ def make_plan(
             model, example_input, wish, target=target, data=data, fit=fit, device=device, seed=seed,
             refresh=refresh, progress=progress,
         ).outcome.plan  # fmt: skip
-    return ruled_plan(
-        model, example_input, selection, edited=edited, seed=seed, progress=progress
-    )
+    return ruled_plan(model, example_input, selection, edited=edited, seed=seed, progress=progress)
 
 
 def ruled_plan(

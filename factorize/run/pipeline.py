@@ -163,6 +163,8 @@ def _tuned(
         )
     if result.stopped:
         journal.remarks.append(f"fine-tuning{name} stopped early: {result.stopped}")
+    if result.best_epoch == 0 and len(result.history) > 1:
+        journal.remarks.append(_kept_start(result, name))
     return replace(made, tuned=result)
 
 
@@ -170,9 +172,10 @@ def tune_original(
     request: Request, made: Compressed, journal: Journal
 ) -> tune.FinetuneResult | None:
     """Tune the original alike, where there is something for it to learn."""
-    config, data = _with_norms(request.tuning, made), request.data
-    if not config.control or data is None or made.tuned is None or made.ended_early:
+    data = request.data
+    if not request.tuning.control or data is None or made.tuned is None or made.ended_early:
         return None
+    config = replace(_with_norms(request.tuning, made), lr=made.tuned.lr)
     if not (config.label_weight and tune.uses_labels(data, tune.tensors(made.output)[0])):
         journal.remarks.append(
             "no control: no labels are tuned to, so that the original has nothing to learn"
@@ -187,21 +190,24 @@ def tune_original(
         journal.remarks.append("tuning the original interrupted; --resume goes on")
     if result.stopped:
         journal.remarks.append(f"tuning the original stopped early: {result.stopped}")
-    if made.tuned.best_epoch == 0 and data.test is not None:
-        journal.remarks += _known_images(100 * result.history[0]["score"], journal)
+    known, new = 100 * result.history[0]["score"], journal.quality["original"].get("top1")
+    remembers = new is not None and data.test is not None and known > new + REMEMBERED
+    if made.tuned.best_epoch == 0 and remembers:
+        journal.remarks.append(
+            f"the original knows the held-out images ({known:.1f} % right, {new:.1f} % of the test "
+            "split), which favours a start that is close to it"
+        )
     return result
 
 
-def _known_images(known: float, journal: Journal) -> list[str]:
-    """Whether the start may have won by what the original remembers of held-out images."""
-    new = journal.quality["original"]["top1"]
-    if known <= new + REMEMBERED:
-        return []
-    return [
-        f"fine-tuning kept its start, the best on held-out images. The original knows those "
-        f"({known:.1f} % right, {new:.1f} % of the test split), which favours what is close to it: "
-        "may_stay = false in a --recipe takes the best epoch"
-    ]
+def _kept_start(result: tune.FinetuneResult, name: str) -> str:
+    """What is said where no epoch was better than what the tuning began with."""
+    before, *later = (one["score"] for one in result.history)
+    return (
+        f"fine-tuning{name} kept its start: held out it scores {before:.4g}, and the best of "
+        f"{len(later)} epochs at a learning rate of up to {result.lr:.2g} {max(later):.4g}. Try a "
+        "lower --lr; may_stay = false in a --recipe takes the best epoch all the same"
+    )
 
 
 def _forget(tuning: tune.FinetuneConfig, rounds: int) -> None:

@@ -25,7 +25,7 @@ class Selection:
     Attributes
     ----------
     method
-        None: `spatial_svd`, and in a search ``auto``.
+        None: what there is for each layer's axes, see `choose`; ``auto`` in a search.
     """
 
     method: str | None = None
@@ -37,7 +37,7 @@ class Selection:
 
     def planned(self) -> dict[str, Any]:
         """For `make_plan`."""
-        return {**vars(self), "method": self.method or "spatial_svd"}
+        return dict(vars(self))
 
     def searched(self) -> dict[str, Any]:
         """For `run_search`.

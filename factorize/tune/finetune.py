@@ -15,9 +15,10 @@ from typing import Any
 from torch import nn
 
 from factorize.system import processes
-from factorize.tune.distance import channels_last, placed
+from factorize.tune.distance import channels_last, holdout_scores, placed
 from factorize.tune.guard import accelerator_on
 from factorize.tune.loop import Training
+from factorize.tune.order import length
 from factorize.tune.recipe import FinetuneConfig
 from factorize.types import Data, Progress
 
@@ -38,6 +39,8 @@ class FinetuneResult:
         By Ctrl-C.
     stopped, diverged
         Why the run ended early of itself, or None; whether that was a loss that rose and rose.
+    lr
+        The peak that was used.
     seconds
         Spent on training steps, those before a resume included.
     """
@@ -53,6 +56,7 @@ class FinetuneResult:
     images_per_second: float
     device: str
     mixed_precision: str
+    lr: float
     batch_norm: str
     processes: int
 
@@ -113,6 +117,10 @@ def finetune(
         placed(accelerator.device, model, original),
         channels_last(config.channels_last, model, original),
     ):
+        length(data.train)  # what cannot be tuned on is told before anything is computed
+        if config.lr is None:
+            start = processes.first(lambda: holdout_scores(model, original, data)[0])
+            config = config.near(start)
         training = Training(
             model, original, data, config, accelerator, progress, score, origin, name
         )
@@ -130,6 +138,7 @@ def finetune(
             images_per_second=state.images / state.seconds if state.seconds else 0.0,
             device=str(accelerator.device),
             mixed_precision=accelerator.mixed_precision,
+            lr=config.peak,
             batch_norm="fixed" if config.batch_norm == "fixed" else "batch",
             processes=processes.count(),
         )

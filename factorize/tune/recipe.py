@@ -13,6 +13,9 @@ from typing import Any
 from factorize.errors import DataError
 
 LR = {"adamw": 2e-3, "sgd": 0.05}
+FAR = 0.1
+"""Distance of a start, KL in nats or relative squared, from which on the default rate is right."""
+LEAST_SHARE = 0.02  # of the default rate: with less nothing would be learned at all
 SCHEDULES = ("cosine", "one_cycle")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 BATCH_NORMS = ("auto", "batch", "fixed")
@@ -28,7 +31,8 @@ class FinetuneConfig:
     optimizer
         ``adamw``, or ``sgd`` with Nesterov's `momentum`.
     lr
-        The peak; None: 2e-3 for AdamW, 0.05 for SGD.
+        The peak; None: 2e-3 for AdamW, 0.05 for SGD, and less where the start is close to the
+        original already, see `near`.
     weight_decay
         Of weights with two axes or more; biases and norms have none.
     schedule, warmup
@@ -123,8 +127,6 @@ class FinetuneConfig:
                     f"{name}: must be {' or '.join(known)}, got {getattr(self, name)!r}. Correct "
                     "the recipe."
                 )
-        if self.lr is None:
-            object.__setattr__(self, "lr", LR[self.optimizer])
         if not (self.peak > 0 and math.isfinite(self.peak)):
             raise DataError(
                 f"lr: the learning rate must be above 0 and finite, got {self.lr}. Try 0.002."
@@ -144,8 +146,19 @@ class FinetuneConfig:
     @property
     def peak(self) -> float:
         """The learning rate that is really used."""
-        assert self.lr is not None
-        return self.lr
+        return LR[self.optimizer] if self.lr is None else self.lr
+
+    def near(self, distance: float) -> FinetuneConfig:
+        """The settings for a start at a distance from the original, which is in `lr` then.
+
+        The default rate is that of a net which has far to go. From close by its first steps would
+        lead away: it is reduced with the square root of the distance, which is how far the weights
+        are to move.
+        """
+        if self.lr is not None:
+            return self
+        share = (distance / FAR) ** 0.5 if math.isfinite(distance) else 1.0
+        return replace(self, lr=LR[self.optimizer] * min(max(share, LEAST_SHARE), 1.0))
 
 
 _INF = math.inf

@@ -104,6 +104,53 @@ def test_verdict_is_the_first_line(measured: Speedup, start: str, faster: bool) 
     assert shown(one)[0] == line
 
 
+@pytest.mark.parametrize(
+    ("measured", "start"),
+    [
+        (speed(0.13, 0.06, 7.83), "0.13x on onnxruntime, 2 threads, batch 1 (0.06..7.83); run"),
+        (speed(1.4, 0.9, 1.9), "1.40x on onnxruntime"),
+        (speed(1.4, 0.96, 1.9), None),
+        (speed(2.8, 1.1, 4.9), None),
+        (speed(0.4, 0.2, 0.9), None),
+    ],
+)  # fmt: skip
+def test_what_a_busy_machine_tells_is_no_verdict(measured: Speedup, start: str | None) -> None:
+    """Spreads to both sides of 1, by more than a factor of two."""
+    search = report().search
+    assert search is not None
+    found = verdict(report(search=replace(search, measured=measured)))
+    assert found is not None
+    line, faster = found
+    assert faster is (measured.speedup_p10 > 1)
+    busy = "NOT MEASURABLE: the machine was too busy: "
+    assert line.startswith(busy) is (start is not None)
+    assert line.startswith(f"{busy}{start}" if start else "")
+
+
+@pytest.mark.parametrize(
+    ("budget", "advised"),
+    [({"macs": 0.5}, True), ({"macs": 0.5, "params": 0.6}, True), (None, True),
+     ({"macs": 0.5, "speedup": 1.2}, False), ({"max_drop": 1.0}, False)],
+)  # fmt: skip
+@pytest.mark.parametrize("ratio", [0.52, 1.03, 1.5])
+def test_a_slower_net_is_told_to_ask_for_time_unless_it_did(
+    budget: dict[str, float] | None, advised: bool, ratio: float
+) -> None:
+    measured = speed(ratio, ratio - 0.04, ratio + 0.04)
+    search = report().search
+    assert search is not None
+    one = report(
+        search=replace(search, budget=budget, measured=measured) if budget else None,
+        speed=(measured,), curve=(),
+    )  # fmt: skip
+    found = verdict(one)
+    assert found is not None
+    advice = "; fewer MACs are not always faster: ask for --speedup 1.5"
+    assert found[0].endswith(advice) is (advised and ratio < 1.5)
+    swept = verdict(replace(one, curve=report().curve)) if budget else None
+    assert swept is None or "ask for" not in swept[0]
+
+
 def test_verdict_is_on_the_target_or_else_on_what_was_measured() -> None:
     one = report(speed=(speed(1.5, 1.4, 1.6, runtime="torch"),))
     assert verdict(one) == verdict(report())

@@ -74,9 +74,7 @@ def test_no_message_names_an_option(call: Any) -> None:
 
 
 def test_a_misspelt_keyword_is_told_with_the_nearest() -> None:
-    with pytest.raises(
-        TypeError, match=r"^compress: there is no keyword rnak=\. Did you mean r"
-    ):
+    with pytest.raises(TypeError, match=r"^compress: there is no keyword rnak=\. Did you mean r"):
         factorize.compress(net(), X, rnak=4)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"find: there is no keyword qqqqq=\. It takes model, "):
         factorize.find(net(), X, qqqqq=1)  # type: ignore[call-arg]

@@ -169,8 +169,13 @@ def test_a_start_that_wins_on_images_that_the_original_knows_is_told() -> None:
     new = replace(data, test=[(x, (y + 1) % 10) for x, y in data.test])  # all wrong
     config = factorize.FinetuneConfig(1, lr=5e-3)
     free = replace(config, may_stay=False)
-    for images, how, epoch, told in ((new, config, 0, 1), (new, free, 1, 0), (data, config, 0, 0)):
+    bare = replace(data, test=None)
+    for images, how, epoch, kept, known in (
+        (new, config, 0, 1, 1), (new, free, 1, 0, 0), (data, config, 0, 1, 0),
+        (bare, config, 0, 1, 0),
+    ):  # fmt: skip
         report = compress(rank=0.4, data=images, finetune=how).report
         assert report.finetuning is not None
         assert report.finetuning["best_epoch"] == epoch
-        assert sum("fine-tuning kept its start" in note for note in report.notes) == told
+        assert sum("fine-tuning kept its start" in note for note in report.notes) == kept
+        assert sum("the original knows the held-out" in note for note in report.notes) == known
