@@ -2,6 +2,7 @@
 
 from factorize.data import load_data as _load_data
 from factorize.errors import FactorizeError
+from factorize.export import OnnxConfig
 from factorize.export import export_onnx as _export_onnx
 from factorize.export import export_program as _export_program
 from factorize.fit import FitConfig
@@ -11,6 +12,7 @@ from factorize.measure.runtimes import register as register_runtime
 from factorize.methods import register as register_method
 from factorize.methods.decompose import Decomposition
 from factorize.methods.decompose import decompose as _decompose
+from factorize.outputs import Outputs
 from factorize.plan import Budget
 from factorize.plan import load_plan as _load_plan
 from factorize.plan import save_plan as _save_plan
@@ -23,15 +25,14 @@ from factorize.run.compress import Result
 from factorize.search import SearchConfig
 from factorize.spec import ConvSpec
 from factorize.tune import FinetuneConfig
-from factorize.tune import finetune as _finetune
-from factorize.types import Data, Metric, Outputs, Plan
+from factorize.types import Data, Metric, Plan
 
 compress = in_python(_compress.compress)
 decompose = in_python(_decompose)
 export_onnx = in_python(_export_onnx)
 export_program = in_python(_export_program)
 find = in_python(_steps.find)
-finetune = in_python(_finetune)
+finetune = in_python(_steps.finetune)
 load = in_python(_rebuild.load)
 load_data = in_python(_load_data.load_data)
 load_plan = in_python(_load_plan)
@@ -51,6 +52,7 @@ __all__ = [
     "FinetuneConfig",
     "FitConfig",
     "Metric",
+    "OnnxConfig",
     "Outputs",
     "Plan",
     "Result",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ def main() -> None:
             row = {"net": file.parent.name, "pairs": found.runs, "speedup": found.speedup,
                    "p10": found.speedup_p10, "p90": found.speedup_p90,
                    "original_ms": found.original.median_ms,
-                   "at": datetime.now(timezone.utc).isoformat(timespec="seconds")}  # fmt: skip
+                   "at": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
             rows.append(row)
             print(row, flush=True)
     written = {"rows": rows, "environment": environment()}

@@ -22,6 +22,7 @@ from factorize.cli.parse import (
     default_out,
     example,
     json_object,
+    names_of,
     one_line,
     pick_of,
     preprocessing_of,
@@ -32,6 +33,7 @@ from factorize.cli.parse import (
 )
 from factorize.data.load_data import load_data
 from factorize.errors import BudgetError, DataError, FactorizeError
+from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
 from factorize.measure import Target
 from factorize.models.load_model import load_model
@@ -77,6 +79,7 @@ def run(
     arch: options.Arch = None,
     arch_args: options.ArchArgs = None,
     weights: options.Weights = None,
+    key: options.Key = None,
     trust_pickle: options.TrustPickle = False,
     input_shape: options.InputShape = None,
     data: options.Data = None,
@@ -86,6 +89,7 @@ def run(
     crop: options.Crop = None,
     batch_size: options.BatchSize = 128,
     workers: options.Workers = None,
+    skip_bad: options.SkipBad = 0,
     evaluate: options.Evaluate = None,
     outputs: options.Outputs = None,
     loss: options.Loss = None,
@@ -104,6 +108,10 @@ def run(
     resume: options.Resume = False,
     out: options.Out = None,
     force: options.Force = False,
+    opset: options.Opset = None,
+    input_names: options.InputNames = None,
+    output_names: options.OutputNames = None,
+    onnx_float16: options.OnnxFloat16 = False,
     device: options.Device = "auto",
     threads: options.Threads = None,
     batch: options.Batch = 1,
@@ -131,7 +139,7 @@ def run(
     if target or batch != 1 or dtype != "float32" or compile_ or searching:
         timed = Target(target or "onnxruntime", threads, batch, dtype, compile_)
     layers = {
-        "method": method or ("auto" if searching or lossless else "spatial_svd"),
+        "method": method or ("auto" if searching or lossless else None),
         "include": include or (), "exclude": exclude or (),
     }  # fmt: skip
     ranks = {"rank": rank_of(rank), "energy": energy, "allow_costlier": allow_costlier}
@@ -144,6 +152,7 @@ def run(
         arch=arch,
         arch_args=json_object(arch_args),
         weights=weights,
+        key=key,
         trust_pickle=trust_pickle,
     )
     metric, own_loss, own_score = (
@@ -155,7 +164,7 @@ def run(
     if data is not None and (shape is None or searching or not dry_run):
         images = load_data(
             data, preprocessing=preprocessing, input_shape=shape, batch_size=batch_size, seed=seed,
-            workers=workers,
+            workers=workers, skip_bad=skip_bad,
         )  # fmt: skip
     sample = example(loaded, shape, images, seed)
     described = f"{loaded.arch}, input {'x'.join(map(str, sample.shape[1:]))}"
@@ -203,6 +212,7 @@ def run(
                 search=config if searching else None,
                 data=images, outputs=outputs, loss=own_loss, score=own_score, evaluate=metric,
                 fit=fitting, finetune=tuning, stages=stages,
+                onnx=OnnxConfig(opset, names_of(input_names), names_of(output_names), onnx_float16),
                 refresh=refresh, out=folder, force=force, device=device, threads=threads,
                 command=shlex.join(["factorize", *sys.argv[1:]]), seed=seed, name=loaded.arch,
                 notes=loaded.notes, progress=bars.update, **layers, **ranks,

@@ -12,7 +12,7 @@ from factorize import methods
 from factorize.cli.numbers import option_number
 from factorize.measure import runtimes
 from factorize.measure.environment import package_version
-from factorize.types import OUTPUT_KINDS
+from factorize.outputs import OUTPUT_KINDS
 
 _MODEL, _CHOICE, _BUDGET, _TARGET, _DATA, _FIT, _TUNING, _RUN = (
     "The model", "What to do to it", "Or: a budget to keep", "Where time is measured", "Images",
@@ -91,6 +91,9 @@ ArchArgs = Annotated[str | None, typer.Option(
 Weights = Annotated[str | None, typer.Option(
     help="With torchvision:NAME, trained weights to download, such as DEFAULT.",
     rich_help_panel=_MODEL)]
+Key = Annotated[str | None, typer.Option(
+    metavar="NAME", help="Which weights of the file to take, such as params_ema; dots for nested "
+    "ones. A note names those that it has.", rich_help_panel=_MODEL)]
 TrustPickle = Annotated[bool, typer.Option(
     "--trust-pickle", help="Load a pickle with classes from anywhere. It can run any code.",
     rich_help_panel=_MODEL)]
@@ -116,6 +119,9 @@ BatchSize = Annotated[int, typer.Option(
 Workers = Annotated[int | None, typer.Option(
     min=0, max=256, metavar="N", help="Processes that read images; default: up to 8 for a folder "
     "of images where there is a GPU, else none.", rich_help_panel=_DATA)]
+SkipBad = Annotated[int, typer.Option(
+    min=0, metavar="N", help="Leave up to N corrupt images out; each is named in the report.",
+    rich_help_panel=_DATA)]
 Evaluate = Annotated[str | None, typer.Option(
     metavar="REF",
     help="Your own measure, module:function or path/file.py:function: model -> number or "
@@ -179,6 +185,18 @@ Out = Annotated[Path | None, typer.Option(
     rich_help_panel=_RUN)]
 Force = Annotated[bool, typer.Option(
     "--force", help="Overwrite the files of an earlier run.", rich_help_panel=_RUN)]
+Opset = Annotated[int | None, typer.Option(
+    metavar="N", help="Version of model.onnx's operators; default: the exporter's own.",
+    rich_help_panel=_RUN)]
+InputNames = Annotated[str | None, typer.Option(
+    metavar="A,B", help="Of model.onnx; default: those of forward's parameters.",
+    rich_help_panel=_RUN)]
+OutputNames = Annotated[str | None, typer.Option(
+    metavar="A,B", help="Of model.onnx; default: the keys of a dict, else output.",
+    rich_help_panel=_RUN)]
+OnnxFloat16 = Annotated[bool, typer.Option(
+    "--onnx-float16", help="Weights of model.onnx in float16; inputs and outputs stay float32.",
+    rich_help_panel=_RUN)]
 Device = Annotated[str, typer.Option(
     help="auto, cpu or cuda.", rich_help_panel=_RUN)]
 Threads = Annotated[int | None, typer.Option(

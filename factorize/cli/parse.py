@@ -16,6 +16,7 @@ from factorize.cli.numbers import number
 from factorize.errors import BudgetError, DataError, ModelLoadError, PlanError, RankError
 from factorize.models.load_model import LoadedModel
 from factorize.plan import Budget
+from factorize.run.checks import exists
 from factorize.tensor.call import model_dtype
 from factorize.types import Data, Preprocessing
 
@@ -35,6 +36,11 @@ def rank_of(text: str | None) -> int | float | str | None:
         return text  # refused where the rule is read, with the rule
 
 
+def names_of(text: str | None) -> tuple[str, ...] | None:
+    """Names with commas between them."""
+    return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
 def json_object(text: str | None) -> dict[str, Any] | None:
     """Keyword arguments as a JSON object."""
     if text is None:
@@ -48,19 +54,35 @@ def json_object(text: str | None) -> dict[str, Any] | None:
     return value
 
 
-def shape_of(text: str | None) -> tuple[int, int, int] | None:
-    """C,H,W."""
+def shape_of(text: str | None) -> tuple[int, ...] | None:
+    """Channels and one to three sizes: C,L or C,H,W or C,D,H,W."""
     if text is None:
         return None
     try:
-        channels, height, width = (int(part) for part in text.replace("x", ",").split(","))
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
-        channels = height = width = 0
-    if min(channels, height, width) < 1:
-        raise DataError(f"--input-shape must be C,H,W such as 3,224,224, got {text!r}.")
-    if channels * height * width > _MOST_VALUES:
+        shape = ()
+    if not 2 <= len(shape) <= 4 or min(shape) < 1:
+        raise DataError(
+            "--input-shape must be channels and one to three sizes such as 1,1024 or 3,224,224 or "
+            f"3,16,112,112, got {text!r}."
+        )
+    if math.prod(shape) > _MOST_VALUES:
         raise DataError(f"--input-shape must have up to {_MOST_VALUES:,} values, got {text!r}.")
-    return channels, height, width
+    return shape
+
+
+def image_shape(data: str, shape: tuple[int, ...] | None) -> tuple[int, int, int] | None:
+    """The shape for `load_data`: files have images; a function's loaders know their own shape."""
+    if shape is None or len(shape) == 3:
+        return shape
+    if ":" in data and not exists(Path(data)):
+        return None
+    sizes = "x".join(map(str, shape))
+    raise DataError(
+        f"{data}: files of images have (C, H, W), the model takes {sizes}. Give --data "
+        f"module:function, whose loaders yield batches of (N, {', '.join(map(str, shape))})."
+    )
 
 
 def preprocessing_of(
@@ -106,7 +128,8 @@ def example(
         shape = tuple(next(iter(data.holdout))[0].shape[1:])
     if shape is None:
         raise DataError(
-            f"{loaded.arch}: the shape of an input is not known. Give --input-shape C,H,W."
+            f"{loaded.arch}: the shape of an input is not known. Give --input-shape C,H,W, or C,L "
+            "or C,D,H,W."
         )
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, *shape, generator=generator).to(model_dtype(loaded.model))

@@ -98,7 +98,7 @@ class FreeAxes:
         free = dict.fromkeys(
             axis.name
             + (f" in steps of {axis.step}" if axis.step > 1 else "")
-            + (f" up to {axis.high}" if axis.high < 2**31 else "")
+            + (f" up to {axis.high}" if axis.high < 2**31 - 1 else "")
             for axis in self.axes
         )
         fixed = [

@@ -92,7 +92,7 @@ def strip(model: Any) -> None:
 
 
 def _own_outputs(graph: Any) -> None:
-    """Make each output a value that is no input and no other output."""
+    """Make each output a value that is no input and no other output, as torch 2.6 does not."""
     met = {value.name for value in (*graph.input, *graph.initializer)}
     for index, value in enumerate(graph.output):
         if value.name in met:

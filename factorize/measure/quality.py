@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from factorize.errors import DataError
+from factorize.outputs import UNDECLARED, Outputs
 from factorize.tensor.call import batch_size, call, evaluating, input_on, model_on, to_model
-from factorize.tensor.outputs import (
+from factorize.tensor.output_kinds import (
     agreement_of,
     distance_of,
     kind_of,
@@ -20,7 +21,7 @@ from factorize.tensor.outputs import (
     own_loss,
     own_score,
 )
-from factorize.types import UNDECLARED, Batch, Outputs
+from factorize.types import Batch
 
 
 def accuracy(

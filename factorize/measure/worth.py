@@ -9,8 +9,9 @@ from torch import nn
 
 from factorize.errors import DataError
 from factorize.measure.quality import accuracy, agreement_on_random_input
+from factorize.outputs import UNDECLARED, Outputs
 from factorize.tensor.call import evaluating
-from factorize.types import UNDECLARED, Data, Metric, Outputs
+from factorize.types import Data, Metric
 
 RANDOM_SAMPLES = 32
 

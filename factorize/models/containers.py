@@ -16,9 +16,9 @@ _PLAIN = (
 )  # fmt: skip
 _AVERAGED = (
     "ema", "params_ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model",
-    "module",  # under which averaging wrappers keep their copy; a state dict has no such key
-)
-_KEYS = (*_PLAIN, *_AVERAGED)
+)  # fmt: skip
+# Averaging wrappers keep their copy under `module`; a state dict has no such key.
+_KEYS = (*_PLAIN, *_AVERAGED, "module")
 _DEEPEST = 4
 _LONGEST = 60  # characters of a key in a message
 
@@ -110,7 +110,8 @@ def _has_weights(value: Any, deepest: int = _DEEPEST) -> bool:
 def _without_weights(found: Mapping[Any, Any], path: Path) -> ModelLoadError:
     if weights := _with_weights(found):
         return ModelLoadError(
-            f"{path}: has weights under {_listed(weights)}. Say which with --key {_shown(weights[0])}."
+            f"{path}: has weights under {_listed(weights)}, which is no usual place. Name them: "
+            f"--key {_shown(weights[0])}."
         )
     if "param_groups" in found or any("optim" in str(key) for key in found):
         return ModelLoadError(

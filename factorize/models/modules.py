@@ -15,7 +15,6 @@ from factorize.errors import ModelLoadError
 from factorize.models.model_file import check_tensors
 from factorize.system.imports import brief
 
-
 HALF = frozenset({torch.float16, torch.bfloat16})
 
 

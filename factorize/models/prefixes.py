@@ -15,8 +15,7 @@ from torch import Tensor
 from factorize.models.architectures import Shapes, shapes_of
 from factorize.models.recognition import current_names, differences
 
-_MOST = 12  # readings; honest files have two or three
-_DEEPEST = 3
+_MOST = 99  # readings; honest files have two or three
 _PARTS = (
     "model", "net", "network", "module", "backbone", "encoder", "student", "netG", "generator",
     "ema_model", "model_ema", "ema",
@@ -81,8 +80,6 @@ def without_wrappers(state: dict[str, Tensor], notes: list[str]) -> dict[str, Te
 def _readings(whole: dict[str, Tensor], state: dict[str, Tensor], prefix: str) -> Iterator[Reading]:
     outside = tuple(key for key in whole if not key.startswith(prefix))
     yield Reading(current_names(state), prefix, outside)
-    if prefix.count(".") >= _DEEPEST:
-        return
     firsts = {key.partition(".")[0] for key in state if "." in key}
     shared = firsts if all("." in key for key in state) and len(firsts) == 1 else set()
     for first in (*(part for part in _PARTS if part in firsts), *(shared - set(_PARTS))):

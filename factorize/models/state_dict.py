@@ -49,9 +49,9 @@ def _recognise(path: Path, found: Sequence[Reading]) -> LoadedModel:
             break
     else:
         near = next(filter(None, (recognition.nearest(one.shapes) for one in found)), None)
-        first = next(iter(found[0].state))
+        near = near or f"none has a tensor named {next(iter(found[0].state))}"
         raise ModelLoadError(
-            f"{path}: fits no torchvision architecture; {near or f'none has a tensor {first}'}. "
+            f"{path}: fits no torchvision architecture; {near}. "
             "Pass --arch package.module:function or --arch path/to/file.py:function."
         )
     if len(fitting) > 1:

@@ -12,16 +12,19 @@ from torch import Tensor
 from factorize.errors import PlanError, RankError, UnsupportedLayerError
 from factorize.methods.base import Method, get, names
 from factorize.methods.factorize import chain_of, predicted_error
-from factorize.plan.select import check_globs, forbidden, skip_reason
+from factorize.plan.select import FEW_CHANNELS, check_globs, forbidden, skip_reason
 from factorize.spec import ConvSpec, Rank
 from factorize.types import ConvSite, LayerPlan, Plan, Progress
+
+_DEFAULTS = ("spatial_svd", "channel_svd")
+"""The first whose axes a layer has."""
 
 
 def choose(
     sites: Sequence[ConvSite],
     weight_of: Callable[[str], Tensor],
     *,
-    method: str = "spatial_svd",
+    method: str | None = None,
     rank: int | float | str | None = None,
     energy: float | None = None,
     include: Sequence[str] = (),
@@ -42,6 +45,9 @@ def choose(
         From `factorize.find`.
     weight_of
         The weight (O, I, k_h, k_w) of a layer, by its name.
+    method
+        One for all layers. None: `spatial_svd`, and `channel_svd` where a kernel has fewer than the
+        two axes that it needs.
     rank
         An integer (clamped to each layer's maximum, and noted), a share of the maximum in (0, 1],
         or ``"vbmf"``.
@@ -57,12 +63,14 @@ def choose(
     RankError, UnsupportedLayerError, NoConvolutionError
         The rule is out of range, the method does not exist, or a glob matches nothing.
     """
-    chosen = get(method)
+    by_axes = [get(name) for name in ([method] if method else _DEFAULTS)]
     rule = _rule(rank, energy)
     check_globs(sites, include, exclude)
     planned: dict[str, LayerPlan] = {}
     for index, site in enumerate(sites):
         leader = next((planned[name] for name in site.tied if name in planned), None)
+        fits = (one for one in by_axes if len(site.spec.kernel) >= one.min_axes)
+        chosen = next(fits, by_axes[-1])
         reason = skip_reason(site, chosen, include, exclude)
         if reason:
             plan = dense_layer(site.spec, reason, site.notes)
@@ -76,8 +84,9 @@ def choose(
         if progress:
             progress("plan", index + 1, len(sites), {})
     layers = tuple(note_untied(site, planned) for site in sites)
+    used = ",".join(dict.fromkeys(layer.method for layer in layers if layer.method))
     settings: dict[str, Any] = {
-        "method": method,
+        "method": method or used or _DEFAULTS[0],
         ("energy" if energy is not None else "rank"): energy if energy is not None else rank,
         "include": list(include),
         "exclude": list(exclude),
@@ -202,6 +211,13 @@ def _choose_layer(
         ranks = ",".join(map(str, rank))
         return dense_layer(
             spec, f"{method.name} at rank {ranks} would cost {macs:,} of {spec.macs:,} MACs", notes
+        )
+    cut = rank != limit and (error is None or error > 1e-6)
+    if spec.out_channels <= FEW_CHANNELS and cut:
+        ranks, tops = (",".join(map(str, each)) for each in (rank, limit))
+        notes.append(
+            f"puts out {spec.out_channels} channels only, of which rank {ranks} of {tops} loses a "
+            "part: see what it costs, or --exclude it"
         )
     return chain_layer(site, method, rank, variant, error, notes)
 

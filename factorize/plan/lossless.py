@@ -23,7 +23,7 @@ def lossless(
     sites: Sequence[ConvSite],
     weight_of: Callable[[str], Tensor],
     *,
-    method: str = "auto",
+    method: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     seed: int = 0,
@@ -37,7 +37,8 @@ def lossless(
     Parameters
     ----------
     method
-        ``auto``: all whose ranks are read off a spectrum; or names with commas between them.
+        None or ``auto``: all whose ranks are read off a spectrum; or names with commas between
+        them.
 
     Raises
     ------
@@ -46,6 +47,7 @@ def lossless(
     NoConvolutionError, UnsupportedLayerError
         A glob matches nothing, a method does not exist.
     """
+    method = method or "auto"
     names = methods.names() if method == "auto" else [name.strip() for name in method.split(",")]
     allowed = [methods.get(name) for name in names if methods.get(name).closed or method != "auto"]
     if without := [one.name for one in allowed if not one.closed]:

@@ -9,8 +9,8 @@ from factorize.errors import NoConvolutionError
 from factorize.methods.base import Method
 from factorize.types import ConvSite
 
-FIRST_LAYER_CHANNELS = 4
-"""A convolution that reads at most this many channels reads an image: left alone by rule."""
+FEW_CHANNELS = 4
+"""A layer that reads at most this many channels, as of an image, is left alone by rule."""
 
 
 def check_globs(sites: Sequence[ConvSite], include: Sequence[str], exclude: Sequence[str]) -> None:
@@ -46,7 +46,8 @@ def skip_reason(
     Parameters
     ----------
     first, pointwise
-        Whether layers that read the image, and 1x1 convolutions, may be factorized unasked.
+        Whether layers that read few channels, as of an image, and 1x1 convolutions, may be
+        factorized unasked.
     """
     spec = site.spec
 
@@ -62,8 +63,8 @@ def skip_reason(
     if reason := method.supports(spec):
         return reason
     if not include:
-        if spec.in_channels <= FIRST_LAYER_CHANNELS and not first:
-            return f"first layer ({spec.in_channels} input channels)"
+        if spec.in_channels <= FEW_CHANNELS and not first:
+            return f"reads only {spec.in_channels} channel{'s' * (spec.in_channels > 1)}"
         if all(k == 1 for k in spec.kernel) and not pointwise:
             return "1x1 convolution" if spec.kernel else "linear layer"
     return None

@@ -15,19 +15,22 @@ from factorize.errors import (
     BudgetError,
     DataError,
     DeviceError,
+    ExportError,
     FactorizeError,
     NoConvolutionError,
     PlanError,
     UnsupportedLayerError,
 )
+from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
 from factorize.measure import Target
+from factorize.outputs import UNDECLARED, Outputs
 from factorize.plan import Budget
 from factorize.search import SearchConfig
 from factorize.tensor.call import call, evaluating, rows_of, to_model
-from factorize.tensor.outputs import guess, kind_of, named_floats
+from factorize.tensor.output_kinds import guess, kind_of, named_floats
 from factorize.tune import FinetuneConfig
-from factorize.types import UNDECLARED, Data, LayerPlan, Outputs, Plan
+from factorize.types import Data, LayerPlan, Plan
 
 GUESSED_FROM = 32  # images
 REASONS = 3  # that a message names
@@ -39,6 +42,7 @@ _CONFIGS: dict[str, tuple[tuple[type, ...], type[FactorizeError], str]] = {
     "budget": ((Budget,), BudgetError, "Budget(speedup=2)"),
     "search": ((SearchConfig,), BudgetError, 'SearchConfig(sweep="auto")'),
     "fit": ((FitConfig,), DataError, 'FitConfig("sequential")'),
+    "onnx": ((OnnxConfig,), ExportError, "OnnxConfig(opset=17)"),
     "finetune": ((int, FinetuneConfig), DataError, "an integer, or FinetuneConfig(2)"),
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from factorize import export, graph, tune
 from factorize.data.as_data import as_data
 from factorize.errors import DataError, RankError
+from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
 from factorize.measure import Target, as_metric, runtimes
 from factorize.plan import Budget, save_plan
@@ -72,6 +73,7 @@ def compress(
     fit: FitConfig | None = None,
     finetune: int | tune.FinetuneConfig = 0,
     stages: int = 1,
+    onnx: OnnxConfig | None = None,
     out: str | Path | None = None,
     force: bool = False,
     latency: bool = True,
@@ -132,6 +134,8 @@ def compress(
         Cut in so many rounds, each of the same share, and tune after each: the chains of one are
         multiplied out and cut again (MUSCO, Gusak 2019). Needs a budget of shares or time, or a
         share as rank.
+    onnx
+        How ``model.onnx`` is written: operators, names, float16.
     out
         Folder for weights, plan, ONNX, ``.pt2`` and report. Nothing is written without.
     force
@@ -151,7 +155,9 @@ def compress(
         One of its kinds; nothing is written then. An export that fails does not lose the rest:
         it is told in ``result.report.failures``.
     """
-    check_configs(plan=plan, budget=budget, search=search, fit=fit, finetune=finetune)
+    check_configs(
+        plan=plan, budget=budget, search=search, fit=fit, finetune=finetune, onnx=onnx
+    )
     target = as_target(target)
     model, wrapped = prepared(model)
     device = resolve_device(device)
@@ -193,7 +199,8 @@ def compress(
         return _assisted(model, data, device)
     overwrite = force or bool(config.resume and config.checkpoint)
     request = Request(
-        model, example_input, data, meant, metric, fit, how, config, timer, device, seed, progress
+        model, example_input, data, meant, metric, fit, how, config, onnx or OnnxConfig(), timer,
+        device, seed, progress,
     )
     journal = Journal([*notes, *wrapped, *(data.notes if data else ()), *guessed])
     try:

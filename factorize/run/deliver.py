@@ -48,7 +48,7 @@ def deliver(
         request.tell("export")
         with journal.timed("export"):
             onnx, sizes, failures = export.export_all(
-                folder, request.model, made.model, plan, request.example_input
+                folder, request.model, made.model, plan, request.example_input, request.onnx
             )
     if targets:
         request.tell("measure latency")

@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from factorize.export import OnnxConfig
 from factorize.fit import FitConfig, Fitted
 from factorize.measure import LatencyModel
+from factorize.outputs import Outputs
 from factorize.search import Outcome
 from factorize.tune import FinetuneConfig, FinetuneResult, Recalibration
-from factorize.types import Data, Metric, Outputs, Plan, Progress
+from factorize.types import Data, Metric, Plan, Progress
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Request:
     fit: FitConfig
     how: str
     tuning: FinetuneConfig
+    onnx: OnnxConfig
     timer: LatencyModel
     device: str
     seed: int

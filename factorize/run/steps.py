@@ -15,9 +15,10 @@ from factorize.data.as_data import as_data
 from factorize.errors import UnsupportedLayerError
 from factorize.fit import FitConfig, apply_, fit
 from factorize.measure import as_metric, worth
+from factorize.outputs import UNDECLARED, Outputs
 from factorize.tensor.call import input_on
 from factorize.tensor.wrappers import prepared
-from factorize.types import UNDECLARED, ConvSite, Metric, Outputs, Plan
+from factorize.types import ConvSite, Metric, Plan
 
 
 def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:

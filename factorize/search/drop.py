@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from factorize.errors import BudgetError, DataError
+from factorize.outputs import Outputs
 from factorize.plan import Budget
 from factorize.search.trials import Choice, Found
 from factorize.search.within_budget import Search
-from factorize.types import Outputs, Progress
+from factorize.types import Progress
 
 PROBES = 7
 """Speeds that are tried."""

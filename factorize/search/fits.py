@@ -12,10 +12,11 @@ from factorize import methods
 from factorize.fit import FitConfig, Fitted, apply_, fit
 from factorize.graph import effective_weight
 from factorize.measure import accuracy
+from factorize.outputs import UNDECLARED
 from factorize.search.held_out import Losses, losses_of
 from factorize.tensor.call import batch_size
 from factorize.tensor.threads import in_threads
-from factorize.types import UNDECLARED, Batch, Data, Factorization, LayerPlan, Plan, Progress
+from factorize.types import Batch, Data, Factorization, LayerPlan, Plan, Progress
 
 HOLDOUT = 1000
 """Images that the losses of fitted nets are measured on."""

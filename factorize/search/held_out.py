@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from factorize.errors import DataError
+from factorize.outputs import Outputs
 from factorize.tensor.call import batch_size, call, evaluating, input_on, model_on, to_model
-from factorize.tensor.outputs import distance_of, kind_of, named_floats, own_loss
-from factorize.types import Batch, Outputs
+from factorize.tensor.output_kinds import distance_of, kind_of, named_floats, own_loss
+from factorize.types import Batch
 
 Losses = NDArray[np.float64]
 """One for each image, or for each batch where a loss is of batches; their mean is the net's."""

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from factorize.errors import DataError
 from factorize.tensor.call import batch_size, call, evaluating, to_model
-from factorize.tensor.outputs import kind_of
+from factorize.tensor.output_kinds import kind_of
 
 Forward = Callable[..., Tensor]
 
@@ -35,7 +35,7 @@ class Replay:
     memory
         Bytes of outputs to keep; those of later calls are computed again.
     kind
-        Of the outputs, see `tensor.outputs`.
+        Of the outputs, see `tensor.output_kinds`.
 
     Attributes
     ----------

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from factorize.errors import DataError
+from factorize.outputs import UNDECLARED, Outputs
 from factorize.tensor.call import batch_size, call, evaluating, laid_out_, to_model
-from factorize.tensor.outputs import (
+from factorize.tensor.output_kinds import (
     Energy,
     distance_of,
     energy_of,
@@ -21,7 +22,7 @@ from factorize.tensor.outputs import (
     own_loss,
     own_score,
 )
-from factorize.types import UNDECLARED, Data, Outputs
+from factorize.types import Data
 
 
 class IncomparableError(DataError):

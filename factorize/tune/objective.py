@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from factorize.errors import DataError, UnsupportedLayerError
 from factorize.system import processes
 from factorize.tensor.call import evaluating
-from factorize.tensor.outputs import relative
+from factorize.tensor.output_kinds import relative
 from factorize.tune.distance import distance, label_loss, tensors, uses_labels
 from factorize.tune.recipe import FinetuneConfig
 from factorize.types import Data

@@ -91,7 +91,7 @@ class Feed:
         whole = first == 0 and processes.count() == 1 and self.held is None
         if sampler is None or whole:
             found = map(_part_of, islice(iter(train), first, end))
-            return found
+            return found if first else _some(found)
         listed = [list(batch) for batch in islice(iter(sampler), first, end)]
         # A batch of fewer images than processes is left out, but no loader can read nothing.
         parts = [batch[processes.part(len(batch))] or batch[:1] for batch in listed]

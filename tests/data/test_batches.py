@@ -6,6 +6,7 @@ import torch
 
 from factorize.data.batches import label_kind, plain
 from factorize.errors import DataError
+from factorize.tensor.call import rows_of, to_model, twice
 
 X = torch.rand(4, 3, 8, 8)
 Y = torch.tensor([0, 1, 2, 1])
@@ -102,3 +103,23 @@ def test_batches_without_images_are_refused(batch, match):
 )
 def test_other_labels_are_named(labels, match):
     assert label_kind(plain((X, labels), "here")) == (False, match)
+
+
+def test_integers_reach_a_model_as_integers():
+    model = torch.nn.Linear(1, 1).double()
+    tokens, images = to_model((torch.arange(3), X), model)
+    assert tokens.dtype == torch.int64
+    assert images.dtype == torch.float64
+
+
+def test_samples_of_a_batch_are_taken_from_all_of_its_parts():
+    pictures = [X[0], X[1, :, 1:], X[2]]
+    mask = torch.tensor([True, False, True])
+    kept = rows_of({"a": X[:3], "b": (pictures, Y[:3]), "scale": 2.0}, mask)
+    assert torch.equal(kept["a"], X[:3:2])
+    assert [v.shape for v in kept["b"][0]] == [X[0].shape] * 2
+    assert kept["b"][1].tolist() == [0, 2]
+    assert kept["scale"] == 2.0
+    doubled = twice({"a": X[:3], "b": (pictures, Y[:3])})
+    assert len(doubled["a"]) == len(doubled["b"][0]) == 6
+    assert doubled["b"][1].tolist() == [0, 1, 2, 0, 1, 2]

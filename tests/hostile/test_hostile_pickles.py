@@ -18,6 +18,10 @@ SYSTEM = name("os", "system")
 CONV = name("torch.nn.modules.conv", "Conv2d")
 SEQUENTIAL = name("torch.nn.modules.container", "Sequential") + b")\x81"
 
+NAMESPACE = name("argparse", "Namespace") + b")\x81"
+SCALAR = name("numpy.core.multiarray", "scalar")
+BYTES = call(name("_codecs", "encode"), text("x" * 8), text("latin1"))
+
 LIVE = {  # these run where the unpickler is Python's own
     "GLOBAL and REDUCE": call(SYSTEM, SHELL),
     "eval": call(name("builtins", "eval"), TOUCH),
@@ -42,6 +46,25 @@ DEAD = {  # these need torch's unpickler to be wrong in some way
     "constructor": call(CONV, b"K\x01", b"K\x01", b"K\x01"),
     "torch load": call(name("torch.serialization", "load"), text("net.pt")),
     "torch hub": call(name("torch.hub", "load"), text("net.pt")),
+    "Namespace of a class": NAMESPACE + b"}" + text("__class__") + CONV + b"sb",
+    "Namespace in itself": NAMESPACE + b"q\x01}" + text("x") + b"h\x01sb",
+    "Namespace for weights": b"}" + text("model") + NAMESPACE + b"s",
+    "defaultdict of a function": call(name("collections", "defaultdict"), SYSTEM) + SHELL + b"Ns",
+    "defaultdict as weights": b"}" + text("model") + call(
+        name("collections", "defaultdict"), name("builtins", "list")) + text("a") + b"Nss",
+    "deque of a function": call(name("collections", "deque"), b"]" + SYSTEM + b"a"),
+    "scalar of an object": call(SCALAR, call(name("numpy", "dtype"), text("O")), BYTES),
+    "scalar of half its bytes": call(SCALAR, call(name("numpy", "dtype"), text("f4")), BYTES),
+    "dtype of fields": call(name("numpy", "dtype"), b"](" + text("a") + CONV + b"\x86e"),
+    "array of 16 TiB": call(name("numpy", "ndarray"), b"\x8a\x06\0\0\0\0\0\x10\x85"),
+    "array of a class": call(name("numpy.core.multiarray", "_reconstruct"), CONV, b")", b"N"),
+    "array of a file": call(name("numpy", "memmap"), text("/etc/passwd")),
+    "numpy's own loader": call(name("numpy", "load"), text("net.pt")),
+    "bytes of 16 TiB": call(name("builtins", "bytes"), b"\x8a\x06\0\0\0\0\0\x10"),
+    "list of a range without end": call(
+        name("builtins", "list"), call(name("builtins", "range"), b"\x8a\x06\0\0\0\0\0\x10")),
+    "path made": call(name("pathlib", "Path.touch"), call(name("pathlib", "Path"), SHELL)),
+    "attribute of a module that is data": SEQUENTIAL + b"}" + text("_modules") + NAMESPACE + b"sb",
     "EXT1": b"\x82\x01",
     "EXT2": b"\x83\x01\x01",
     "EXT4": b"\x84\x01\x00\x00\x01",

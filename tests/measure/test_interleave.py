@@ -114,16 +114,33 @@ def test_bounds_hold_the_median_with_the_stated_confidence(count):
         assert coverage(low) >= 0.95 > coverage(low + 1)
 
 
-def test_hopeless_chains_get_no_more_rounds(clock):
+def test_hopeless_chains_get_no_more_rounds_than_bounds_need(clock):
     clock.times |= {chain(1): 9.1, chain(2): 8.9, chain(3): lambda call: 3.0 if call else 99.0}
     slow, borderline, warming = clock.found(chain(1), chain(2), chain(3))
     calls = {one: len(told) for one, told in clock.told.items()}
-    assert calls[chain(1)] == 3
+    assert calls[chain(1)] == 8
     assert calls[chain(2)] == calls[chain(3)] == calls[DENSE] == calls[UNIT] == 24
     assert slow == ChainTime(3.0, 4.55, *3 * [pytest.approx(6 / 9.1)])
     assert not slow.faster
     assert borderline.speedup == pytest.approx(6 / 8.9)
     assert warming.speedup == 2.0  # its first call is none
+
+
+def test_a_disturbance_at_the_beginning_makes_no_chain_slow_with_certainty(clock):
+    """Disturbed in the warm-up, it counts as hopeless: its bounds say that it may be faster."""
+    clock.times[chain(1)] = lambda call: 96.0 if call < 4 else 3.0
+    [found] = clock.found(chain(1))
+    assert found.low == 6 / 96
+    assert found.high == 2.0
+    assert not found.steady
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "steady"), [(0.9, 1.1, True), (0.7, 1.4, True), (0.7, 1.5, False),
+                                (0.06, 7.83, False), (2.0, 4.1, False), (0.0, 1.0, False)],
+)  # fmt: skip
+def test_steady_is_known_to_a_factor_of_two(low, high, steady):
+    assert ChainTime(1.0, 0.5, high, low, high).steady is steady
 
 
 @pytest.mark.parametrize(("part", "expected"), [(1.0, 21), (192.0, 15), (600.0, 9)])

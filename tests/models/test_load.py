@@ -81,19 +81,12 @@ class TestStateDicts:
             saved(state, tmp_path, name, _use_new_zipfile_serialization=name == "model.pth")
         assert_same(load_model(str(tmp_path / name)).model, small)
 
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-    def test_dtype_is_kept(self, small: nn.Module, dtype: torch.dtype, tmp_path: Path) -> None:
-        model = copy.deepcopy(small).to(dtype)
+    def test_double_precision_is_kept(self, small: nn.Module, tmp_path: Path) -> None:
+        model = copy.deepcopy(small).double()
         loaded = load_model(saved(model.state_dict(), tmp_path))
-        assert {p.dtype for p in loaded.model.parameters()} == {dtype}
-        assert f"saved in {dtype}" in loaded.notes
+        assert {p.dtype for p in loaded.model.parameters()} == {torch.float64}
+        assert "saved in float64" in loaded.notes
         assert_same(loaded.model, model)
-
-    def test_mixed_dtypes_become_the_widest(self, state: dict, tmp_path: Path) -> None:
-        mixed = {k: v.half() if v.dim() == 4 else v for k, v in state.items()}
-        loaded = load_model(saved(mixed, tmp_path))
-        assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
-        assert any("float16" in note for note in loaded.notes)
 
     def test_tensors_of_another_device(self, state: dict, tmp_path: Path) -> None:
         # As a file saved on CUDA names its storages; this machine may have none.

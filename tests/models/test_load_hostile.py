@@ -12,6 +12,7 @@ from crafted import PROTO, STOP, call, legacy, name, text, zipped
 from loading import refusal
 from torch import nn
 
+from factorize.models import inert
 from factorize.models.pickle_size import check_pickles
 from factorize.models.pickles import load_pickled
 
@@ -128,6 +129,67 @@ class TestPickles:
         body = name("x" * 100_000, "y" * 100_000) + b")\x81"
         path = zipped(PROTO + body + STOP, tmp_path / "long.pt")
         assert "names a class in 200,001 characters" in refusal(path)
+
+
+class TestData:
+    """What may lie beside weights is never built, whatever a file calls it with or sets on it."""
+
+    def states(self, marker: Path) -> list[bytes]:
+        path = text(str(marker))
+        tensor = name("torch", "Tensor")
+        attributes = b"".join(
+            text(key) + tensor for key in ("__class__", "__reduce__", "__len__", "append", "order")
+        )
+        return [
+            path, b"}" + text("x") + path + b"s", b"}(" + attributes + b"u", b"N",
+            b"(N}" + text("__class__") + tensor + b"st",  # the state of slots, which are set
+            b"(K\x03" + tensor + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ft",  # of a dtype
+            b"(K\x01" + b"\x8a\x06\0\0\0\0\0\x10\x85" + tensor + b"\x89" + path + b"t",  # of arrays
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("write", [zipped, legacy])
+    def test_nothing_is_built(self, write: Any, marker: Path, tmp_path: Path) -> None:
+        path, function = text(str(marker)), name("torch._utils", "_rebuild_tensor_v2")
+        huge = b"\x8a\x06\0\0\0\0\0\x10"  # 2**44
+        made: list[bytes] = []
+        for asked in inert.stand_ins():
+            named = name(asked.__module__, asked.__qualname__)
+            for arguments in ((), (path,), (function, path), (huge,), (named, huge, path)):
+                given = b"(" + b"".join(arguments) + b"t"
+                made += [named + given + b"R", named + given + b"\x81"]
+                if asked.__module__ != "collections":  # lists and dicts, which have no state
+                    made += [made[-1] + state + b"b" for state in self.states(marker)]
+        file = write(PROTO + b"](" + b"".join(made) + b"e" + STOP, tmp_path / "data.pt")
+        for one in load_pickled(file, trust=False):
+            assert type(one) in (inert.Inert, inert._DType, list, dict)
+            if isinstance(one, (list, dict)):
+                assert not one
+            else:
+                assert vars(one).keys() <= {"code", "order"}
+                assert all(type(value) is str for value in vars(one).values())
+        assert not marker.exists()
+
+    def test_numbers_alone_are_read(self, tmp_path: Path) -> None:
+        scalar, dtype = name("numpy.core.multiarray", "scalar"), name("numpy", "dtype")
+        data = call(name("_codecs", "encode"), text("12345678"), text("latin1"))
+        for code in ("O", "O8", "V8", "U2", "S8", "M8", "c8", "f16", "<f8", "f8,f8"):
+            program = call(scalar, call(dtype, text(code)), data)
+            file = zipped(PROTO + program + STOP, tmp_path / "scalar.pt")
+            assert type(load_pickled(file, trust=False)) is inert.Inert, code
+        for order in "<>":
+            state = b"(K\x03" + text(order) + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+            program = call(scalar, call(dtype, text("u8")) + state, data)
+            file = zipped(PROTO + program + STOP, tmp_path / "scalar.pt")
+            expected = int.from_bytes(b"12345678", "little" if order == "<" else "big")
+            assert load_pickled(file, trust=False) == expected
+        short = call(scalar, call(dtype, text("i4")), data)
+        assert "cannot be loaded" in refusal(zipped(PROTO + short + STOP, tmp_path / "short.pt"))
+
+    def test_none_of_it_can_be_a_class_of_torch(self) -> None:
+        """A stand-in must not hide what torch itself lists."""
+        listed = torch._weights_only_unpickler._get_allowed_globals()
+        names = {f"{one.__module__}.{one.__qualname__}" for one in inert.stand_ins()}
+        assert not names & set(listed)
 
 
 def test_honest_files_do_not_unfold(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,29 @@ class TestRefused:
         loaded = load_model(path, trust_pickle=True)
         assert loaded.arch == "pickled module Foreign"
         assert not loaded.model.training
+
+    def test_a_class_that_is_not_there(self, tmp_path: Path, monkeypatch) -> None:
+        """Trusted or not, that is no damaged file."""
+        module = tmp_path / "their_nets.py"
+        one = "from torch import nn\nclass Net(nn.Conv2d): pass\n"
+        module.write_text(f"{one}class Old(Net): pass\n")
+        with monkeypatch.context() as there:
+            there.syspath_prepend(tmp_path)
+            import their_nets  # pyright: ignore[reportMissingImports]
+
+            nets = [saved(kind(3, 4, 3), tmp_path, f"{kind.__name__}.pt")
+                    for kind in (their_nets.Net, their_nets.Old)]  # fmt: skip
+        assert "asks for their_nets.Net" in refusal(nets[0])
+        del sys.modules["their_nets"]
+        message = refusal(nets[0], trust_pickle=True)
+        assert "defined in the module their_nets, which cannot be imported here" in message
+        assert "PYTHONPATH" in message
+        module.write_text(one)
+        monkeypatch.syspath_prepend(tmp_path)
+        message = refusal(nets[1], trust_pickle=True)
+        assert "its class Old is defined in the module their_nets, which has none here" in message
+        assert "save model.state_dict() where it loads" in message
+        sys.modules.pop("their_nets", None)
 
     def test_whole_module_of_the_old_format(self, tmp_path: Path) -> None:
         path = tmp_path / "old.pt"

@@ -178,7 +178,7 @@ class TestContents:
             ([1, 2], "holds a list"),
             ({}, "its keys are (none)"),
             ({"epoch": 3, "loss": 0.5}, "its keys are epoch, loss"),
-            ({"weights": {"a": torch.zeros(1)}, "best": torch.zeros(1)}, "its keys are weights"),
+            ({"layers": {"a": torch.zeros(1)}, "best": torch.zeros(1)}, "its keys are layers"),
             ({"state_dict": {}}, "no state dict in it"),
             (OrderedDict(optimizer={"state": {}, "param_groups": []}), "optimizer"),
         ],

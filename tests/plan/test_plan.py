@@ -21,13 +21,60 @@ def planned(**choice: object) -> dict[str, LayerPlan]:
 
 def test_first_layer_and_pointwise_are_left_alone_by_rule_unless_included() -> None:
     layers = planned(rank=2)
-    assert "first layer" in (layers["0"].skip_reason or "")
+    assert "reads only" in (layers["0"].skip_reason or "")
     assert "1x1" in (layers["2"].skip_reason or "")
     assert layers["1"].method
     layers = planned(rank=2, include=["0", "2"], method="channel_svd")
     assert layers["0"].method
     assert layers["2"].method
     assert layers["1"].skip_reason == "not matched by --include"
+
+
+def test_a_layer_that_reads_few_channels_need_not_be_the_first() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 2, 3), nn.Conv2d(2, 8, 3), nn.Conv2d(8, 1, 3),
+                          nn.Conv2d(1, 8, 3))  # fmt: skip
+    layers = factorize.make_plan(model, torch.randn(1, 8, 16, 16), rank=1).layers
+    reasons = [layer.skip_reason for layer in layers]
+    assert reasons == [None, "reads only 2 channels", None, "reads only 1 channel"]
+
+
+def test_few_outputs_that_are_cut_are_remarked() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 3, 3))
+    x = torch.randn(1, 8, 16, 16)
+    for choice in ({"rank": 0.5}, {"rank": 2}, {"energy": 0.4}):
+        wide, few = factorize.make_plan(model, x, method="channel_svd", **choice).layers
+        assert wide.method
+        assert wide.notes == ()
+        assert few.notes == (
+            f"puts out 3 channels only, of which rank {few.rank[0]} of 3 loses a part: see what it "
+            "costs, or --exclude it",
+        )
+    (_, few) = factorize.make_plan(model, x, rank=1.0, allow_costlier=True).layers
+    assert few.notes == ()
+    with torch.no_grad():
+        model[1].weight[1:] = model[1].weight[:1]  # of rank 1: nothing is lost
+    (_, few) = factorize.make_plan(model, x, rank=1, method="channel_svd").layers
+    assert few.method
+    assert few.notes == ()
+
+
+def test_without_a_method_each_layer_gets_one_for_its_axes() -> None:
+    x = torch.randn(1, 8, 16)
+    model = nn.Sequential(nn.Conv1d(8, 16, 5), nn.Conv1d(16, 16, 3))
+    made = factorize.make_plan(model, x, rank=0.25)
+    assert [layer.method for layer in made.layers] == ["channel_svd"] * 2
+    assert made.settings["method"] == "channel_svd"
+    deep = nn.Sequential(nn.Conv3d(8, 16, 3), nn.Conv3d(16, 16, 3))
+    made = factorize.make_plan(deep, torch.randn(1, 8, 8, 8, 8), rank=0.25)
+    assert [layer.method for layer in made.layers] == ["spatial_svd"] * 2
+    mixed = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Flatten(2), nn.Conv1d(16, 16, 3), nn.Flatten(),
+                          nn.Linear(16 * 34, 40))  # fmt: skip
+    made = factorize.make_plan(mixed, torch.randn(1, 8, 8, 8), rank=0.25, include=["*"])
+    assert [layer.method for layer in made.layers] == ["spatial_svd", "channel_svd", "channel_svd"]
+    assert made.settings["method"] == "spatial_svd,channel_svd"
+    made = factorize.make_plan(model, x, rank=2, method="spatial_svd")
+    assert "needs 2 spatial axes" in (made.layers[0].skip_reason or "")
 
 
 def test_excluded_layers_say_so() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import factorize
 from factorize.errors import DataError
-from factorize.types import UNDECLARED, Data, Outputs
+from factorize.outputs import UNDECLARED, Outputs
+from factorize.types import Data
 
 G = torch.Generator().manual_seed(0)
 PIXELS = torch.randn(24, *X.shape[1:], generator=G)

@@ -70,6 +70,7 @@ def site(name: str, tied: tuple[str, ...] = (), blocked: str | None = None, **ch
 def offered(sites: list[ConvSite], times: Times | None, **changes):
     options = {
         "include": (), "exclude": (), "first": False, "never_slower": True, "progress": None,
+        "target": Target(threads=1),
     } | changes  # fmt: skip
     return layers_of(sites, ["spatial_svd"], latency=times, **options)  # type: ignore[arg-type]
 
@@ -98,8 +99,9 @@ def test_the_fastest_of_slower_chains_is_kept_for_the_report():
     found, reasons = offered([site("a")], Times({**SMOOTH, 16: 1.05, 20: 0.9}))
     assert found["a"].offers == ()
     assert found["a"].slower is not None
-    assert found["a"].slower.rank == (16,)
-    assert found["a"].slower.time == pytest.approx(12 / 1.05)
+    offer, time = found["a"].slower
+    assert offer.rank == (16,)
+    assert time == ChainTime(12.0, 12 / 1.05, 1.05, pytest.approx(0.95), pytest.approx(1.15))
     assert reasons == {}
 
 
@@ -109,10 +111,26 @@ def test_ranks_keep_to_the_hardwares_steps():
     found, _ = offered([site("a", **wide)], Times(blocked), never_slower=False)
     assert len(ranks(found["a"])) >= 3
     assert all(rank % 16 == 0 for rank in ranks(found["a"]))
-    counted, _ = offered([site("a", **wide)], None)
-    assert any(rank % 4 for rank in ranks(counted["a"]))
-    assert all(option.time is None for option in counted["a"].offers)
-    assert all(option.macs < counted["a"].spec.macs for option in counted["a"].offers)
+
+
+@pytest.mark.parametrize("steps", [(16, 8, 4), (32, 16), (1,)])
+def test_ranks_that_are_not_timed_are_on_the_runtimes_step_or_between(monkeypatch, steps):
+    monkeypatch.setattr(OnnxRuntime, "steps", steps)
+    layer = offered([site("a", in_channels=128, out_channels=128)], None)[0]["a"]
+    on = {option.rank[0] for option in layer.offers if option.stepped}
+    between = ranks(layer) - on
+    assert len(on) >= 3
+    assert all(rank % steps[0] == 0 for rank in on)
+    assert any(rank % 4 for rank in between) or steps == (1,)
+    assert len(layer.offers) == len({(o.rank, o.variant) for o in layer.offers})
+    assert all(option.time is None for option in layer.offers)
+    assert all(option.macs < layer.spec.macs for option in layer.offers)
+
+
+def test_a_layer_too_small_for_the_step_has_ranks_on_half_of_it():
+    layer = offered([site("a", in_channels=16, out_channels=16)], None)[0]["a"]
+    on = {option.rank[0] for option in layer.offers if option.stepped}
+    assert on == {4, 8, 12, 16, 20}
 
 
 def test_tied_layers_are_one():
@@ -139,7 +157,7 @@ def test_which_layers_may_be_replaced():
         sites, None, progress=lambda stage, done, total, values: seen.append((stage, done, total))
     )
     assert found.keys() == {"pointwise", "last"}
-    assert reasons["first"].startswith("first layer")
+    assert reasons["first"].startswith("reads only")
     assert reasons["grouped"].startswith("groups=2: a budget is for")
     assert reasons["blocked"] == "has a hook"
     assert seen[-1][0] == "time layers"

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from factorize.errors import DataError
-from factorize.types import OUTPUT_KINDS, Outputs
+from factorize.outputs import OUTPUT_KINDS, Outputs
 
 Energy = Callable[[Tensor], Tensor]
 

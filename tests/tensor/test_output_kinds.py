@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from factorize.errors import DataError
-from factorize.tensor.outputs import agreement_of, distance_of, guess, kind_of, named_floats
-from factorize.types import OUTPUT_KINDS, Outputs
+from factorize.outputs import OUTPUT_KINDS, Outputs
+from factorize.tensor.output_kinds import agreement_of, distance_of, guess, kind_of, named_floats
 
 G = torch.Generator().manual_seed(0)
 S, T = (torch.randn(6, 5, generator=G, dtype=torch.float64) for _ in range(2))
