@@ -21,6 +21,7 @@ from factorize.cli.parse import (
     check_wish,
     default_out,
     example,
+    image_shape,
     json_object,
     names_of,
     one_line,
@@ -139,7 +140,7 @@ def run(
     if target or batch != 1 or dtype != "float32" or compile_ or searching:
         timed = Target(target or "onnxruntime", threads, batch, dtype, compile_)
     layers = {
-        "method": method or ("auto" if searching or lossless else None),
+        "method": method,
         "include": include or (), "exclude": exclude or (),
     }  # fmt: skip
     ranks = {"rank": rank_of(rank), "energy": energy, "allow_costlier": allow_costlier}
@@ -163,7 +164,7 @@ def run(
     images = None
     if data is not None and (shape is None or searching or not dry_run):
         images = load_data(
-            data, preprocessing=preprocessing, input_shape=shape, batch_size=batch_size, seed=seed,
+            data, preprocessing=preprocessing, input_shape=image_shape(data, shape), batch_size=batch_size, seed=seed,
             workers=workers, skip_bad=skip_bad,
         )  # fmt: skip
     sample = example(loaded, shape, images, seed)

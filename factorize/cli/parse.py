@@ -158,9 +158,7 @@ def sweep_of(text: str | None) -> tuple[float, ...] | Literal["auto"]:
     except ValueError:
         speedups = ()
     if not speedups:
-        raise BudgetError(
-            f"sweep must be speedups above 1 such as 1.5,2,3 or auto, got {text!r}."
-        )
+        raise BudgetError(f"sweep must be speedups above 1 such as 1.5,2,3 or auto, got {text!r}.")
     return speedups
 
 

@@ -27,7 +27,7 @@ from factorize.measure import Target
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.plan import Budget
 from factorize.search import SearchConfig
-from factorize.tensor.call import call, evaluating, rows_of, to_model
+from factorize.tensor.call import call, evaluating, model_dtype, rows_of, to_model
 from factorize.tensor.output_kinds import guess, kind_of, named_floats
 from factorize.tune import FinetuneConfig
 from factorize.types import Data, LayerPlan, Plan
@@ -107,6 +107,18 @@ def resolved_outputs(
         return outputs, []
     found, note = guess(output, labels if labels is None else labels[:GUESSED_FROM])
     return replace(outputs, kind=found), [note] if note else []
+
+
+def half_remark(model: nn.Module) -> list[str]:
+    """Times of half precision on a CPU are others than those of float32, which one may expect."""
+    dtype = model_dtype(model)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return []
+    name = str(dtype).removeprefix("torch.")
+    return [
+        f"the model is {name}: so are its ONNX file and its times on the CPU. Give model.float() for "
+        "float32"
+    ]
 
 
 def check_not_empty(plan: Plan) -> None:

@@ -21,6 +21,7 @@ from factorize.run.checks import (
     as_target,
     check_configs,
     exists,
+    half_remark,
     resolve_device,
     resolved_outputs,
 )
@@ -99,7 +100,8 @@ def compress(
     example_input
         See `find`.
     method
-        One for all layers, `spatial_svd` unless given. With a budget, ``auto`` or several names
+        One for all layers; None: `spatial_svd`, and `channel_svd` for 1-D and linear ones. With a
+        budget, ``auto`` or several names
         with commas between them: the best one for each layer.
     rank, energy, include, exclude, allow_costlier
         See `make_plan`. With a budget, which chooses ranks itself, only `include` and `exclude`.
@@ -155,9 +157,7 @@ def compress(
         One of its kinds; nothing is written then. An export that fails does not lose the rest:
         it is told in ``result.report.failures``.
     """
-    check_configs(
-        plan=plan, budget=budget, search=search, fit=fit, finetune=finetune, onnx=onnx
-    )
+    check_configs(plan=plan, budget=budget, search=search, fit=fit, finetune=finetune, onnx=onnx)
     target = as_target(target)
     model, wrapped = prepared(model)
     device = resolve_device(device)
@@ -199,10 +199,23 @@ def compress(
         return _assisted(model, data, device)
     overwrite = force or bool(config.resume and config.checkpoint)
     request = Request(
-        model, example_input, data, meant, metric, fit, how, config, onnx or OnnxConfig(), timer,
-        device, seed, progress,
+        model,
+        example_input,
+        data,
+        meant,
+        metric,
+        fit,
+        how,
+        config,
+        onnx or OnnxConfig(),
+        timer,
+        device,
+        seed,
+        progress,
     )
-    journal = Journal([*notes, *wrapped, *(data.notes if data else ()), *guessed])
+    journal = Journal(
+        [*notes, *wrapped, *half_remark(model), *(data.notes if data else ()), *guessed]
+    )
     try:
         with (
             timer.cache,

@@ -62,7 +62,8 @@ def make_plan(
     Parameters
     ----------
     method
-        One for all layers, `spatial_svd` unless given. With a budget, ``auto`` or several names
+        One for all layers; None: `spatial_svd`, and `channel_svd` for 1-D and linear ones. With a
+        budget, ``auto`` or several names
         with commas between them: the best one for each layer.
     rank
         An integer (clamped to each layer's maximum), a share of the maximum such as 0.25,
