@@ -164,8 +164,8 @@ def run(
     images = None
     if data is not None and (shape is None or searching or not dry_run):
         images = load_data(
-            data, preprocessing=preprocessing, input_shape=image_shape(data, shape), batch_size=batch_size, seed=seed,
-            workers=workers, skip_bad=skip_bad,
+            data, preprocessing=preprocessing, input_shape=image_shape(data, shape),
+            batch_size=batch_size, seed=seed, workers=workers, skip_bad=skip_bad,
         )  # fmt: skip
     sample = example(loaded, shape, images, seed)
     described = f"{loaded.arch}, input {'x'.join(map(str, sample.shape[1:]))}"

@@ -34,9 +34,8 @@ Lossless = Annotated[bool, typer.Option(
     rich_help_panel=_CHOICE)]
 Method = Annotated[str | None, typer.Option(
     metavar="NAME", help=f"{' | '.join(methods.names())}. With a budget also several with commas "
-    "between them, and auto, the default then: the best one for each layer. Else: spatial_svd, and channel_svd for 1-D "
-    "and linear layers.",
-    rich_help_panel=_CHOICE)]
+    "between them, and auto, the default then: the best one for each layer. Else: spatial_svd, "
+    "and channel_svd for 1-D and linear layers.", rich_help_panel=_CHOICE)]
 Plan = Annotated[Path | None, typer.Option(
     help="A plan.json of an earlier run, perhaps edited, instead of --rank and --method.",
     rich_help_panel=_CHOICE)]
@@ -100,8 +99,8 @@ TrustPickle = Annotated[bool, typer.Option(
     rich_help_panel=_MODEL)]
 InputShape = Annotated[str | None, typer.Option(
     metavar="C,H,W",
-    help="Shape of one input, also C,L or C,D,H,W; known for torchvision's classifiers and taken from --data.",
-    rich_help_panel=_MODEL)]
+    help="Shape of one input, also C,L or C,D,H,W; known for torchvision's classifiers and taken "
+    "from --data.", rich_help_panel=_MODEL)]
 Data = Annotated[str | None, typer.Option(
     metavar="SOURCE",
     help="A folder in ImageFolder layout (train/, val/ or test/), a folder of images, .npz "

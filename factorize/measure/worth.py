@@ -75,8 +75,13 @@ def worth(
     if data is not None:
         batches = data.holdout if data.test is None else data.test
         values |= accuracy(
-            model, batches, device=device, reference=original, labelled=data.labelled,
-            classes=data.classes, outputs=data.outputs,
+            model,
+            batches,
+            device=device,
+            reference=original,
+            labelled=data.labelled,
+            classes=data.classes,
+            outputs=data.outputs,
         )
     elif metric is None:
         values |= agreement_on_random_input(

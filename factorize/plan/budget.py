@@ -67,6 +67,4 @@ def _check(
     """Raise BudgetError unless the value is None or a finite number that keeps the rule."""
     number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
     if value is not None and not (number and keeps(float(value))):
-        raise BudgetError(
-            f"{name} must be {rule}, got {value!r}. Give for instance {example}."
-        )
+        raise BudgetError(f"{name} must be {rule}, got {value!r}. Give for instance {example}.")

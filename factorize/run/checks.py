@@ -116,8 +116,8 @@ def half_remark(model: nn.Module) -> list[str]:
         return []
     name = str(dtype).removeprefix("torch.")
     return [
-        f"the model is {name}: so are its ONNX file and its times on the CPU. Give model.float() for "
-        "float32"
+        f"the model is {name}: so are its ONNX file and its times on the CPU. Give model.float() "
+        "for float32"
     ]
 
 

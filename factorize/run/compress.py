@@ -101,8 +101,7 @@ def compress(
         See `find`.
     method
         One for all layers; None: `spatial_svd`, and `channel_svd` for 1-D and linear ones. With a
-        budget, ``auto`` or several names
-        with commas between them: the best one for each layer.
+        budget, ``auto`` or several names with commas between them: the best one for each layer.
     rank, energy, include, exclude, allow_costlier
         See `make_plan`. With a budget, which chooses ranks itself, only `include` and `exclude`.
     plan

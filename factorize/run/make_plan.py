@@ -63,8 +63,7 @@ def make_plan(
     ----------
     method
         One for all layers; None: `spatial_svd`, and `channel_svd` for 1-D and linear ones. With a
-        budget, ``auto`` or several names
-        with commas between them: the best one for each layer.
+        budget, ``auto`` or several names with commas between them: the best one for each layer.
     rank
         An integer (clamped to each layer's maximum), a share of the maximum such as 0.25,
         ``"vbmf"``, or ``"lossless"``: only what an exact cheaper chain is known for, then also with
