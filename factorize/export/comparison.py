@@ -10,6 +10,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +133,12 @@ def _alone(
     traced: Traced, inputs: Sequence[list[Tensor]], file: Path, runtime: str, path: str | Path
 ) -> list[list[Tensor]]:
     """Run a file on inputs in a process that has imported nothing but its runtime."""
-    with tempfile.TemporaryDirectory(dir=file.parent) as exchange:
+    with tempfile.TemporaryDirectory() as exchange:
         given, made, error = (Path(exchange, name) for name in ("inputs", "outputs", "error"))
         if runtime == "torch":
-            torch.save([traced.called.arguments(one) for one in inputs], given)
+            whole = BytesIO()  # where the disk is full, torch's own writer does not say so
+            torch.save([traced.called.arguments(one) for one in inputs], whole)
+            given.write_bytes(whole.getbuffer())
         else:
             arrays = _numbered([[v.numpy() for v in one] for one in inputs])
             with given.open("wb") as out:

@@ -5,7 +5,8 @@
 output from the input that the layers fitted before it give, which makes up for their errors.
 """
 
-from factorize.fit.config import FitConfig, calibration_images, fit
+from factorize.fit.config import FitConfig
+from factorize.fit.fit_plan import calibration_images, fit
 from factorize.fit.layer import Fitted, apply_
 from factorize.fit.layerwise import fit_outputs, fit_weights
 from factorize.fit.outcome import as_fitted, fit_remarks

@@ -1,22 +1,13 @@
-"""How to fit, and the fit that it asks for."""
+"""How to fit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import nn
-
-from factorize import calibrate, tune
 from factorize.errors import DataError, OutputError
-from factorize.fit.layer import Fitted
-from factorize.fit.layerwise import fit_outputs, fit_weights
-from factorize.fit.reconstruct import reconstruct
-from factorize.fit.sequential import fit_sequential
-from factorize.tensor.call import batch_size, rows_of, to_model
-from factorize.types import Data, Plan, Progress
+from factorize.types import Data
 
 HOW = ("weights", "outputs", "sequential")
 
@@ -104,73 +95,3 @@ class FitConfig:
                 f"{path}: the folder of the calibration must exist, and does not. Make it, or "
                 "give another --save-calibration."
             )
-
-
-def fit(
-    model: nn.Module,
-    plan: Plan,
-    config: FitConfig,
-    *,
-    data: Data | None = None,
-    any_order: bool = False,
-    device: str = "cpu",
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Fitted:
-    """Fit every planned layer; the model is not changed.
-
-    Parameters
-    ----------
-    any_order
-        Where the order of a chain was chosen without data, fit each order that saves MACs and
-        keep the best.
-
-    Raises
-    ------
-    DataError
-        There are no images where some are needed, or they do not fit the model.
-    PlanError, UnsupportedLayerError, RankError
-        The plan does not fit the model.
-    """
-    how = config.resolved(data)
-    if how == "weights":
-        fitted = fit_weights(model, plan, seed=seed, progress=progress)
-        if data is None or not (config.reconstruct or config.save_calibration):
-            return fitted
-    with tune.placed(device, model):
-        images: list[Any] = []
-        if data is not None and (not config.calibration or config.reconstruct):
-            images = calibration_images(model, data, config.images, seed)
-        specs = {one.spec.name: one.spec for one in plan.factorized if one.spec.groups == 1}
-        options: dict[str, Any] = {"memory": config.memory, "seed": seed, "progress": progress}
-        if config.calibration:
-            moments = calibrate.load_calibration(config.calibration)
-        elif config.save_calibration:
-            source = data.source if data else ""
-            moments = calibrate.collect(model, specs, images, source=source, **options)
-            calibrate.save_calibration(moments, config.save_calibration)
-        else:  # layer by layer, as it is asked for
-            moments = calibrate.collect_each(model, specs, images, **options)
-        if how == "outputs":
-            fitted = fit_outputs(
-                model, plan, moments, any_order=any_order, seed=seed, progress=progress
-            )
-        elif how == "sequential":
-            fitted = fit_sequential(model, plan, images, any_order=any_order, **options)
-        if config.reconstruct:
-            fitted = reconstruct(model, fitted, images, **options)
-    return fitted
-
-
-def calibration_images(model: nn.Module, data: Data, count: int, seed: int) -> list[Any]:
-    """Images of the training split, picked by the seed alone, as the model takes them."""
-    batches: list[Any] = []
-    with torch.random.fork_rng([]), tune.ordered(data.train, seed=seed):
-        torch.manual_seed(seed)
-        missing = count
-        for batch in data.train:
-            batches.append(to_model(rows_of(batch[0], slice(missing)), model))
-            missing -= batch_size(batches[-1])
-            if missing <= 0:
-                break
-    return batches

@@ -84,7 +84,8 @@ def rewrite_(
     model, _ = prepared(model, in_place=True)
     config, device = config or FitConfig(), str(_device(model))
     config.check_free(overwrite=False)
-    data = None if data is None else as_data(data, seed=seed)
+    if data is not None and (config.calibration is None or config.reconstruct):
+        data = as_data(data, seed=seed)
     return apply_(model, fit(model, plan, config, data=data, device=device, seed=seed))
 
 

@@ -9,11 +9,13 @@ on the held-out images, and it ends with the best weights so far, those it came 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from factorize.errors import DataError
 from factorize.system import processes
 from factorize.tune.distance import channels_last, holdout_scores, placed
 from factorize.tune.guard import accelerator_on
@@ -118,9 +120,11 @@ def finetune(
         channels_last(config.channels_last, model, original),
     ):
         length(data.train)  # what cannot be tuned on is told before anything is computed
+        origin = {**origin, "lr": config.lr}
         if config.lr is None:
-            start = processes.first(lambda: holdout_scores(model, original, data)[0])
-            config = config.near(start)
+            with suppress(DataError):  # the first scores of the training tell it too
+                start = processes.first(lambda: holdout_scores(model, original, data)[0])
+                config = config.near(start)
         training = Training(
             model, original, data, config, accelerator, progress, score, origin, name
         )

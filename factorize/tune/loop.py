@@ -31,7 +31,8 @@ from factorize.tune.scalars import Scalars
 from factorize.tune.step import Step
 from factorize.types import Data, Progress
 
-_OF_A_RUN = ("checkpoint", "resume", "checkpoint_minutes", "tensorboard", "control")
+# Not of the fingerprint; the rate is there as it was asked for.
+_OF_A_RUN = ("checkpoint", "resume", "checkpoint_minutes", "tensorboard", "control", "lr")
 
 
 class Training:

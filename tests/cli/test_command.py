@@ -86,7 +86,7 @@ def test_plan_can_be_edited_and_applied(factorize, tmp_path: Path) -> None:
         (("net.pt", "--plan", "missing.json"), "missing.json"),
         (("net.pt", "--rank", "8", "--method", "magic"), "got 'magic'"),
         (("net.pt", "--rank", "8", "--include", "layer9*"), "layer9*"),
-        (("net.pt", "--rank", "8", "--input-shape", "3,16"), "C,H,W"),
+        (("net.pt", "--rank", "8", "--input-shape", "3,0"), "3,224,224"),
         (("net.pt", "--rank", "8", "--input-shape", "4,16,16"), "must run on the example"),
         (("net.pt", "--rank", "8", "--data", "nowhere"), "nowhere"),
         (("net.pt", "--rank", "8", "--data", "empty"), "empty"),

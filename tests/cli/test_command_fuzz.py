@@ -79,7 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "images").mkdir()
     images = np.zeros((20, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "d.npz", images=images, labels=np.arange(20) % 2)
-    for heavy in ("run.pipeline.fit", "run.pipeline.run_search", "run.steps.run_search"):
+    for heavy in ("run.pipeline.fit", "run.pipeline.run_search", "run.make_plan.run_search"):
         monkeypatch.setattr(f"factorize.{heavy}", stop)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # of all tests
     return tmp_path

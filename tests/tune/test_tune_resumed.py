@@ -1,6 +1,5 @@
 """Checkpoints of fine-tuning: runs that go on from one, and files that are none."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,7 +101,7 @@ def test_checkpoints_of_another_run_or_none(tmp_path):
 
     assert "no checkpoint" in resume()
     finetune(net(1), net(0), data, FinetuneConfig(1, checkpoint=path))
-    assert re.search(r"lr was 0\.00\d+, is 0\.1\.", resume(lr=0.1))
+    assert "lr was None, is 0.1" in resume(lr=0.1)
     assert "tuned model was" in resume(net(1, outputs=5))
     assert "original model was" in resume(original=net(2))
     moved = net(0)
