@@ -238,12 +238,10 @@ def layer_reports(
     fitted: Mapping[str, Factorization] = {},
     times: Mapping[str, Mapping[str, float]] = {},
 ) -> tuple[LayerReport, ...]:
-    """One entry per convolution of the plan.
+    """One entry per convolution of the plan, its errors predicted where there is no fit.
 
     Parameters
     ----------
-    fitted
-        By layer, for the errors of the fit; without, they are those that are predicted.
     times
         By layer: ``ms_original``, ``ms``, ``speedup_low``, ``speedup_high``, as far as known.
     """
