@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import re
-import subprocess
-import sys
 import tempfile
-import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -20,50 +15,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from factorize.errors import ExportError
+from factorize.export.alone import run_alone
 from factorize.export.traces import Traced, first_line
 from factorize.tensor.call import evaluating, model_dtype
 
 TOLERANCE = 1e-4  # largest relative difference of an exported model's outputs
 TOLERANCES = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
-
-# Each reads `inputs`, a list of what each call is given, and writes `outputs`, the same of what it
-# gave. The folders of the library come last: they matter where Python's -I takes them away.
-_RUN = {
-    "torch": """
-        import torch
-        from torch.utils._pytree import tree_leaves
-        model = torch.export.load(file).module()
-        given = torch.load("inputs", weights_only=True)
-        with torch.no_grad():
-            made = [tree_leaves(model(*args, **named)) for args, named in given]
-        torch.save([[v for v in one if isinstance(v, torch.Tensor)] for one in made], "outputs")
-    """,
-    "onnxruntime": """
-        import numpy, onnxruntime
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
-        given, made = numpy.load("inputs"), {}
-        for call in range(calls):
-            feeds = {one.name: given[f"{call}.{i}"] for i, one in enumerate(session.get_inputs())}
-            for i, value in enumerate(session.run(None, feeds)):
-                made[f"{call}.{i}"] = value
-        with open("outputs", "wb") as out:
-            numpy.savez(out, **made)
-    """,
-}
-_SCRIPT = """
-import sys, json
-file, calls, folders = json.loads(sys.argv[1])
-sys.path += folders
-try:
-{body}
-except Exception as error:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    with open("error", "w", encoding="utf-8") as out:
-        out.write(str(error) or type(error).__name__)
-"""
 
 
 def compare(
@@ -134,7 +91,9 @@ def _alone(
 ) -> list[list[Tensor]]:
     """Run a file on inputs in a process that has imported nothing but its runtime."""
     with tempfile.TemporaryDirectory() as exchange:
-        given, made, error = (Path(exchange, name) for name in ("inputs", "outputs", "error"))
+        given, made, error, log = (
+            Path(exchange, name) for name in ("inputs", "outputs", "error", "log")
+        )
         if runtime == "torch":
             whole = BytesIO()  # where the disk is full, torch's own writer does not say so
             torch.save([traced.called.arguments(one) for one in inputs], whole)
@@ -143,23 +102,12 @@ def _alone(
             arrays = _numbered([[v.numpy() for v in one] for one in inputs])
             with given.open("wb") as out:
                 np.savez(out, **arrays)
-        module = importlib.util.find_spec(runtime)
-        folders = [str(Path(module.origin).parents[1])] if module and module.origin else []
-        task = json.dumps([str(file.absolute()), len(inputs), folders])
-        script = _SCRIPT.format(body=textwrap.indent(textwrap.dedent(_RUN[runtime]), "    "))
-        ran = subprocess.run(
-            [sys.executable, "-I", "-W", "ignore", "-c", script, task],
-            cwd=exchange,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if ran.returncode or error.exists():
-            text = error.read_text("utf-8") if error.exists() else f"exit code {ran.returncode}"
+        code = run_alone(runtime, Path(exchange), file, len(inputs))
+        if code or error.exists() or not made.exists():
+            text = error.read_text("utf-8") if error.exists() else f"exit code {code}"
+            said = log.read_text("utf-8", errors="replace") if log.exists() else ""
             # torch logs what was wrong with a file, and raises that something was.
-            text = (re.findall(r"(?:\] |^)[\w.]+Error: (.+)", ran.stderr, re.M) or [text])[-1]
+            text = (re.findall(r"(?:\] |^)[\w.]+Error: (.+)", said, re.M) or [text])[-1]
             raise ExportError(
                 f"{path}: must load and run in a process that has {runtime} alone, got "
                 f"{first_line(RuntimeError(text))}. Not written."
