@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,12 +59,12 @@ def test_ctrl_c_ends_it_so_that_no_answer_is_left_over(
     assert run_alone("torch", program.parent, program, 1) == 0
     process = waiting()
 
-    def pressed(self: object, *_: object) -> str:
+    def pressed() -> str:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        real = process.stdout
-        pipe = type("Pipe", (), {"readline": pressed, "close": lambda _: real.close()})()
+        assert process.stdout
+        pipe = SimpleNamespace(readline=pressed, close=process.stdout.close)
         patch.setattr(process, "stdout", pipe)
         with pytest.raises(KeyboardInterrupt):
             run_alone("torch", program.parent, program, 1)
