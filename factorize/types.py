@@ -111,6 +111,26 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """Resize the shorter side, crop the centre, scale to 0..1, then ``(x - mean) / std``.
+
+    Attributes
+    ----------
+    mean, std
+        One number per channel, in the scale where white is 1.
+    resize
+        Length of the shorter side in pixels; None keeps the size.
+    crop
+        Side of the central square in pixels; None keeps all.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | None = None
+    crop: int | None = None
+
+
+@dataclass(frozen=True)
 class Data:
     """A dataset, its use fixed: tune on ``train``, choose on ``holdout``, report on ``test``.
 
@@ -129,6 +149,8 @@ class Data:
         only if it has as many outputs. None: the numbers are the model's own.
     source
         Of the images, in words.
+    preprocessing
+        What the images went through; None where only their source knows that.
 
     Raises
     ------
@@ -145,6 +167,7 @@ class Data:
     notes: tuple[str, ...] = ()
     holdout_of: str = "held-out images, also used to choose"
     outputs: Outputs = UNDECLARED
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         for split in ("train", "holdout", "test"):
@@ -154,26 +177,6 @@ class Data:
                     f"{split}: must be readable more than once, got {type(batches).__name__}, "
                     "which is empty after one pass. Give a DataLoader or a list of batches."
                 )
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Resize the shorter side, crop the centre, scale to 0..1, then ``(x - mean) / std``.
-
-    Attributes
-    ----------
-    mean, std
-        One number per channel, in the scale where white is 1.
-    resize
-        Length of the shorter side in pixels; None keeps the size.
-    crop
-        Side of the central square in pixels; None keeps all.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resize: int | None = None
-    crop: int | None = None
 
 
 @runtime_checkable

@@ -117,7 +117,7 @@ def installed(patch: pytest.MonkeyPatch, cache: Path) -> Machine:
     machine.install(patch)
     patch.setenv("FACTORIZE_CACHE", str(cache))
     export = import_module("factorize.export")
-    patch.setattr(export, "export_all", lambda *_: (None, {}, []))
+    patch.setattr(export, "export_all", lambda *_: None)
     return machine
 
 

@@ -39,7 +39,16 @@ from factorize.fit import FitConfig
 from factorize.measure import Target
 from factorize.models.load_model import load_model
 from factorize.plan import load_plan
-from factorize.report import Bars, Console, compare_reports, forecast, plan_table, show, verdict
+from factorize.report import (
+    Bars,
+    Console,
+    compare_reports,
+    forecast,
+    log_to,
+    plan_table,
+    show,
+    verdict,
+)
 from factorize.run.checks import check_not_empty, resolve_device
 from factorize.run.compress import OUTPUTS, Result, compress
 from factorize.run.make_plan import make_plan, search_plan
@@ -175,7 +184,7 @@ def run(
         calibration=calibration, save_calibration=save_calibration, reconstruct=reconstruct,
     )  # fmt: skip
     if dry_run:
-        with Bars(_err) as bars:
+        with Bars(_err) as bars, log_to(_err):
             if searching:
                 found = search_plan(
                     loaded.model, sample, Wish(None, budget, config, Selection(**layers)),
@@ -207,7 +216,7 @@ def run(
     folder = out or default_out(model)
     before = written(folder)
     try:
-        with Bars(_err) as bars:
+        with Bars(_err) as bars, log_to(_err):
             result = compress(
                 loaded.model, sample, plan=given, budget=budget, target=timed,
                 search=config if searching else None,

@@ -64,7 +64,11 @@ def what_is_left(
     if now[CHECKPOINT] and (resume or now[CHECKPOINT] != before[CHECKPOINT]):
         return goes_on(folder)
     if now[OUTPUTS[0]] != before[OUTPUTS[0]]:
-        return f"all files are in {folder}{os.sep}"
+        there = [name for name in OUTPUTS if now[name]]
+        all_there = len(there) == len(OUTPUTS)
+        return (
+            f"{'all files are in' if all_there else ', '.join(there) + ' are in'} {folder}{os.sep}"
+        )
     saved = calibration is not None and exists(calibration)
     return f"nothing was written{f' but {calibration}' if saved else ''}"
 

@@ -101,7 +101,8 @@ def load_data(
             f"{'another kind of file' if path.exists() else 'a path that does not exist'}. "
             "Correct --data."
         )
-    return build(train, test, loading, classes=classes, source=name, notes=notes)
+    data = build(train, test, loading, classes=classes, source=name, notes=notes)
+    return replace(data, preprocessing=preprocessing or Preprocessing((0.0,), (1.0,)))
 
 
 def _check_numbers(preprocessing: Preprocessing | None, seed: int, skip_bad: int) -> None:

@@ -1,6 +1,6 @@
 """Files of a model: ONNX, exported program (.pt2) and weights, each checked before it appears."""
 
-from factorize.export.bundle import export_all
+from factorize.export.bundle import Exports, export_all
 from factorize.export.onnx_nodes import layer_nodes
 from factorize.export.output_folder import output_folder
 from factorize.export.program import export_program
@@ -8,6 +8,7 @@ from factorize.export.to_onnx import OnnxCheck, OnnxConfig, export_onnx
 from factorize.export.weights import save_weights
 
 __all__ = [
+    "Exports",
     "OnnxCheck",
     "OnnxConfig",
     "export_all",

@@ -17,10 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# Each reads `inputs`, a list of what each call is given, and writes `outputs`, the same of what it
-# gave. What is slow to import is imported before: by one export and load of nothing at all.
-_BEFORE = {
-    "torch": """
+# What is slow to import is imported before: by one export and load of nothing at all. What is run
+# reads `inputs`, a list of what each call is given, and writes `outputs`, the same of what it gave.
+RUNS = {
+    "torch": (
+        """
 import io, torch
 from torch.utils._pytree import tree_leaves
 whole = io.BytesIO()
@@ -28,11 +29,7 @@ torch.export.save(torch.export.export(torch.nn.Identity(), (torch.zeros(1),)), w
 whole.seek(0)
 torch.export.load(whole)
 """,
-    # Not onnxruntime, which starts threads, as a fork does not take along; it is quickly imported.
-    "onnxruntime": "import numpy",
-}
-_RUN = {
-    "torch": """
+        """
 def run(file, calls):
     model = torch.export.load(file).module()
     given = torch.load("inputs", weights_only=True)
@@ -40,7 +37,12 @@ def run(file, calls):
         made = [tree_leaves(model(*args, **named)) for args, named in given]
     torch.save([[v for v in one if isinstance(v, torch.Tensor)] for one in made], "outputs")
 """,
-    "onnxruntime": """
+    ),
+    # Not onnxruntime before, which starts threads, as a fork does not take along; it is quickly
+    # imported.
+    "onnxruntime": (
+        "import numpy",
+        """
 def run(file, calls):
     import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -54,6 +56,7 @@ def run(file, calls):
     with open("outputs", "wb") as out:
         numpy.savez(out, **made)
 """,
+    ),
 }
 _WAIT = """
 import json, os, sys
@@ -126,7 +129,8 @@ def _started(runtime: str) -> subprocess.Popen[str]:
     module = importlib.util.find_spec(runtime)
     # Python's -I takes some folders away; those of the library come last, where they matter.
     folders = [str(Path(module.origin).parents[1])] if module and module.origin else []
-    script = _WAIT.format(before=_BEFORE[runtime], run=_RUN[runtime])
+    before, run = RUNS[runtime]
+    script = _WAIT.format(before=before, run=run)
     return subprocess.Popen(
         [sys.executable, "-I", "-W", "ignore", "-c", script, json.dumps(folders)],
         stdin=subprocess.PIPE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +20,67 @@ from factorize.export.weights import save_weights
 from factorize.types import Plan
 
 
+@dataclass
+class Exports:
+    """The files of one run, as far as they are made.
+
+    Attributes
+    ----------
+    check
+        Of ``model.onnx``; None where it could not be exported.
+    failures
+        One line for each file of the compressed model that could not be made.
+    """
+
+    folder: Path
+    check: OnnxCheck | None = None
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Bytes of the files, by format and ``original`` / ``compressed``."""
+        sizes: dict[str, dict[str, int]] = {}
+        for kind in ("safetensors", "onnx", "pt2"):
+            for role, stem in (("original", "original"), ("compressed", "model")):
+                file = self.folder / f"{stem}.{kind}"
+                if file.exists():
+                    sizes.setdefault(kind, {})[role] = file.stat().st_size
+        return sizes
+
+
 def export_all(
-    folder: Path,
+    made: Exports,
     original: nn.Module,
     compressed: nn.Module,
     plan: Plan,
     example_input: Any,
     config: OnnxConfig = OnnxConfig(),  # noqa: B008 (frozen)
-) -> tuple[OnnxCheck | None, dict[str, dict[str, int]], list[str]]:
+) -> None:
     """Write ``model.*`` and, to compare, ``original.*`` into a folder.
 
     Parameters
     ----------
+    made
+        Has the folder, and is told what is made.
     config
         Of both ONNX files.
-
-    Returns
-    -------
-    check
-        Of ``model.onnx``; None where it could not be exported.
-    bytes
-        Of the files, by format and ``original`` / ``compressed``.
-    failures
-        One line for each file of the compressed model that could not be made.
     """
-    failures: list[str] = []
-    check = None
+    folder, failures = made.folder, made.failures
     traces = Traces(compressed, example_input)
     chains = {layer.spec.name: len(methods.chain_of(layer)) for layer in plan.factorized}
     with _noting(failures, "model.safetensors", folder):
         save_weights(compressed, folder / "model.safetensors")
         save_weights(original, folder / "original.safetensors")
     with _noting(failures, "model.onnx", folder):
-        check = export_onnx(
+        made.check = export_onnx(
             compressed, example_input, folder / "model.onnx",
             chains=chains, config=config, traces=traces,
         )  # fmt: skip
     with _noting(failures, "model.pt2", folder):
         export_program(compressed, example_input, folder / "model.pt2", traces=traces)
-    if check is not None:
+    if made.check is not None:
         with _noting(failures, "original.onnx, to compare the time in ONNX Runtime", folder):
             export_onnx(original, example_input, folder / "original.onnx", config=config)
-
-    sizes: dict[str, dict[str, int]] = {}
-    for kind in ("safetensors", "onnx", "pt2"):
-        for role, stem in (("original", "original"), ("compressed", "model")):
-            file = folder / f"{stem}.{kind}"
-            if file.exists():
-                sizes.setdefault(kind, {})[role] = file.stat().st_size
-    return check, sizes, failures
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 import warnings
@@ -24,6 +25,7 @@ from factorize.tensor.call import evaluating
 
 T = TypeVar("T")
 
+_CHATTY = ("onnx_ir", "onnxscript", "torch.onnx", "torch.export")  # their loggers
 _STEPS = (1, 2, 4, 8, 16, 32, 64)
 _PATIENCE = 60.0  # seconds; attention in windows takes many minutes with free axes
 _CLOSE = 1e-2  # of a program and its model, in any dtype: only whether a size is computed right
@@ -228,7 +230,19 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' progress and deprecation notices off the console."""
-    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    """Keep the exporters' progress and deprecation notices off the console.
+
+    Some libraries set the root logger to INFO, where exporters tell of every node; whoever sets an
+    exporter's own logger wants that.
+    """
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    loggers = [logger for logger in loggers if logger.level == logging.NOTSET]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger in loggers:
+            logger.setLevel(logging.NOTSET)

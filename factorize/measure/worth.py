@@ -95,8 +95,9 @@ def measured_on(data: Data | None, metric: Metric | None) -> str:
     parts = []
     if metric is not None:
         better = "higher" if metric.higher_is_better else "lower"
-        parts.append(f"{metric.name} ({better} is better)")
+        parts.append(f"{metric.name} (your own, {better} is better)")
     if data is not None:
         split = "test split" if data.test is not None else f"{data.holdout_of}, no test split"
-        parts.append(f"{data.source}, {split}")
+        rest = "the rest: " if metric is not None else ""
+        parts.append(f"{rest}{data.source}, {split}")
     return "; ".join(parts) or "outputs on random input, not real data"

@@ -2,7 +2,7 @@
 
 from factorize.plan.allocate import Candidate, UnreachableBudget, allocate
 from factorize.plan.budget import Budget
-from factorize.plan.choose import bind, choose
+from factorize.plan.choose import bind, choose, rule_of
 from factorize.plan.lossless import lossless
 from factorize.plan.plan_file import load_plan, plan_to_dict, save_plan
 from factorize.plan.select import check_globs, skip_reason
@@ -18,6 +18,7 @@ __all__ = [
     "load_plan",
     "lossless",
     "plan_to_dict",
+    "rule_of",
     "save_plan",
     "skip_reason",
 ]

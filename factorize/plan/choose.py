@@ -64,7 +64,7 @@ def choose(
         The rule is out of range, the method does not exist, or a glob matches nothing.
     """
     by_axes = [get(name) for name in ([method] if method else _DEFAULTS)]
-    rule = _rule(rank, energy)
+    rule = rule_of(rank, energy)
     check_globs(sites, include, exclude)
     planned: dict[str, LayerPlan] = {}
     for index, site in enumerate(sites):
@@ -152,8 +152,14 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
 Rule = tuple[str, float]
 
 
-def _rule(rank: int | float | str | None, energy: float | None) -> Rule:
-    """The rank rule as (kind, value), checked."""
+def rule_of(rank: int | float | str | None, energy: float | None) -> Rule:
+    """The rank rule as (kind, value).
+
+    Raises
+    ------
+    RankError
+        It is none, or out of range.
+    """
     if (rank is None) == (energy is None):
         raise RankError("give either --rank or --energy (and not both), for example --rank 0.25.")
     if energy is not None:

@@ -13,7 +13,7 @@ from factorize.report.record import (
     SearchReport,
     layer_reports,
 )
-from factorize.report.terminal import Console
+from factorize.report.terminal import Console, log_to
 from factorize.report.words import forecast, verdict
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "forecast",
     "layer_reports",
     "load_report",
+    "log_to",
     "plan_table",
     "show",
     "verdict",

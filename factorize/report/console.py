@@ -131,6 +131,8 @@ def _summary(report: Report) -> Group:
             a, b = pair["original"], pair["compressed"]
             sizes.add_row(name, f"{a:,}", f"{b:,}", f"{b / a:.3f}" if a else "")
     parts.append(sizes)
+    if report.onnx and (sizes_taken := report.onnx.get("input_sizes")):
+        parts.append(Text(f"model.onnx takes {sizes_taken}"))
 
     if report.quality:
         parts += [Text(), _quality_table(report)]

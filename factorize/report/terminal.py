@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import rich.console
 from rich.segment import Segment
+from rich.text import Text
 
 
 class Console(rich.console.Console):
@@ -27,3 +30,24 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c == "\n" or c.isprintable() else "?" for c in text)
+
+
+@contextmanager
+def log_to(console: Console) -> Iterator[None]:
+    """Print what the library logs of its work, a line each, above bars that may be there."""
+
+    class Printing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            console.print(Text(record.getMessage()), soft_wrap=True)
+
+    logger, handler = logging.getLogger("factorize"), Printing()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a root logger that the user's own code has set up would say it again
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]

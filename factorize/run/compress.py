@@ -26,6 +26,7 @@ from factorize.run.checks import (
     resolved_outputs,
 )
 from factorize.run.deliver import deliver, reported
+from factorize.run.first_look import first_look
 from factorize.run.jobs import assist, dismiss
 from factorize.run.pipeline import cut_and_tune, tune_original
 from factorize.run.rebuild import unfitted
@@ -221,19 +222,31 @@ def compress(
             export.output_folder(out, OUTPUTS, overwrite, work_files) as (folder, publish),
         ):
             fit.check_free(overwrite)
+            looked = first_look(request)
             made = cut_and_tune(request, wishes, journal)
             tuned_alike = tune_original(request, made, journal)
             delivered = deliver(
                 request, made, folder, targets if latency else [], journal, files=out is not None
             )
             report = reported(
-                request, made, delivered, tuned_alike, journal, name=name, stages=stages
+                request,
+                made,
+                delivered,
+                tuned_alike,
+                journal,
+                name=name,
+                stages=stages,
+                looked=looked,
             )
             if out is not None:
                 save_plan(made.cut.plan, folder / "plan.json")
                 report.save(folder / "report.json")
                 write_html(report, folder / "report.html", command)
-                publish(keep_work=any(one.interrupted for one in (made.tuned, tuned_alike) if one))
+                tunings = [one for one in (made.tuned, tuned_alike) if one]
+                stopped = delivered.interrupt is not None or any(t.interrupted for t in tunings)
+                publish(keep_work=stopped)
+            if delivered.interrupt:
+                raise delivered.interrupt
     except BaseException as failure:
         dismiss(failure=failure)
         raise

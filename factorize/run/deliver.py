@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,20 @@ from factorize.types import Speedup
 UNSTEADY = 1.5  # a spread of speedups above this is told
 
 
-@dataclass(frozen=True)
+@dataclass
 class Delivered:
-    """Of the exported files and the measured times."""
+    """The exported files and the measured times, as far as they are made.
 
-    onnx: Any
-    sizes: dict[str, dict[str, int]]
-    failures: tuple[str, ...]
-    speed: tuple[Speedup, ...]
-    times: dict[str, dict[str, float]]
+    Attributes
+    ----------
+    interrupt
+        What stopped it on the way.
+    """
+
+    exports: export.Exports
+    speed: tuple[Speedup, ...] = ()
+    times: dict[str, dict[str, float]] = field(default_factory=dict)
+    interrupt: KeyboardInterrupt | None = None
 
 
 def deliver(
@@ -35,6 +41,8 @@ def deliver(
 ) -> Delivered:  # fmt: skip
     """Export both models, and measure their time.
 
+    Stopped by Ctrl-C or SIGTERM once the weights are written, it keeps what there is.
+
     Parameters
     ----------
     targets
@@ -42,36 +50,56 @@ def deliver(
     files
         Whether files are wanted for themselves.
     """
-    onnx, sizes, failures, speed, times = None, {}, [], (), {}
-    plan, outcome = made.cut.plan, made.cut.outcome
-    if targets or files:
-        request.tell("export")
-        with journal.timed("export"):
-            onnx, sizes, failures = export.export_all(
-                folder, request.model, made.model, plan, request.example_input, request.onnx
-            )
-    if targets:
-        request.tell("measure latency")
-        with journal.timed("latency"):
-            speed = tuple(
-                speedups(folder, request.model, made.model, request.example_input, targets)
-            )
-            times = request.timer.of_plan(plan, outcome.offered if outcome else None)
-        journal.remarks += request.timer.cache.notes
-        journal.remarks += [
-            f"{one.runtime} on {one.device}: the speedup varied from {one.speedup_p10:.2f} to "
-            f"{one.speedup_p90:.2f}, as on a busy machine; measure again on a quiet one"
-            for one in speed
-            if one.speedup_p90 > UNSTEADY * one.speedup_p10
-        ]
-    return Delivered(onnx, sizes, tuple(failures), speed, times)
+    delivered = Delivered(export.Exports(folder))
+    try:
+        if targets or files:
+            request.tell("export")
+            with journal.timed("export"):
+                export.export_all(
+                    delivered.exports, request.model, made.model, made.cut.plan,
+                    request.example_input, request.onnx,
+                )  # fmt: skip
+        if targets:
+            request.tell("measure latency")
+            with journal.timed("latency"):
+                _measure(delivered, request, made, targets)
+            journal.remarks += request.timer.cache.notes + _unsteady(delivered.speed)
+    except KeyboardInterrupt as interrupt:
+        if not (files and (folder / "model.safetensors").exists()):
+            raise
+        delivered.interrupt = interrupt
+        journal.remarks.append("interrupted before all files were exported and timed")
+    return delivered
+
+
+def _measure(
+    delivered: Delivered, request: Request, made: Compressed, targets: Sequence[Target]
+) -> None:
+    folder, outcome = delivered.exports.folder, made.cut.outcome
+    delivered.speed = tuple(
+        speedups(folder, request.model, made.model, request.example_input, targets)
+    )
+    whole = [one.original for one in delivered.speed if one.runtime == targets[0].runtime]
+    delivered.times = request.timer.of_plan(
+        made.cut.plan, outcome.offered if outcome else None,
+        whole_ms=whole[0].median_ms if whole else inf,
+    )  # fmt: skip
+
+
+def _unsteady(speed: Sequence[Speedup]) -> list[str]:
+    return [
+        f"{one.runtime} on {one.device}: the speedup varied from {one.speedup_p10:.2f} to "
+        f"{one.speedup_p90:.2f}, as on a busy machine; measure again on a quiet one"
+        for one in speed
+        if one.speedup_p90 > UNSTEADY * one.speedup_p10
+    ]
 
 
 def reported(
     request: Request, made: Compressed, delivered: Delivered, control: FinetuneResult | None,
-    journal: Journal, *, name: str | None, stages: int,
+    journal: Journal, *, name: str | None, stages: int, looked: dict[str, Any],
 ) -> Report:  # fmt: skip
-    """All that was measured, as data."""
+    """All that was measured, as data; ``looked`` is what `first_look` found."""
     costs = [count(one, request.example_input) for one in (request.model, made.model)]
     (params, macs, unknown), (new_params, new_macs, _) = costs
     journal.remarks += [
@@ -91,6 +119,7 @@ def reported(
                 "loss": _name(request.outputs.loss),
                 "score": _name(request.outputs.score),
             },
+            "input": looked,
             "device": request.device,
             "seed": request.seed,
         },
@@ -98,16 +127,16 @@ def reported(
         layers=layer_reports(plan, made.cut.fitted.layers, delivered.times),
         params={"original": params, "compressed": new_params},
         macs={"original": macs, "compressed": new_macs},
-        bytes=delivered.sizes,
+        bytes=delivered.exports.sizes,
         quality=journal.quality,
         quality_of=measured_on(request.data, request.metric),
         speed=delivered.speed,
         recalibration=asdict(made.recalibration) if made.recalibration else None,
         finetuning=asdict(made.tuned) if made.tuned else None,
         control=asdict(control) if control else None,
-        onnx=asdict(delivered.onnx) if delivered.onnx else None,
+        onnx=asdict(delivered.exports.check) if delivered.exports.check else None,
         seconds=journal.seconds,
-        failures=delivered.failures,
+        failures=tuple(delivered.exports.failures),
         notes=tuple(journal.remarks),
         search=completed(outcome, speed) if outcome else None,
         curve=outcome.curve if outcome else (),

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from factorize import graph
 from factorize.data.as_data import as_data
-from factorize.errors import PlanError, RankError
 from factorize.fit import FitConfig
 from factorize.measure import Target, worth
 from factorize.plan import Budget, bind, choose, lossless
@@ -117,18 +116,9 @@ def ruled_plan(
         return graph.effective_weight(modules[name])
 
     if edited is not None:
-        if replace(selection, include=(), exclude=()) != Selection() or (
-            selection.include or selection.exclude
-        ):
-            raise PlanError(
-                "--plan: a plan has its methods, ranks and layers already. Drop --method, --rank, "
-                "--energy, --include, --exclude and --allow-costlier, or edit the plan."
-            )
         return bind(edited, sites, weight_of)
     rules = selection.planned()
     if selection.rank == "lossless":
-        if selection.energy is not None or selection.allow_costlier:
-            raise RankError("--lossless chooses ranks itself. Drop --energy and --allow-costlier.")
         return lossless(
             sites, weight_of, method=rules["method"], include=selection.include,
             exclude=selection.exclude, seed=seed, progress=progress,
@@ -166,6 +156,9 @@ def search_plan(
             fit=fit or FitConfig(), rate=rated, device=device, seed=seed, progress=progress,
             **wish.selection.searched(),
         )  # fmt: skip
-        timed = bool(outcome.report.predicted_ms)
-        times = latency.of_plan(outcome.plan, outcome.offered) if timed else {}
+        measured, times = outcome.report.measured, {}
+        if measured is not None:
+            times = latency.of_plan(
+                outcome.plan, outcome.offered, whole_ms=measured.original.median_ms
+            )
     return Searched(outcome, times)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from factorize import tune
+from factorize import methods, tune
 from factorize.errors import PlanError, RankError
-from factorize.plan import Budget
+from factorize.plan import Budget, rule_of
 from factorize.search import SearchConfig
 from factorize.types import Plan
 
@@ -34,6 +34,11 @@ class Selection:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     allow_costlier: bool = False
+
+    @property
+    def named(self) -> bool:
+        """Whether layers are named."""
+        return bool(self.include or self.exclude)
 
     def planned(self) -> dict[str, Any]:
         """For `make_plan`."""
@@ -77,11 +82,32 @@ class Wish:
         return self.budget is not None or self.search is not None
 
     def check(self) -> None:
-        """Raise PlanError or RankError where one part excludes another."""
+        """Whatever of it is wrong by itself, told before anything else is looked at.
+
+        Raises
+        ------
+        PlanError, RankError, UnsupportedLayerError
+            One part excludes another, a rule for ranks is out of range, there is no such method.
+        """
+        chosen = self.selection
+        several = self.searching or chosen.rank == "lossless"
+        for name in (chosen.method or "auto").split(",") if several else [chosen.method]:
+            if name and not (several and name == "auto"):
+                methods.get(name.strip())
         if self.searching and self.plan is not None:
             raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
         if self.searching:
-            self.selection.searched()
+            chosen.searched()
+        elif self.plan is not None:
+            if chosen.named or replace(chosen, include=(), exclude=()) != Selection():
+                raise PlanError(
+                    "--plan: a plan has its methods, ranks and layers already. Drop --method, "
+                    "--rank, --energy, --include, --exclude and --allow-costlier, or edit the plan."
+                )
+        elif chosen.rank != "lossless":
+            rule_of(chosen.rank, chosen.energy)
+        elif chosen.energy is not None or chosen.allow_costlier:
+            raise RankError("--lossless chooses ranks itself. Drop --energy and --allow-costlier.")
 
 
 def rounds_of(wish: Wish, count: int) -> list[Wish]:

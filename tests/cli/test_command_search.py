@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +33,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
 def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is exported is other tests' matter."""
     export = import_module("factorize.export")
-    monkeypatch.setattr(export, "export_all", lambda *_: (None, {}, []))
+    monkeypatch.setattr(export, "export_all", lambda *_: None)
 
 
 @pytest.fixture
@@ -123,6 +124,13 @@ def test_dry_run_of_a_search_writes_nothing(
     ran = factorize(*budget, "--dry-run")
     assert ran.code == 0, ran.err
     assert "svd" in ran.out
+    told = ran.out.splitlines()[-1]
+    assert told.startswith("predicted: ")
+    asked = f"{budget[0]}".strip("-").replace("-", "_")
+    reached = "the point of the sweep" if asked == "sweep" else f"{asked} {budget[1]:g}"
+    assert reached in told
+    if asked in ("speedup", "sweep"):
+        assert re.search(r": \d\.\d\dx, [\d.]+ -> [\d.]+ ms on onnxruntime, ", told)
     assert left(tmp_path) == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import subprocess
 import sys
 import textwrap
@@ -239,3 +240,19 @@ def test_an_existing_file_or_a_missing_folder_is_refused(net, x, tmp_path, expor
     assert path.read_bytes() == b"mine"
     with pytest.raises(OutputError, match="folder must exist"):
         export(*arguments, tmp_path / "none" / "net.file")
+
+
+def test_a_root_logger_at_info_is_not_flooded(
+    net: Net, x: torch.Tensor, tmp_path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As some libraries set it; a level of an exporter's own logger is kept."""
+    own = logging.getLogger("onnx_ir")
+    with caplog.at_level(logging.INFO):
+        export_onnx(net, x, tmp_path / "m.onnx", chains=CHAINS)
+        export_program(net, x, tmp_path / "m.pt2")
+        assert [one.name for one in caplog.records] == []
+        assert own.level == logging.NOTSET
+        with caplog.at_level(logging.INFO, "onnx_ir"):
+            export_onnx(net, x, tmp_path / "again.onnx", chains=CHAINS)
+            assert own.level == logging.INFO
+        assert {one.name.partition(".")[0] for one in caplog.records} == {"onnx_ir"}

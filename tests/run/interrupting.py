@@ -6,6 +6,7 @@ As a program, ``python interrupting.py MOMENT SIGNAL ARGUMENTS..``, it is a proc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -25,6 +26,8 @@ import onnx
 import torch
 from safetensors.torch import load_file
 from torch import nn
+
+from factorize.export.alone import RUNS
 
 # What a run imports only when it needs it.
 for _name in ("accelerate", "onnx", "onnxruntime", "onnxscript", "torch.onnx", "matplotlib",
@@ -122,9 +125,19 @@ def strike_at(moment: Moment, number: int) -> None:
 
 
 def _hurry() -> None:
-    """Times are not what is tested."""
+    """Neither times nor loading elsewhere are what is tested."""
     pairs = import_module("factorize.measure.pairs")
     pairs._WARMUP = pairs._SECONDS = pairs._PATIENCE = 0.0
+    import_module("factorize.export.comparison").run_alone = _run_here
+
+
+def _run_here(runtime: str, folder: Path, file: Path, calls: int) -> int:
+    alone: dict[str, Any] = {}
+    exec(RUNS[runtime][0] + RUNS[runtime][1], alone)
+    file = file.absolute()
+    with contextlib.chdir(folder):
+        alone["run"](str(file), calls)
+    return 0
 
 
 @dataclass(frozen=True)
@@ -242,7 +255,8 @@ def carried_on(folder: Path, stopped: Ended, number: int, whole: dict[str, Any])
     if number != signal.SIGKILL:
         if left := sorted(name for name in there if name.startswith(".")):
             wrong.append(f"left: {left}")
-        if stopped.err.count("\n") != 1 or not stopped.err.startswith("interrupted: "):
+        told = [line for line in stopped.err.splitlines() if not line.startswith("input: ")]
+        if len(told) != 1 or not told[0].startswith("interrupted: "):
             wrong.append(f"said: {stopped.err[-300:]}")
         if ("--resume" in stopped.err) != ("finetune.ckpt" in there):
             wrong.append(f"said of {sorted(there)}: {stopped.err}")

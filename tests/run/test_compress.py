@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,14 @@ from factorize.errors import (
     ModelLoadError,
     NoConvolutionError,
     OutputError,
+    RankError,
     UnsupportedLayerError,
 )
 from factorize.measure import Target, count
 from factorize.measure.runtimes.cuda import Cuda
+from factorize.report import load_report
 from factorize.run.compress import _targets
+from factorize.system.signals import Terminated
 from factorize.types import Speedup
 
 # torch.export's own deprecations, and accelerate's on a machine without a GPU.
@@ -252,3 +256,84 @@ def test_what_a_report_is_about_and_what_stands_beside(monkeypatch: pytest.Monke
         assert found == [Target(name, 2, 3) for name in ("onnxruntime", *beside)]
     asked = Target("torch-cpu")
     assert _targets(asked, "cuda", 2, 3) == [asked]
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, Terminated])
+def test_what_is_exported_is_kept_where_its_timing_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: type[BaseException]
+) -> None:
+    def stop(*_: object) -> None:
+        raise signal
+
+    monkeypatch.setattr("factorize.run.deliver.speedups", stop)
+    with pytest.raises(signal):
+        factorize.compress(net(), X, rank=4, out=tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
+    }  # fmt: skip
+    report = load_report(tmp_path / "out" / "report.json")
+    assert report.speed == ()
+    assert report.bytes["onnx"].keys() == {"original", "compressed"}
+    assert "interrupted before all files were exported and timed" in report.notes
+
+
+def test_weights_are_kept_where_an_export_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("factorize.export.bundle.export_program", stop)
+    with pytest.raises(KeyboardInterrupt):
+        factorize.compress(net(), X, rank=4, out=tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "model.safetensors", "plan.json", "model.onnx", "report.json", "report.html"
+    }  # fmt: skip
+    monkeypatch.setattr("factorize.export.bundle.save_weights", stop)
+    with pytest.raises(KeyboardInterrupt):
+        factorize.compress(net(), X, rank=4, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_layers_take_no_more_time_than_the_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole: list[float] = []
+
+    def of_plan(*_: object, whole_ms: float) -> dict[str, dict[str, float]]:
+        whole.append(whole_ms)
+        return {}
+
+    monkeypatch.setattr("factorize.measure.LatencyModel.of_plan", of_plan)
+    report = factorize.compress(net(), X, rank=4).report
+    assert whole == [report.speed[0].original.median_ms]
+
+
+@pytest.mark.parametrize(
+    ("wish", "error", "message"),
+    [
+        ({"rank": 0}, RankError, "an integer >= 1"),
+        ({"rank": 4, "energy": 0.5}, RankError, "not both"),
+        ({}, RankError, "not both"),
+        ({"energy": 2.0}, RankError, "share in"),
+        ({"rank": 4, "method": "cpp"}, UnsupportedLayerError, "got 'cpp'"),
+        ({"rank": 4, "method": "auto"}, UnsupportedLayerError, "got 'auto'"),
+        ({"rank": "lossless", "energy": 0.5}, RankError, "lossless"),
+        ({"budget": factorize.Budget(macs=0.5), "method": "cp,cpp"}, UnsupportedLayerError, "cpp"),
+    ],
+)
+def test_a_wrong_wish_is_told_before_the_folder_and_before_any_work(
+    run: tuple[factorize.Result, Path], monkeypatch: pytest.MonkeyPatch, wish: dict[str, Any],
+    error: type[Exception], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("factorize.run.steps.graph.find", lambda *_: pytest.fail("work"))
+    with pytest.raises(error, match=message):
+        factorize.compress(net(), X, out=run[1], **wish)
+
+
+def test_the_report_has_the_name_that_was_given() -> None:
+    common = {"latency": False, "finetune": 1, "data": [torch.rand(8, *X.shape[1:])] * 4}
+    assert factorize.compress(net(), X, rank=4, name="mine", latency=False).report.model == "mine"
+    rounds = factorize.compress(net(), X, rank=0.3, name="mine", stages=2, **common)
+    assert rounds.report.model == "mine"
+    assert factorize.compress(net(), X, rank=4, latency=False).report.model == "Sequential"

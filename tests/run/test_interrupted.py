@@ -81,7 +81,7 @@ def test_another_run_takes_nothing_over(whole: dict[str, Any], tmp_path: Path) -
     stopped = interrupting.fork(folder, *ARGUMENTS, *other, moment=moment, number=signal.SIGKILL)
     assert stopped.code == -signal.SIGKILL
     resumed = interrupting.fork(folder, *ARGUMENTS, "--resume")
-    assert (resumed.code, resumed.err.count("\n")) == (2, 1)
+    assert (resumed.code, resumed.err.count("\nerror: ")) == (2, 1)
     assert "fit was 'weights', is 'sequential'" in resumed.err
     unforced = interrupting.fork(folder, *ARGUMENTS)
     assert (unforced.code, unforced.err.count("\n")) == (2, 1)
@@ -89,7 +89,7 @@ def test_another_run_takes_nothing_over(whole: dict[str, Any], tmp_path: Path) -
     early = BY_NAME["before the fit"]
     kept = (folder / "out" / "finetune.ckpt").read_bytes()
     stopped = interrupting.fork(folder, *ARGUMENTS, "--force", moment=early, number=signal.SIGINT)
-    assert stopped.err == "interrupted: nothing was written\n"  # the checkpoint is not its own
+    assert stopped.err.endswith("interrupted: nothing was written\n")  # the checkpoint is not its
     assert (folder / "out" / "finetune.ckpt").read_bytes() == kept
     assert interrupting.fork(folder, *ARGUMENTS, "--force").code == 0
     assert interrupting.result(folder / "out") == whole

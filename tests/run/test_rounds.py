@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import factorize
+import factorize.export
 from factorize.data.load_data import load_data
 from factorize.errors import DataError, NoConvolutionError, RankError
 from factorize.models.digits import load_digits_model
@@ -18,6 +19,12 @@ from factorize.run.rounds import Selection, Wish, rounds_of
 
 X = torch.randn(1, 1, 8, 8)
 FIT = factorize.FitConfig("weights")  # in no time
+
+
+@pytest.fixture(autouse=True)
+def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is exported is other tests' matter."""
+    monkeypatch.setattr(factorize.export, "export_all", lambda *_: None)
 
 
 def compress(**options: Any) -> factorize.Result:
