@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from factorize import compress, find, methods
-from factorize.measure import Chain, ChainTime, LatencyCache, LatencyModel, Target, count
+from factorize.measure import Chain, ChainTime, LatencyModel, NumberCache, Target, count
 from factorize.plan import Budget
 from factorize.run.compress import Result
 from factorize.search.prepare import prepare
@@ -85,7 +85,7 @@ class Machine:
         return [self.speedup(before, after)]
 
     def latency(self) -> LatencyModel:
-        return LatencyModel(TARGET, LatencyCache(None))
+        return LatencyModel(TARGET, NumberCache(None))
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         machine = self

@@ -1,6 +1,6 @@
 """What a model costs and what it is worth: MACs, parameters, accuracy and time."""
 
-from factorize.measure.cache import LatencyCache, default_cache_path
+from factorize.measure.cache import NumberCache, default_cache_path
 from factorize.measure.cost import count
 from factorize.measure.environment import environment
 from factorize.measure.interleave import Chain, ChainTime, in_units
@@ -14,8 +14,8 @@ from factorize.measure.worth import as_metric, measured_on, metric_values, worth
 __all__ = [
     "Chain",
     "ChainTime",
-    "LatencyCache",
     "LatencyModel",
+    "NumberCache",
     "Runtime",
     "Target",
     "accuracy",

@@ -1,7 +1,7 @@
-"""Timings of layers kept on disk between runs: one SQLite file, which may fail at any time.
+"""Numbers kept on disk between runs, such as times: an SQLite file, which may fail at any time.
 
 A cache is a convenience: whatever is wrong with the file or its folder becomes one line in
-``notes``, and the timings of this run are then kept in memory.
+``notes``, and the numbers of this run are then kept in memory.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import platformdirs
 
 _VERSION = 1  # of the table; in the file's name too, so that releases do not meet in one file
+LARGEST = 64e6  # bytes
 _LOCK_SECONDS = 10.0  # to wait for another process
 _TABLE = """
     CREATE TABLE IF NOT EXISTS timings (
@@ -31,21 +32,21 @@ _SELECT = "SELECT CAST(entry AS BLOB), checksum FROM timings WHERE context = ? A
 _FAILURES = (OSError, RuntimeError, ValueError, sqlite3.Error)
 
 
-def default_cache_path() -> Path:
-    """The file of timings in ``$FACTORIZE_CACHE`` or, unset, in the user's cache folder.
+def default_cache_path(name: str = "latency") -> Path:
+    """A file in ``$FACTORIZE_CACHE`` or, unset, in the user's cache folder.
 
-    Begins with ``~`` where the user has no home; `LatencyCache` makes that a note.
+    Begins with ``~`` where the user has no home; `NumberCache` makes that a note.
     """
     folder = os.environ.get("FACTORIZE_CACHE")
     try:
         folder = Path(folder) if folder else platformdirs.user_cache_path("factorize")
     except RuntimeError:
         folder = Path("~/.cache/factorize")
-    return folder / f"latency-{_VERSION}.sqlite"
+    return folder / f"{name}-{_VERSION}.sqlite"
 
 
-class LatencyCache:
-    """Timings by context and key, safe against other processes that use the same file.
+class NumberCache:
+    """Numbers by context and key, safe against other processes that use the same file.
 
     Opened at the first `get` or `put`; no method raises for what is wrong with the file. Entries
     put or found by this object are found again whatever becomes of the disk.
@@ -53,7 +54,10 @@ class LatencyCache:
     Parameters
     ----------
     path
-        Of the file; it and its folder are made when missing. None: memory only.
+        Of the file; it and its folder are made when missing, and it is emptied where it has grown
+        beyond `LARGEST`. None: memory only.
+    of
+        What the numbers are, for the notes.
 
     Attributes
     ----------
@@ -61,14 +65,15 @@ class LatencyCache:
         One line for each thing that went wrong.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, of: str = "timings") -> None:
         self.notes: list[str] = []
+        self._of = of
         self._path = path
         self._writable = True
         self._connection: sqlite3.Connection | None = None
         self._memory: dict[tuple[str, str], dict[str, float]] = {}
 
-    def __enter__(self) -> LatencyCache:
+    def __enter__(self) -> NumberCache:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,7 +93,7 @@ class LatencyCache:
         Parameters
         ----------
         context
-            All that the timings depend on beside the key; anything that JSON can hold.
+            All that the numbers depend on beside the key; anything that JSON can hold.
         """
         where = _canonical(context)
         keys = list(dict.fromkeys(keys))
@@ -98,7 +103,7 @@ class LatencyCache:
     def put(self, context: Mapping[str, Any], entries: Mapping[str, Mapping[str, float]]) -> None:
         """Keep entries, all or none of them on disk; one of the same key is replaced.
 
-        An entry with a value that is not a finite number of at least 0 is no timing and not kept.
+        An entry with a value that is not a finite number of at least 0 is not kept.
 
         Parameters
         ----------
@@ -109,9 +114,9 @@ class LatencyCache:
         rows = []
         for key, entry in entries.items():
             if all(isfinite(value) and value >= 0 for value in entry.values()):
-                times = {name: float(value) for name, value in entry.items()}
-                self._memory[where, key] = times
-                text = _canonical(times)
+                numbers = {name: float(value) for name, value in entry.items()}
+                self._memory[where, key] = numbers
+                text = _canonical(numbers)
                 rows.append((where, key, text, _checksum(where, key, text.encode())))
         database = self._database()
         if database is None or not self._writable or not rows:
@@ -122,7 +127,7 @@ class LatencyCache:
                 database.executemany("REPLACE INTO timings VALUES (?, ?, ?, ?)", rows)
         except _FAILURES as error:
             self._writable = False
-            self._note("timings are not kept for later runs", error)
+            self._note(f"{self._of} are not kept for later runs", error)
 
     def _read(self, where: str, keys: list[str]) -> None:
         """Bring entries from disk into memory."""
@@ -149,12 +154,15 @@ class LatencyCache:
                     path, timeout=_LOCK_SECONDS, isolation_level=None
                 )
                 _prepare(self._connection)
+                if path.stat().st_size > LARGEST:
+                    self._connection.execute("DELETE FROM timings")
+                    self._connection.execute("VACUUM")
             except _FAILURES as error:
                 self._ignore(error)
         return self._connection
 
     def _ignore(self, error: Exception) -> None:
-        self._note("the cache of timings was ignored", error)
+        self._note(f"the cache of {self._of} was ignored", error)
         self.close()
         self._path = None
 

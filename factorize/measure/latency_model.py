@@ -8,7 +8,7 @@ from itertools import compress
 from math import inf
 
 from factorize import methods
-from factorize.measure.cache import LatencyCache
+from factorize.measure.cache import NumberCache
 from factorize.measure.interleave import Chain, ChainTime, in_units, reference, time_chains
 from factorize.measure.runtimes import Target
 from factorize.spec import ConvSpec, Size
@@ -35,7 +35,7 @@ class LatencyModel:
         How many distinct (chain, input size) were measured, and how many were in the cache.
     """
 
-    def __init__(self, target: Target, cache: LatencyCache, *, refresh: bool = False) -> None:
+    def __init__(self, target: Target, cache: NumberCache, *, refresh: bool = False) -> None:
         self.target = target
         self.cache = cache
         self.refresh = refresh

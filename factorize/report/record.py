@@ -84,6 +84,8 @@ class SearchReport:
         The whole net on the target; None where no time was asked for.
     chains_timed, chains_cached
         Measured in this run, and known from earlier ones.
+    curves_made, curves_cached
+        The same of curves of losses: one for each layer, method and order.
     trials
         What each one tried, its predicted and its measured loss and time.
     reached
@@ -99,6 +101,8 @@ class SearchReport:
     chains_cached: int
     trials: tuple[dict[str, Any], ...]
     reached: bool
+    curves_made: int = 0
+    curves_cached: int = 0
 
 
 @dataclass(frozen=True)

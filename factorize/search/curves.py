@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from sys import maxsize
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from factorize import methods
 from factorize.errors import DataError
@@ -25,6 +25,7 @@ from factorize.search.error_curve import (
     macs_of,
     nearest,
 )
+from factorize.search.known import KnownErrors, fingerprint
 from factorize.search.reduced import is_large, reduced
 from factorize.spec import ConvSpec, Rank
 from factorize.tensor.call import evaluating
@@ -64,6 +65,7 @@ def curves(
     *,
     seed: int = 0,
     on_fit: OnFit | None = None,
+    known: KnownErrors | None = None,
     progress: Progress | None = None,
 ) -> dict[str, list[Curve]]:
     """For each layer the curves of its methods, their orders and their families.
@@ -85,6 +87,8 @@ def curves(
         Moments by the layer's name, of all layers, one at a time.
     on_fit
         Is given the kernels that were made, and those of a probe besides, layer by layer.
+    known
+        Errors of earlier runs, which no kernels are made for.
     progress
         Called as ``progress("curves", layers begun, layers, {})``.
 
@@ -99,12 +103,15 @@ def curves(
         for names, moments in _arriving(model, specs, calibration):
             layer = _Layer(specs[names[0]], model.get_submodule(names[0]), moments, seed)
             yield _Task(names, layer)
+            layer.mark = layer.fingerprint() if known else ""
             for key, (line, asking) in layer.asked(names, offered).items():
-                yield _Task(asking, layer, key, line)
+                yield _Task(asking, layer, key, line, known and known.get(layer.mark, key))
 
     def done(task: _Task) -> tuple[dict[Rank, float], list[Fit]]:
         fits: list[Fit] = []
         tell = fits.append if on_fit else None
+        if task.errors is not None:
+            return task.errors, fits
         if task.key is not None:
             return task.layer.errors(task.key, task.line, tell), fits
         if tell:
@@ -121,6 +128,8 @@ def curves(
                 if task.key:
                     points = {macs_of(spec, task.key, rank): e for rank, e in errors.items()}
                     of_layer.append(curve_through(task.key, points))
+            if known and task.key and task.errors is None:
+                known.put(task.layer.mark, task.key, errors)
             if progress and task.key is None:
                 progress("curves", len(found), len(specs), {})
     if missing := [name for name in specs if name not in found]:
@@ -138,6 +147,7 @@ class _Layer:
         self, spec: ConvSpec, module: nn.Module, moments: LayerCalibration | None, seed: int
     ) -> None:
         self.spec, self.module, self.moments, self.seed = spec, module, moments, seed
+        self.mark = ""
         self.weight = target = effective_weight(module).to("cpu", torch.float64)
         self.stand_in = None
         if is_large(spec):
@@ -149,6 +159,11 @@ class _Layer:
                 inputs = Norm(parts.fit.second)
                 target, norm = target_and_norm(parts.fit, self.weight, shrinkage(parts))
             self.stand_in = reduced(spec, target, norm, inputs)
+
+    def fingerprint(self) -> str:
+        """What its errors are known by in later runs."""
+        bias = self.module.bias if isinstance(self.module.bias, Tensor) else None
+        return fingerprint(self.spec, self.weight, bias, self.moments, self.seed)
 
     def asked(
         self, names: Sequence[str], offered: Sequence[str] | Mapping[str, Iterable[Key]]
@@ -233,6 +248,7 @@ class _Task:
     layer: _Layer
     key: Key | None = None
     line: list[Rank] = field(default_factory=list)
+    errors: dict[Rank, float] | None = None  # of an earlier run
 
 
 def _arriving(

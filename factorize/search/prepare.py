@@ -11,11 +11,12 @@ from torch import nn
 from factorize import calibrate, graph, methods, tune
 from factorize.errors import BudgetError, DataError, FactorizeError, NoConvolutionError
 from factorize.fit import FitConfig, calibration_images
-from factorize.measure import LatencyCache, LatencyModel, Target, count, default_cache_path
+from factorize.measure import LatencyModel, NumberCache, Target, count, default_cache_path
 from factorize.search.assembled import Assembled
 from factorize.search.curves import curves
 from factorize.search.error_curve import Key, family_of
 from factorize.search.fits import Fits
+from factorize.search.known import KnownErrors
 from factorize.search.offers import Layer, Offer, layers_of
 from factorize.search.replay import Replay
 from factorize.search.sensitivity import Divergences, Loss, Reaches
@@ -43,6 +44,7 @@ def prepare(
     data: Data | None = None,
     config: FitConfig | None = None,
     sensitivity: str = "error",
+    known: KnownErrors | None = None,
     device: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
@@ -69,6 +71,8 @@ def prepare(
     sensitivity
         ``error``: relative output errors, weighed by how much of them comes out at the end of the
         net. ``kl``: the KL divergence of the net's output with the one layer replaced.
+    known
+        Errors of earlier runs.
 
     Raises
     ------
@@ -115,7 +119,7 @@ def prepare(
                 model, specs, images, memory=config.memory, seed=seed, progress=progress
             )
         loss_of, error_of = _losses(
-            model, layers, offered, moments, replay, sensitivity, seed, progress
+            model, layers, offered, moments, replay, sensitivity, known, seed, progress
         )
     tables = Tables(
         sites, layers, reasons, loss_of, error_of, time, macs, params,
@@ -127,7 +131,7 @@ def prepare(
 
 def latency_model(target: Target, *, refresh: bool = False) -> LatencyModel:
     """Times on a target, kept in the user's cache folder."""
-    cache = LatencyCache(default_cache_path())
+    cache = NumberCache(default_cache_path())
     return LatencyModel(target, cache, refresh=refresh)
 
 
@@ -138,6 +142,7 @@ def _losses(
     moments: Iterable[tuple[str, LayerCalibration]] | None,
     replay: Replay | None,
     sensitivity: str,
+    known: KnownErrors | None,
     seed: int,
     progress: Progress | None,
 ) -> tuple[LossOf, LossOf]:
@@ -146,7 +151,10 @@ def _losses(
     watch: Divergences | Reaches | None = None
     if replay is not None:
         watch = Divergences(replay) if sensitivity == "kl" else Reaches(replay, specs)
-    found = curves(model, specs, offered, moments, seed=seed, on_fit=watch, progress=progress)
+    found = curves(
+        model, specs, offered, moments, seed=seed, on_fit=watch, progress=progress,
+        known=None if isinstance(watch, Divergences) else known,  # which wants every kernel
+    )  # fmt: skip
     errors = {name: Loss(specs[name], found[name], None) for name in specs}
     losses = errors
     if isinstance(watch, Divergences):

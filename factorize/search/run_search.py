@@ -11,10 +11,11 @@ from torch import nn
 from factorize import methods
 from factorize.errors import BudgetError, DataError, RankError
 from factorize.fit import FitConfig, Fitted
-from factorize.measure import Chain, LatencyModel
+from factorize.measure import Chain, LatencyModel, NumberCache, default_cache_path
 from factorize.plan import Budget
 from factorize.report import CurvePoint, SearchReport
 from factorize.search.drop import fastest
+from factorize.search.known import KnownErrors
 from factorize.search.prepare import prepare
 from factorize.search.sweep import Sweep, speedups_of, sweep
 from factorize.types import Data, Plan, Progress, Speedup
@@ -118,13 +119,16 @@ def run_search(
     if budget is not None and budget.max_drop is not None and data is None:
         raise DataError("--max-drop needs images to judge by, got none. Give --data.")
     timed = budget is None or budget.timed or bool(config.sweep)
-    search = prepare(
-        model, example_input, target=latency.target, latency=latency if timed else None,
-        never_slower=timed,
-        names=[] if method == "auto" else [name.strip() for name in method.split(",")],
-        include=include, exclude=exclude, data=data, config=fit, sensitivity=config.sensitivity,
-        device=device, seed=seed, progress=progress,
-    )  # fmt: skip
+    cache = NumberCache(default_cache_path("errors"), of="errors")
+    with KnownErrors(cache, refresh=latency.refresh) as known:
+        search = prepare(
+            model, example_input, target=latency.target, latency=latency if timed else None,
+            never_slower=timed,
+            names=[] if method == "auto" else [name.strip() for name in method.split(",")],
+            include=include, exclude=exclude, data=data, config=fit,
+            sensitivity=config.sensitivity, known=known, device=device, seed=seed,
+            progress=progress,
+        )  # fmt: skip
     curve = Sweep((), None)
     if config.sweep:
         curve = sweep(search, config.sweep, config.pick, budget, rate, progress)
@@ -135,7 +139,7 @@ def run_search(
     else:
         assert budget is not None
         found = search.within(budget)
-    choice, notes = found.choice, list(curve.notes)
+    choice, notes = found.choice, [*cache.notes, *curve.notes]
     if kept := next((one for one in found.trials if one["taken"] and "drop" in one), None):
         notes.append(
             f"{kept['drop']:.2f} points of {kept['drop_of']} lost on held-out training images, "
@@ -155,6 +159,8 @@ def run_search(
         chains_cached=latency.cached,
         trials=found.trials,
         reached=True,
+        curves_made=known.made,
+        curves_cached=known.found,
     )
     offered = {
         name: methods.get(offer.method).stages(layer.spec, offer.rank, offer.variant)

@@ -15,18 +15,18 @@ import pytest
 from timings import CONTEXT, ENTRIES, assert_memory_serves, found
 
 from factorize.measure import cache as cache_module
-from factorize.measure.cache import LatencyCache, default_cache_path
+from factorize.measure.cache import NumberCache, default_cache_path
 
 # Other processes load the file by itself: importing the whole package takes seconds.
 WRITER = f"""
 import sys
 sys.path.insert(0, {str(Path(cache_module.__file__).parent)!r})
-from cache import LatencyCache
+from cache import NumberCache
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 from pathlib import Path
 print("ready", flush=True)
 sys.stdin.readline()
-with LatencyCache(Path(path)) as cache:
+with NumberCache(Path(path)) as cache:
     for i in range(count):
         cache.put({CONTEXT!r}, {{f"{{name}} {{i}}": {{"ms": float(i)}}}})
         assert not cache.notes, cache.notes
@@ -56,13 +56,13 @@ def start(process: subprocess.Popen[str]) -> None:
 
 def test_entries_are_found_by_context_and_key(tmp_path: Path) -> None:
     path = tmp_path / "made" / "on the way" / "latency.sqlite"
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         assert cache.get(CONTEXT, ["a"]) == {}
         cache.put(CONTEXT, {"a": {"ms": 1.5}, "b": {"ms": 2}})
         cache.put(CONTEXT | {"threads": 4}, {"a": {"ms": 0.5}})
         cache.put(CONTEXT, {"a": {"ms": 1.25}})
     reordered = dict(reversed(CONTEXT.items()))
-    with LatencyCache(path) as again:
+    with NumberCache(path) as again:
         assert again.get(reordered, ["a", "b", "c"]) == {"a": {"ms": 1.25}, "b": {"ms": 2.0}}
         assert again.get(CONTEXT | {"threads": 4}, iter(["a", "b", "a"])) == {"a": {"ms": 0.5}}
         assert again.get(CONTEXT | {"threads": 1}, ["a"]) == {}
@@ -71,7 +71,7 @@ def test_entries_are_found_by_context_and_key(tmp_path: Path) -> None:
 
 def test_a_file_is_made_at_first_use_and_nothing_is_left_open(tmp_path: Path) -> None:
     path = tmp_path / "latency.sqlite"
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         assert list(tmp_path.iterdir()) == []
         cache.put(CONTEXT, {"a": {"ms": 1.0}})
     cache.put(CONTEXT, {"b": {"ms": 2.0}})  # opens it again
@@ -81,7 +81,7 @@ def test_a_file_is_made_at_first_use_and_nothing_is_left_open(tmp_path: Path) ->
 
 
 def test_what_a_caller_does_to_an_entry_stays_with_the_caller() -> None:
-    cache = LatencyCache(None)
+    cache = NumberCache(None)
     mine = {"ms": 1.0}
     cache.put(CONTEXT, {"a": mine})
     mine["ms"] = 9.0
@@ -94,10 +94,10 @@ def test_what_a_caller_does_to_an_entry_stays_with_the_caller() -> None:
 def test_only_timings_are_kept(tmp_path: Path, on_disk: bool) -> None:
     path = tmp_path / "latency.sqlite" if on_disk else None
     bad = {"nan": float("nan"), "inf": float("inf"), "negative": -1e-9}
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         cache.put(CONTEXT, {key: {"ms": 1.0, "p90": value} for key, value in bad.items()})
         cache.put(CONTEXT, {"numpy": {"ms": np.float32(0.5)}, "refused": {}})
-    with LatencyCache(path) if on_disk else cache as later:
+    with NumberCache(path) if on_disk else cache as later:
         kept = later.get(CONTEXT, [*bad, "numpy", "refused"])
     assert kept == {"numpy": {"ms": 0.5}, "refused": {}}
 
@@ -110,7 +110,7 @@ def test_another_process_makes_the_file_meanwhile(tmp_path: Path) -> None:
     other.execute(f"PRAGMA user_version = {cache_module._VERSION}")
     timer = threading.Timer(0.2, other.execute, ["COMMIT"])
     timer.start()
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         cache.put(CONTEXT, ENTRIES)
     timer.join()
     other.close()
@@ -145,7 +145,7 @@ def test_what_was_put_survives_a_killed_process(tmp_path: Path) -> None:
     process.communicate()
     expected = {f"a {i}": {"ms": float(i)} for i in range(put)}
     assert found(path, expected) == (expected, [])
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         cache.put(CONTEXT, {"after": {"ms": 1.0}})
         assert cache.notes == []
 
@@ -177,6 +177,6 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FACTORIZE_CACHE", "~/timings")
-    with LatencyCache(default_cache_path()) as cache:
+    with NumberCache(default_cache_path()) as cache:
         cache.put(CONTEXT, {"a": {"ms": 1.0}})
     assert (tmp_path / "timings" / default_cache_path().name).is_file()

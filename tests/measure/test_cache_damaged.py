@@ -12,14 +12,14 @@ import pytest
 from timings import CONTEXT, ENTRIES, assert_memory_serves, found
 
 from factorize.measure import cache as cache_module
-from factorize.measure.cache import LatencyCache
+from factorize.measure.cache import NumberCache
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of `ENTRIES`, written once; tests damage copies of it."""
     path = tmp_path_factory.mktemp("whole") / "latency.sqlite"
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         cache.put(CONTEXT, ENTRIES)
     return path
 
@@ -77,7 +77,7 @@ def test_garbage(path: Path, content: bytes) -> None:
 
 def test_an_empty_file_is_a_new_cache(path: Path) -> None:
     path.write_bytes(b"")
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         cache.put(CONTEXT, ENTRIES)
     assert found(path) == (ENTRIES, [])
 
@@ -91,7 +91,7 @@ def test_flipped_bits_lose_entries_but_change_none(path: Path) -> None:
         for _ in range(generator.choice((1, 10, 200))):
             damaged[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
         path.write_bytes(damaged)
-        with LatencyCache(path) as cache:
+        with NumberCache(path) as cache:
             entries = cache.get(CONTEXT, ENTRIES)
             assert entries.items() <= ENTRIES.items()
             cache.put(CONTEXT, {"new": {"ms": 1.0}})
@@ -127,7 +127,7 @@ def test_read_only_file_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         sqlite3, "connect", lambda p, **more: connect(f"file:{p}?mode=ro", uri=True, **more)
     )
     content = path.read_bytes()
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         assert cache.get(CONTEXT, ["chain 1"]) == {"chain 1": ENTRIES["chain 1"]}
         for i in range(3):
             cache.put(CONTEXT, {f"new {i}": {"ms": 1.0}})
@@ -175,7 +175,7 @@ def test_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sqlite3, "connect", full)
     many = {f"new {i}": {"ms": float(i)} for i in range(1000)}
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         cache.put(CONTEXT, many)
         assert cache.get(CONTEXT, [*many, *ENTRIES]) == many | ENTRIES
     [note] = cache.notes
@@ -189,7 +189,7 @@ def test_lock_that_never_comes(path: Path, monkeypatch: pytest.MonkeyPatch, lock
     monkeypatch.setattr(cache_module, "_LOCK_SECONDS", 0.01)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute(f"BEGIN {lock}")
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         for i in range(3):
             cache.put(CONTEXT, {f"new {i}": {"ms": 1.0}})
         entries = cache.get(CONTEXT, ["new 0", "chain 1"])

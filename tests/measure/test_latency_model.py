@@ -13,8 +13,8 @@ import torch
 from factorize import methods
 from factorize.measure import (
     ChainTime,
-    LatencyCache,
     LatencyModel,
+    NumberCache,
     Target,
     latency_model,
     runtimes,
@@ -69,7 +69,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_each_distinct_chain_is_measured_once(bench):
-    model = LatencyModel(TARGET, LatencyCache(None))
+    model = LatencyModel(TARGET, NumberCache(None))
     chains = [chain(SPEC, rank) for rank in (4, 8, 4)]
     found = model.times(SPEC, chains)
     assert found == [bench.time((SPEC,), one, SIZE) for one in chains]
@@ -94,7 +94,7 @@ def test_each_distinct_chain_is_measured_once(bench):
 )  # fmt: skip
 def test_another_shape_is_another_entry(bench, changes):
     """Of the dense layer, whatever the chain: the ratio is to it."""
-    model = LatencyModel(TARGET, LatencyCache(None))
+    model = LatencyModel(TARGET, NumberCache(None))
     part = chain(SPEC, 4)
     model.times(SPEC, [part])
     model.times(replace(SPEC, **changes), [part])
@@ -104,11 +104,11 @@ def test_another_shape_is_another_entry(bench, changes):
 def test_a_second_model_finds_the_first_ones_times(bench, path):
     chains = [chain(SPEC, rank) for rank in (4, 8)]
     bench.refused = {8}
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         first = LatencyModel(TARGET, cache).times(SPEC, chains)
     assert first[1] is None
     bench.refused = set()
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         model = LatencyModel(TARGET, cache)
         assert model.times(SPEC, chains) == first  # the refusal too
         assert (model.timed, model.cached) == (0, 2)
@@ -117,7 +117,7 @@ def test_a_second_model_finds_the_first_ones_times(bench, path):
 
 def test_refresh_measures_again_once_and_keeps_that(bench, path):
     chains = [chain(SPEC, 4)]
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         LatencyModel(TARGET, cache).times(SPEC, chains)
         bench.slowdown = 3.0
         again = LatencyModel(TARGET, cache, refresh=True)
@@ -126,14 +126,14 @@ def test_refresh_measures_again_once_and_keeps_that(bench, path):
         assert again.times(SPEC, chains) == found
         assert (again.timed, again.cached) == (1, 0)
     assert len(bench.asked) == 2
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         assert LatencyModel(TARGET, cache).times(SPEC, chains) == found
     assert len(bench.asked) == 2
 
 
 @pytest.mark.parametrize("what", ["threads", "batch", "runtime", "version", "device", "scheme"])
 def test_times_are_of_one_target(bench, path, monkeypatch, what):
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         LatencyModel(TARGET, cache).times(SPEC, [chain(SPEC, 4)])
         other = TARGET
         if what == "version":
@@ -155,7 +155,7 @@ def test_calls_with_several_input_sizes_are_summed(bench):
     sizes = ((4, 4), (8, 8), (4, 4))
     spec = replace(SPEC, input_sizes=sizes)
     bench.refused = {8}
-    model = LatencyModel(TARGET, LatencyCache(None))
+    model = LatencyModel(TARGET, NumberCache(None))
     one, none = model.times(spec, [chain(spec, 4), chain(spec, 8)])
     parts = [bench.time((spec,), chain(spec, 4), size) for size in sizes]
     assert one.dense == sum(part.dense for part in parts)
@@ -190,7 +190,7 @@ def test_times_of_a_plan(bench, monkeypatch):
         {},
     )
     bench.refused = {8}
-    model = LatencyModel(TARGET, LatencyCache(None))
+    model = LatencyModel(TARGET, NumberCache(None))
     found = model.of_plan(plan, {"c": chain(c, 5), "a": chain(a, 16)})
     assert found.keys() == {"a", "c"}  # of b the runtime refuses the chain
     for spec, rank in ((a, 4), (c, 5)):
@@ -209,7 +209,7 @@ def test_layers_take_no_longer_than_the_net_and_as_their_ratio_says(bench, monke
     a, b = (replace(SPEC, name=name, in_channels=32 + i) for i, name in enumerate("ab"))
     variant = methods.get("spatial_svd").variants[0]
     plan = Plan(tuple(LayerPlan(one, "spatial_svd", (4,), variant) for one in (a, b)), {})
-    model = LatencyModel(TARGET, LatencyCache(None))
+    model = LatencyModel(TARGET, NumberCache(None))
     for whole, layer in ((7.0, 3.5), (30.0, 15.0), (99.0, 15.0), (inf, 15.0)):
         found = model.of_plan(plan, whole_ms=whole)
         assert [one["ms_original"] for one in found.values()] == [layer, layer]
@@ -222,14 +222,14 @@ def test_times_of_a_busy_machine_are_used_and_not_kept(bench, path, monkeypatch)
     monkeypatch.setattr(bench, "time", time)
     chains = [chain(SPEC, 4)]
     for asked in (1, 2):  # by a run and by the next one
-        with LatencyCache(path) as cache:
+        with NumberCache(path) as cache:
             model = LatencyModel(TARGET, cache)
             assert model.times(SPEC, chains) == model.times(SPEC, chains) == [time()]
             assert (model.timed, model.cached) == (1, 0)
         assert len(bench.asked) == asked
     monkeypatch.setattr(bench, "time", steady)
     for cached in (0, 1):
-        with LatencyCache(path) as cache:
+        with NumberCache(path) as cache:
             model = LatencyModel(TARGET, cache)
             model.times(SPEC, chains)
             assert (model.timed, model.cached) == (1 - cached, cached)
@@ -241,14 +241,14 @@ def test_a_tiny_layer_end_to_end(path, runtime):
     spec = ConvSpec("a", "conv2d", 8, 8, (3, 3), (1, 1), (1, 1), (1, 1), input_sizes=((6, 6),))
     chains = [chain(spec, 2), (spec,)]
     one = Target(runtime, threads=1, batch=2)
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         found = LatencyModel(one, cache).times(spec, chains)
         for time in found:
             assert time is not None
             assert 0 < time.low <= time.speedup <= time.high
             assert time.dense > 0
             assert time.chain > 0
-    with LatencyCache(path) as cache:
+    with NumberCache(path) as cache:
         again = LatencyModel(one, cache)
         for time, told in zip(again.times(spec, chains), found, strict=True):
             assert time == told or not told.steady

@@ -23,8 +23,8 @@ from factorize import export, methods
 from factorize.errors import DeviceError
 from factorize.graph import find
 from factorize.measure import (
-    LatencyCache,
     LatencyModel,
+    NumberCache,
     Target,
     pairs,
     runtimes,
@@ -190,7 +190,7 @@ def test_a_search_can_time_layers_and_nets(name: str, hurry: None) -> None:
     target, model, method = target_of(name, batch=1), net(), methods.get("spatial_svd")
     spec = find(model, X)[1].spec
     layer = LayerPlan(spec, method.name, (2,), method.variants[0])
-    [time] = LatencyModel(target, LatencyCache(None)).times(spec, [methods.chain_of(layer)])
+    [time] = LatencyModel(target, NumberCache(None)).times(spec, [methods.chain_of(layer)])
     assert time is not None
     assert 0 < time.low <= time.speedup <= time.high
     whole = assembled.Assembled(model, X, target)
