@@ -36,7 +36,7 @@ class ConvSite:
     blocked
         Why it must be left alone, or None.
     notes
-        What a user should know when it is replaced (hooks dropped, parametrisation folded).
+        What a user should know when it is replaced (a parametrisation is folded).
     parallel
         Names of convolutions of the same shape whose outputs are concatenated with this one's: one
         grouped convolution could do them all (`merge_parallel`).

@@ -210,7 +210,8 @@ Compile = Annotated[bool, typer.Option(
     "--compile", help="With --target cuda: torch.compile with CUDA graphs, not eager mode.",
     rich_help_panel=_TARGET)]
 Refresh = Annotated[bool, typer.Option(
-    "--refresh", help="Measure the time of layers again; it is kept in the user's cache folder.",
+    "--refresh", help="Measure the time of layers, and fit for a search, anew: the cache folder of "
+    "the user has both.",
     rich_help_panel=_TARGET)]
 Seed = Annotated[int, typer.Option(
     min=0, max=2**63 - 1, rich_help_panel=_RUN)]

@@ -22,6 +22,7 @@ from factorize.errors import ExportError
 from factorize.export.free_axes import AXES, FreeAxes, FreeAxis, Places, free_axes, resized
 from factorize.export.plain_call import PlainCall, plain_call
 from factorize.tensor.call import evaluating
+from factorize.tensor.wrappers import prepared
 
 T = TypeVar("T")
 
@@ -96,7 +97,7 @@ def _traced(model: nn.Module, example_input: Any) -> Iterator[Traced]:
 
     Of those that are meant to be free torch fixes the ones that cannot be.
     """
-    called = plain_call(model, example_input)
+    called = plain_call(prepared(model)[0], example_input)
     tensors = list(called.tensors.values())
     batch = frozenset((i, 0) for i, v in enumerate(tensors) if v.shape[:1] == (called.samples,))
     space = frozenset(

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from factorize.errors import ModelLoadError
 from factorize.models.model_file import check_tensors
 from factorize.system.imports import brief
+from factorize.tensor.wrappers import unwrap
 
 HALF = frozenset({torch.float16, torch.bfloat16})
 
@@ -36,16 +37,6 @@ def computes_in(tensors: Iterable[Tensor]) -> tuple[torch.dtype, list[str]]:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """Take a module out of DataParallel, DistributedDataParallel and torch.compile."""
-    for _ in range(4):  # a crafted file may hold a wrapper of itself
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif type(module).__name__ == "OptimizedModule":
-            module = module.get_submodule("_orig_mod")
-    return module
 
 
 def sound(module: nn.Module, path: Path) -> nn.Module:

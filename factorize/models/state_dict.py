@@ -14,9 +14,10 @@ from factorize.errors import ModelLoadError
 from factorize.models import architectures, recognition
 from factorize.models.architectures import PREFIX
 from factorize.models.door import LoadedModel, Source
-from factorize.models.modules import computes_in, sound, unwrap
+from factorize.models.modules import computes_in, sound
 from factorize.models.prefixes import Reading, best_reading, readings
 from factorize.system.imports import brief, import_function
+from factorize.tensor.wrappers import unwrap
 
 OPTIONS: tuple[str, ...] = ("arch", "key")
 

@@ -94,6 +94,7 @@ def finetune(
     model: nn.Module, original: nn.Module, data: Any, config: tune.FinetuneConfig, **how: Any
 ) -> tune.FinetuneResult:
     """As `tune.finetune`, with images in any form."""
+    (model, _), (original, _) = prepared(model), prepared(original)  # their parameters are the same
     return tune.finetune(model, original, as_data(data, seed=config.seed), config, **how)
 
 

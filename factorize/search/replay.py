@@ -179,7 +179,7 @@ def _computed(module: Any, x: Any, kernel: Tensor, bias: Tensor | None) -> Tenso
         return F.linear(x, kernel, bias)
     if not module.transposed:
         return module._conv_forward(x, kernel, bias)
-    convolve = getattr(F, f"conv_transpose{len(module.kernel_size)}d")
+    convolve = getattr(F, f"conv_transpose{kernel.ndim - 2}d")
     return convolve(
         x, kernel.transpose(0, 1), bias, module.stride, module.padding, module.output_padding,
         module.groups, module.dilation,

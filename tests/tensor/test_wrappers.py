@@ -95,6 +95,13 @@ def test_every_step_takes_them(wrap: Callable[[Net], nn.Module], tmp_path: Path)
         assert torch.allclose(made(X), net(X), atol=1e-5)
     found = factorize.measure_quality(model, made, X)
     assert found["relative_difference"] < 1e-4
+    images = [torch.randn(4, *X.shape[1:]) for _ in range(4)]
+    student = wrap(factorize.rewrite(Net(), plan))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    config = factorize.FinetuneConfig(1, lr=0.01, may_stay=False)
+    factorize.finetune(student, model, images, config)
+    moved = [not torch.equal(value, before[name]) for name, value in student.state_dict().items()]
+    assert any(moved)
     assert unwrap(model) is factorize.rewrite_(model, plan)
     with torch.no_grad():
         assert torch.allclose(unwrap(model)(X), net(X), atol=1e-5)
@@ -120,6 +127,16 @@ def test_compress_tells_of_it(wrap: Callable[[Net], nn.Module]) -> None:
     told = [note for note in result.report.notes if "as the model was" in note]
     assert told == list(notes)
     assert bool(told) is not (wrap is WRAPPED["plain"])
+
+
+@pytest.mark.parametrize("kind", ["parts compiled", "compiled, parallel"])
+def test_they_are_exported_as_what_is_inside(kind: str, tmp_path: Path) -> None:
+    model = WRAPPED[kind](Net())
+    factorize.export_program(model, X, tmp_path / "net.pt2")
+    with torch.no_grad():
+        found = torch.export.load(tmp_path / "net.pt2").module()(X)
+        assert torch.allclose(found, Net()(X), atol=1e-5)
+    factorize.export_onnx(model, X, tmp_path / "net.onnx")
 
 
 def test_notes_name_the_wrappers() -> None:
