@@ -25,6 +25,11 @@ HOLDOUT = 1000
 class Fits:
     """The fits of a search.
 
+    Parameters
+    ----------
+    comparable
+        Whether the outputs of two nets can be compared image by image; the user's own loss can.
+
     Attributes
     ----------
     can_judge
@@ -37,14 +42,15 @@ class Fits:
         *,
         data: Data | None,
         config: FitConfig,
+        comparable: bool = True,
         device: str,
         seed: int,
         progress: Progress | None,
     ) -> None:
         self.model, self.data, self.config = model, data, config
         self.device, self.seed, self.progress = device, seed, progress
-        self.can_judge = data is not None
         self.outputs = data.outputs if data else UNDECLARED
+        self.can_judge = data is not None and (comparable or self.outputs.loss is not None)
         self._plans: dict[Hashable, Fitted] = {}
         self._layers: dict[Hashable, Factorization] = {}
         self._qualities: dict[Hashable, dict[str, float]] = {}

@@ -18,7 +18,7 @@ from factorize.search.error_curve import Key, family_of
 from factorize.search.fits import Fits
 from factorize.search.known import KnownErrors
 from factorize.search.offers import Layer, Offer, layers_of
-from factorize.search.replay import Replay
+from factorize.search.replay import IncomparableError, Replay
 from factorize.search.sensitivity import Divergences, Loss, Reaches
 from factorize.search.tables import LossOf, Tables
 from factorize.search.within_budget import Search
@@ -110,7 +110,11 @@ def prepare(
         kind = data.outputs.kind if data else "auto"
         replay = None
         if images:
-            replay = Replay(model, _first(images), memory=config.memory / 2, kind=kind)
+            try:
+                replay = Replay(model, _first(images), memory=config.memory / 2, kind=kind)
+            except IncomparableError:
+                if sensitivity == "kl":
+                    raise
         moments: Iterable[tuple[str, LayerCalibration]] | None = None
         if config.calibration:
             moments = calibrate.load_calibration(config.calibration).layers.items()
@@ -125,7 +129,10 @@ def prepare(
         sites, layers, reasons, loss_of, error_of, time, macs, params,
         target=str(latency.target) if latency else "",
     )  # fmt: skip
-    fits = Fits(model, data=data, config=config, device=device, seed=seed, progress=progress)
+    fits = Fits(
+        model, data=data, config=config, comparable=replay is not None, device=device, seed=seed,
+        progress=progress,
+    )  # fmt: skip
     return Search(tables, fits, assembled)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,10 @@ from factorize.tensor.call import batch_size, call, evaluating, to_model
 from factorize.tensor.output_kinds import kind_of
 
 Forward = Callable[..., Tensor]
+
+
+class IncomparableError(DataError):
+    """The model's outputs cannot be compared image by image."""
 
 
 class Replay:
@@ -49,8 +53,8 @@ class Replay:
 
     Raises
     ------
-    DataError
-        The model's output has no such tensor.
+    IncomparableError
+        The model's output has no such tensor, or is a list of dicts, as detectors return.
     """
 
     def __init__(
@@ -194,9 +198,10 @@ def _rows(returned: object, batch: Any) -> Tensor:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim
         and len(leaf) == batch_size(batch)
     ]  # fmt: skip
-    if not leaves:
-        raise DataError(
+    each = isinstance(returned, list) and any(isinstance(one, Mapping) for one in returned)
+    if each or not leaves:  # what a detector finds in each image is of any length
+        raise IncomparableError(
             "sensitivity: the model must return a floating tensor with a row for each image, got "
-            f"{type(returned).__name__} without one. Search without images."
+            f"{type(returned).__name__} without one. Leave --sensitivity kl out."
         )
     return torch.cat([leaf.double() for leaf in leaves], 1)

@@ -140,6 +140,11 @@ def run_search(
         assert budget is not None
         found = search.within(budget)
     choice, notes = found.choice, [*cache.notes, *curve.notes]
+    if data is not None and not search.fits.can_judge:
+        notes.append(
+            "outputs cannot be compared image by image: chains were chosen by the errors of their "
+            "layers alone; a loss of your own would tell more"
+        )
     if kept := next((one for one in found.trials if one["taken"] and "drop" in one), None):
         notes.append(
             f"{kept['drop']:.2f} points of {kept['drop_of']} lost on held-out training images, "

@@ -9,11 +9,12 @@ from replaying import BATCHES, IMAGES, conv, net, specs_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import factorize
 from factorize import calibrate
 from factorize.errors import DataError
 from factorize.search.curves import curves
 from factorize.search.error_curve import Curve, Fit
-from factorize.search.replay import Replay
+from factorize.search.replay import IncomparableError, Replay
 from factorize.search.sensitivity import Divergences, Loss, Reaches
 
 # Replay
@@ -76,6 +77,49 @@ def test_replay_of_a_nested_output_and_of_none_that_can_be_compared():
     assert not replay.logits
     with pytest.raises(DataError, match=r"a floating tensor with a row for each image, got Tensor"):
         Replay(Two(False), BATCHES)
+
+
+class Detector(nn.Module):
+    """What it finds is a dict for each image, of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        maps = self.body(torch.stack(images)).flatten(2).movedim(1, 2)
+        return [{"boxes": one[one[:, 0] > 0, 1:5]} for one in maps]
+
+
+def test_a_detector_is_searched_by_the_errors_of_its_layers():
+    torch.manual_seed(0)
+    model = Detector().eval()
+    data = [(list(torch.randn(4, 3, 12, 12)),) for _ in range(6)]
+    with pytest.raises(IncomparableError, match="got list without one"):
+        Replay(model, [data[0][0]])
+    options = {"data": data, "method": "spatial_svd,tucker2", "latency": False, "device": "cpu"}
+    budget = factorize.Budget(macs=0.6)
+    report = factorize.compress(model, data[0][0], budget=budget, **options).report
+    assert report.derived()["left"]["macs"] <= 0.6
+    assert any("chosen by the errors of their layers alone" in note for note in report.notes)
+    assert all(one["measured_loss"] is None for one in report.search.trials)
+    judged = factorize.compress(model, data[0][0], budget=budget, loss=found, **options).report
+    assert not any("chosen by the errors" in note for note in judged.notes)
+    assert any(one["measured_loss"] is not None for one in judged.search.trials)
+    with pytest.raises(IncomparableError):
+        factorize.compress(
+            model, data[0][0], budget=budget, search=factorize.SearchConfig("kl"), **options
+        )
+
+
+def found(student, original, batch) -> Tensor:
+    counts = [
+        torch.tensor([float(len(one["boxes"])) for one in own]) for own in (student, original)
+    ]
+    return (counts[0] - counts[1]).abs().mean()
 
 
 # Sensitivities and losses
