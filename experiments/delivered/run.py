@@ -73,6 +73,9 @@ def row(name: str) -> dict[str, Any]:
 
 def difference(way: str, folder: str, name: str, given: Any, wanted: Any) -> float | str:
     """Largest relative difference over the three inputs and all outputs, or why there is none."""
+    needed = {"pt2": "model.pt2", "onnx": "model.onnx"}.get(way, "model.safetensors")
+    if not Path(folder, needed).exists():
+        return "not exported"
     with tempfile.TemporaryDirectory() as made:
         torch.save(given, Path(made, "inputs.pt"))
         ran = subprocess.run(
@@ -108,7 +111,7 @@ def table(content: dict[str, Any]) -> None:
         shown = [way if isinstance(way, str) else f"{way:.1e}" for way in ways]
         lines.append(
             f"| {name} | {one['replaced']} of {one['layers']} | {one['macs_left']:.2f} "
-            f"| {one['onnx_takes']} | {' | '.join(shown)} | {one['seconds']:.0f} |"
+            f"| {one['onnx_takes'] or '-'} | {' | '.join(shown)} | {one['seconds']:.0f} |"
         )
     mark = "<!-- made by run.py: do not edit below -->"
     page = (HERE / "README.md").read_text().partition(mark)[0]

@@ -4,12 +4,14 @@ from factorize.calibrate.calibration_file import check, load_calibration, save_c
 from factorize.calibrate.collect import collect, collect_each, positions_per_image, split
 from factorize.calibrate.moment_sums import MomentSums
 from factorize.calibrate.patches import outputs_at, sample
+from factorize.calibrate.preprocessing import input_range
 
 __all__ = [
     "MomentSums",
     "check",
     "collect",
     "collect_each",
+    "input_range",
     "load_calibration",
     "outputs_at",
     "positions_per_image",

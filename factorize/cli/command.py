@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ import torch
 import typer
 from rich.text import Text
 
+from factorize.calibrate import input_range
 from factorize.cli import options
 from factorize.cli.help import HELP
 from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
@@ -156,7 +158,8 @@ def run(
 
     if model == "digits":  # the example brings its data, and shows the whole pipeline
         data = data or "digits"
-        finetune = 1 if finetune is None and recipe is None and not dry_run else finetune
+        whole = finetune is None and recipe is None and not dry_run and data == "digits"
+        finetune = 1 if whole else finetune
     loaded = load_model(
         model,
         arch=arch,
@@ -175,6 +178,7 @@ def run(
         images = load_data(
             data, preprocessing=preprocessing, input_shape=image_shape(data, shape),
             batch_size=batch_size, seed=seed, workers=workers, skip_bad=skip_bad,
+            range_of=partial(input_range, loaded.model),
         )  # fmt: skip
     sample = example(loaded, shape, images, seed)
     described = f"{loaded.arch}, input {'x'.join(map(str, sample.shape[1:]))}"

@@ -104,8 +104,8 @@ InputShape = Annotated[str | None, typer.Option(
 Data = Annotated[str | None, typer.Option(
     metavar="SOURCE",
     help="A folder in ImageFolder layout (train/, val/ or test/), a folder of images, .npz "
-    "with images and labels or a folder of them, digits, or module:function that returns "
-    "loaders.", rich_help_panel=_DATA)]
+    "with images and labels or a folder of them, digits, module:function that returns loaders, "
+    "or synthetic: images made up, where there are none.", rich_help_panel=_DATA)]
 Mean = Annotated[str | None, typer.Option(
     metavar="A,B,C", help="Subtracted per channel from pixels in 0..1.", rich_help_panel=_DATA)]
 Std = Annotated[str | None, typer.Option(

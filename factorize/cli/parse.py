@@ -13,6 +13,7 @@ import torch
 import typer
 
 from factorize.cli.numbers import number
+from factorize.data.synthetic import SYNTHETIC
 from factorize.errors import BudgetError, DataError, ModelLoadError, PlanError, RankError
 from factorize.models.load_model import LoadedModel
 from factorize.plan import Budget
@@ -72,9 +73,9 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
-def image_shape(data: str, shape: tuple[int, ...] | None) -> tuple[int, int, int] | None:
+def image_shape(data: str, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """The shape for `load_data`: files have images; a function's loaders know their own shape."""
-    if shape is None or len(shape) == 3:
+    if shape is None or len(shape) == 3 or data == SYNTHETIC:
         return shape
     if ":" in data and not exists(Path(data)):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,17 @@ from torch import Tensor
 from factorize.data.images import NO_TEST, Loading, is_built
 from factorize.data.load_data import load_data
 from factorize.data.loaders import from_loaders
-from factorize.types import Data
+from factorize.data.synthetic import SYNTHETIC
+from factorize.types import Data, Preprocessing
 
 
-def as_data(source: Any, example_input: Any = None, *, seed: int = 0) -> Data:
+def as_data(
+    source: Any,
+    example_input: Any = None,
+    *,
+    seed: int = 0,
+    range_of: Callable[[Tensor], Preprocessing | None] | None = None,
+) -> Data:
     """Make a dataset of whatever holds images; `Data` that is complete stays what it is.
 
     Parameters
@@ -24,7 +31,7 @@ def as_data(source: Any, example_input: Any = None, *, seed: int = 0) -> Data:
         - a DataLoader, a Dataset, a tensor of images (N, C, H, W), a list of batches, or whatever
           else yields batches and can be read more than once;
         - a dict of such with ``train`` and optionally ``holdout`` and ``test``;
-        - what `load_data` takes: a path, ``digits``, ``module:function``;
+        - what `load_data` takes: a path, ``digits``, ``synthetic``, ``module:function``;
         - `Data`, of which only ``train`` must be given.
 
         Batches are (images, labels), (images,), images, or dicts with keys such as
@@ -35,6 +42,8 @@ def as_data(source: Any, example_input: Any = None, *, seed: int = 0) -> Data:
     seed
         Picks the images that are held out of ``train`` where there is no ``holdout``, at most
         1,000 and 20 %.
+    range_of
+        See `load_data`.
 
     Raises
     ------
@@ -45,10 +54,11 @@ def as_data(source: Any, example_input: Any = None, *, seed: int = 0) -> Data:
     if isinstance(source, Data):
         return _completed(source, loading)
     if isinstance(source, (str, Path)):
-        image = isinstance(example_input, Tensor) and example_input.ndim == 4
+        made_up = str(source) == SYNTHETIC
+        image = isinstance(example_input, Tensor) and (made_up or example_input.ndim == 4)
         shape: Any = tuple(example_input.shape[1:]) if image else None
-        data = load_data(source, input_shape=shape, seed=seed)
-        if not is_built(data.train) or data.source == "digits":
+        data = load_data(source, input_shape=shape, seed=seed, range_of=range_of)
+        if not is_built(data.train) or data.source in ("digits", SYNTHETIC):
             return data
         told = "pixels are divided by 255 and not normalised: see preprocessing of load_data"
         return replace(data, notes=(*data.notes, told))

@@ -6,17 +6,19 @@ The use of each split is fixed: tune on train, choose on holdout, report on test
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from factorize.data.digits import digits_data
 from factorize.data.image_folder import image_folder
 from factorize.data.images import Loading, Transform, build
 from factorize.data.loaders import from_loaders
 from factorize.data.npz import npz_file, npz_folder
+from factorize.data.synthetic import SYNTHETIC, synthetic_data
 from factorize.errors import DataError
 from factorize.system.imports import brief, import_function
 from factorize.types import Data, Preprocessing
@@ -29,12 +31,13 @@ def load_data(
     source: str | Path,
     *,
     preprocessing: Preprocessing | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
     batch_size: int = 128,
     seed: int = 0,
     holdout: int = 1000,
     workers: int | None = None,
     skip_bad: int = 0,
+    range_of: Callable[[Tensor], Preprocessing | None] | None = None,
 ) -> Data:
     """Load a dataset for a model that takes images of ``input_shape`` (C, H, W).
 
@@ -47,6 +50,7 @@ def load_data(
           and optionally ``labels`` (N,), which is split 80 : 20 into train and test;
         - a folder with ``train*.npz`` and ``test.npz`` or ``val.npz``;
         - ``digits``;
+        - ``synthetic``: images made up, where there are none, see `data.synthetic`;
         - ``module:function`` or ``path/file.py:function``, whose loaders are (train, test) or a
           dict of ``train`` and optionally ``holdout`` and ``test``, see `as_data`; what each
           yields is ready for the model, but for uint8, which is divided by 255.
@@ -63,6 +67,8 @@ def load_data(
     skip_bad
         So many images of a folder, at most, may be unreadable: all are tried before any work is
         done, and those left out are named in the notes. 0: the first one that is met is an error.
+    range_of
+        Tells the preprocessing from made-up images in 0..1, where it is not given.
 
     Raises
     ------
@@ -79,8 +85,19 @@ def load_data(
                 "Use it with the digits model, or give the data the model was trained on."
             )
         return digits_data(batch_size, seed, holdout, loading.workers)
+    if name == SYNTHETIC and not path.exists():
+        if input_shape is None:
+            raise DataError(
+                f"{SYNTHETIC}: the shape of an input must be known. Give --input-shape."
+            )
+        return synthetic_data(
+            input_shape, preprocessing=preprocessing, range_of=range_of, batch_size=batch_size,
+            seed=seed,
+        )  # fmt: skip
     if ":" in name and not path.exists():
         return _from_function(name, loading)
+    if input_shape is not None and len(input_shape) != 3:
+        raise DataError(f"{source}: files of images have (C, H, W), got the shape {input_shape}.")
     transform, classes = Transform.of(preprocessing, input_shape), None
     if path.is_dir():
         trains = sorted(path.glob("train*.npz"))

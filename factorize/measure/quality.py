@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from factorize.errors import DataError
 from factorize.outputs import UNDECLARED, Outputs
@@ -77,11 +77,23 @@ def accuracy(
                 raise DataError("dataset: has no labels. Pass batches of (images, labels).")
             images, size = input_on(batch[0], device), batch_size(batch[0])
             labels = batch[1].to(device) if labelled else None
-            output, *expected = (call(m, to_model(images, m)) for m in models)
+            try:
+                output, *expected = (call(m, to_model(images, m)) for m in models)
+            except Exception as error:  # whatever a model's forward may raise
+                raise DataError(
+                    f"dataset: the model must run on its batches, got for {_shape(images)} "
+                    f"{type(error).__name__}: {' '.join(str(error).split())}. Give images of the "
+                    "shape that it takes."
+                ) from error
             scores.add(output, expected[0] if expected else None, labels, size, batch)
             if progress is not None:
                 progress(size)
     return scores.result()
+
+
+def _shape(images: Any) -> str:
+    leaves = [v for v in tree_leaves(images) if isinstance(v, Tensor)]
+    return "x".join(map(str, leaves[0].shape)) if leaves else type(images).__name__
 
 
 def agreement_on_random_input(

@@ -190,7 +190,8 @@ def _choose_layer(
         rank = tuple(int(min(max(w, 1), top)) for w, top in zip(wanted, limit, strict=True))
         if kind == "fixed" and rank != tuple(wanted):
             notes.append(f"rank {value} clamped to the maximum, {','.join(map(str, rank))}")
-        variant, error = _better(method, spec, weight, rank, allow_costlier)
+        # At the limit one order is exact: a cheaper one that is not is no better.
+        variant, error = _better(method, spec, weight, rank, allow_costlier or rank == limit)
     else:
         choices = []
         for name in method.variants_of(spec):

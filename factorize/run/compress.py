@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from factorize import export, graph, tune
+from factorize.calibrate import input_range
 from factorize.data.as_data import as_data
+from factorize.data.synthetic import SYNTHETIC
 from factorize.errors import DataError, RankError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
@@ -188,7 +191,14 @@ def compress(
     if config.tensorboard:
         tune.check_scalars()
     example_input = beside(model, example_input)
-    data = None if data is None else as_data(data, example_input, seed=seed)
+    if data is not None:
+        range_of = partial(input_range, model)
+        data = as_data(data, example_input, seed=seed, range_of=range_of)
+        if data.source == SYNTHETIC and config.epochs:
+            raise DataError(
+                "finetune: must have real images to tune on, got made-up ones. Give --data FOLDER, "
+                "or leave --finetune out."
+            )
     meant, guessed = resolved_outputs(model, data, outputs, loss, score)
     data = data and replace(data, outputs=meant)
     how = fit.resolved(data)

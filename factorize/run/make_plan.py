@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from factorize import graph
+from factorize.calibrate import input_range
 from factorize.data.as_data import as_data
 from factorize.fit import FitConfig
 from factorize.measure import Target, worth
@@ -143,7 +145,7 @@ def search_plan(
     model, _ = prepared(model)
     device, example_input = resolve_device(device), beside(model, example_input)
     if data is not None:
-        data = as_data(data, example_input, seed=seed)
+        data = as_data(data, example_input, seed=seed, range_of=partial(input_range, model))
         data = replace(data, outputs=resolved_outputs(model, data, None, None, None)[0])
 
     def rated(one: nn.Module) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from factorize import graph, tune
+from factorize.data.synthetic import SYNTHETIC
 from factorize.fit import apply_, as_fitted, fit, fit_remarks
 from factorize.measure import worth
 from factorize.plan import load_plan, save_plan
@@ -43,7 +44,7 @@ def cut_and_tune(request: Request, wishes: Sequence[Wish], journal: Journal) -> 
             if reference is not request.model:
                 journal.remarks.append("errors of layers are to the net of the round before")
         made = _rewritten(request, reference, cut, name, last, journal)
-        if request.data is not None and not exact:
+        if request.data is not None and request.data.source != SYNTHETIC and not exact:
             made = _recalibrated(request, made, name, journal)
             if config.epochs:
                 made = _tuned(request, made, config, name, journal)

@@ -151,6 +151,11 @@ def _unsearched(spec: ConvSpec, name: str) -> str | None:
         return f"groups={spec.groups}: a budget is for ungrouped layers. Use --rank or --energy"
     if not methods.get(name).searched:
         return f"{name} is not searched with a budget. Use --rank or --energy"
+    method = methods.get(name)
+    if prod(spec.kernel) == 1 and method.supports(spec) is None:
+        count = max(len(method.stages(spec, method.max_rank(spec), v)) for v in method.variants)
+        if count > 2:
+            return f"{name}: more 1x1 in a row do no more than two, see channel_svd"
     return None
 
 

@@ -90,7 +90,10 @@ class Replay:
         like = next((t for t in (*module.parameters(), *module.buffers())), kernel)
         bias = module.bias if bias is None else bias.to(like)
         for batch, calls in zip(self.images, self.calls, strict=True):
-            with self._patched(self._replaying(calls, module, kernel.to(like), bias)):
+            # Strides of a kernel become those of the output, which the model may want to view.
+            # `contiguous` leaves those of axes of length 1, which cuDNN and oneDNN look at.
+            made = kernel.to(like).clone(memory_format=torch.contiguous_format)
+            with self._patched(self._replaying(calls, module, made, bias)):
                 returned = self._run(batch)
             yield _rows(returned, batch)
 

@@ -214,3 +214,18 @@ def test_energy_tries_all_ranks_that_save_at_the_width_that_it_uses() -> None:
     assert width == 16
     macs = [sum(s.macs for s in method.stages(spec, (r, width), "")) for r in (most, most + 1)]
     assert macs[0] < spec.macs <= macs[1]
+
+
+@pytest.mark.parametrize("rank", [1.0, 0.5, 8])
+def test_at_the_limit_no_order_is_taken_that_is_not_exact(rank: float) -> None:
+    """One output: its limit is 1, at which the pointwise first is cheaper, and loses nearly all."""
+    model = nn.Sequential(nn.Conv1d(64, 64, 16), nn.Conv1d(64, 1, 16))
+    _, last = factorize.make_plan(
+        model, torch.rand(1, 64, 64), rank=rank, method="channel_svd"
+    ).layers
+    assert last.method is None
+    assert "would cost" in str(last.skip_reason)
+    costlier = factorize.make_plan(
+        model, torch.rand(1, 64, 64), rank=rank, method="channel_svd", allow_costlier=True
+    ).layers[1]
+    assert costlier.error == pytest.approx(0, abs=1e-6)

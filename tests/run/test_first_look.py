@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,3 +119,15 @@ def test_images_in_a_list_are_told_by_one_of_them(caplog: pytest.LogCaptureFixtu
     found = _described([batch], Data([batch], [batch]))
     assert (found["shape"], found["images"]) == ([3, 8, 9], 2)
     assert (found["minimum"], found["maximum"]) == (0, 1)
+
+
+def test_images_that_the_model_does_not_take_are_one_line(
+    command: Callable[..., Ran], tmp_path: Path
+) -> None:
+    torch.save(torch.nn.Sequential(torch.nn.Conv1d(1, 4, 3), torch.nn.Conv1d(4, 4, 3)),
+               tmp_path / "net.pt")  # fmt: skip
+    np.savez(tmp_path / "signals.npz", images=np.random.default_rng(0).normal(size=(40, 1, 64)))
+    ran = command("net.pt", "--data", "signals.npz", "--macs", "0.6", "--device", "cpu")
+    assert ran.code == 2
+    assert ran.err.splitlines()[-1].startswith("error: ")
+    assert re.search(r"must run on its batches, got for \dx1x1x64 RuntimeError: ", ran.err)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from factorize import methods
 from factorize.measure import ChainTime, Target
 from factorize.measure.interleave import Chain
 from factorize.measure.runtimes.onnxruntime import OnnxRuntime
@@ -168,3 +169,21 @@ def test_which_layers_may_be_replaced():
     found, reasons = offered(sites, None, exclude=("last", "point*"))
     assert found == {}
     assert reasons["last"] == "matched by --exclude"
+
+
+def test_a_1x1_is_offered_no_more_than_two_in_a_row() -> None:
+    """Three are a matrix of no higher rank at more MACs."""
+    spec = replace(SPEC, kernel=(1, 1), padding=(0, 0), in_channels=64, out_channels=64)
+    layers, _ = layers_of(
+        [ConvSite(spec)], methods.names(), include=(), exclude=(), first=False,
+        target=Target(threads=1), latency=None, never_slower=False, progress=None,
+    )  # fmt: skip
+    offers = layers["a"].offers
+    assert "channel_svd" in {offer.method for offer in offers}
+    for offer in offers:
+        assert len(methods.get(offer.method).stages(spec, offer.rank, offer.variant)) <= 2
+    three, _ = layers_of(
+        [ConvSite(SPEC)], ["tucker2"], include=(), exclude=(), first=False,
+        target=Target(threads=1), latency=None, never_slower=False, progress=None,
+    )  # fmt: skip
+    assert three["a"].offers

@@ -79,6 +79,23 @@ def test_replay_of_a_nested_output_and_of_none_that_can_be_compared():
         Replay(Two(False), BATCHES)
 
 
+def test_a_kernel_in_other_strides_gives_an_output_in_the_usual_ones():
+    """Of a kernel of one position the last stride is free; convolutions take it for a layout."""
+
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv1d(8, 32, 1), nn.Conv1d(16, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.conv(x).view(len(x), 16, -1))
+
+    replay = Replay(Viewing().eval(), [torch.randn(2, 8, 65)])
+    kernel = torch.randn(32, 8, 1).as_strided((32, 8, 1), (8, 1, 8))
+    assert kernel.is_contiguous()
+    assert len(list(replay.run("conv", kernel))) == 1
+
+
 class Detector(nn.Module):
     """What it finds is a dict for each image, of any length."""
 
