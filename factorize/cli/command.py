@@ -150,10 +150,7 @@ def run(
     timed = None
     if target or batch != 1 or dtype != "float32" or compile_ or searching:
         timed = Target(target or "onnxruntime", threads, batch, dtype, compile_)
-    layers = {
-        "method": method,
-        "include": include or (), "exclude": exclude or (),
-    }  # fmt: skip
+    layers = {"method": method, "include": include or (), "exclude": exclude or ()}
     ranks = {"rank": rank_of(rank), "energy": energy, "allow_costlier": allow_costlier}
 
     if model == "digits":  # the example brings its data, and shows the whole pipeline
