@@ -71,13 +71,18 @@ def synthetic_data(
     Raises
     ------
     DataError
-        There is no such kind of input.
+        There is no such kind of input, or the preprocessing is for other channels.
     """
     pixels, notes = made_up(shape, count, seed), [_TOLD]
     if preprocessing is None and range_of is not None:
         preprocessing = range_of(_scaled(pixels[:_LOOKED_AT]))
         notes.append(_FOUND if preprocessing else _UNKNOWN)
     steps = preprocessing or Preprocessing((0.0,), (1.0,))
+    if {len(steps.mean), len(steps.std)} - {1, shape[0]}:
+        raise DataError(
+            f"{SYNTHETIC}: --mean and --std must have 1 value or one per channel ({shape[0]}), got "
+            f"{len(steps.mean)} and {len(steps.std)}."
+        )
     mean, std = (
         torch.tensor(values).view(-1, *[1] * (len(shape) - 1)) for values in (steps.mean, steps.std)
     )

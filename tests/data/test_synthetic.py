@@ -63,6 +63,8 @@ def test_what_is_no_input_is_refused() -> None:
         made_up((3,), 1)
     with pytest.raises(DataError, match="must be known"):
         load_data("synthetic")
+    with pytest.raises(DataError, match=r"one per channel \(1\), got 3 and 3"):
+        synthetic_data((1, 8, 8), count=8, preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3))
 
 
 def test_they_are_normalised_as_is_said_or_found() -> None:
