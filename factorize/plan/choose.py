@@ -190,8 +190,7 @@ def _choose_layer(
         rank = tuple(int(min(max(w, 1), top)) for w, top in zip(wanted, limit, strict=True))
         if kind == "fixed" and rank != tuple(wanted):
             notes.append(f"rank {value} clamped to the maximum, {','.join(map(str, rank))}")
-        # At the limit one order is exact: a cheaper one that is not is no better.
-        variant, error = _better(method, spec, weight, rank, allow_costlier or rank == limit)
+        variant, error = _better(method, spec, weight, rank, allow_costlier)
     else:
         choices = []
         for name in method.variants_of(spec):
@@ -219,7 +218,13 @@ def _choose_layer(
         return dense_layer(
             spec, f"{method.name} at rank {ranks} would cost {macs:,} of {spec.macs:,} MACs", notes
         )
-    cut = rank != limit and (error is None or error > 1e-6)
+    lossy = error is None or error > 1e-6
+    cut = rank != limit and lossy
+    if rank == limit and lossy and error is not None:
+        notes.append(
+            "this is its maximal rank, but the order that is exact there costs more than the layer: "
+            f"this one loses {error:.0%} of the weights. See --allow-costlier, or --exclude it"
+        )
     if spec.out_channels <= FEW_CHANNELS and cut:
         ranks, tops = (",".join(map(str, each)) for each in (rank, limit))
         notes.append(

@@ -79,10 +79,11 @@ def _measure(
     delivered.speed = tuple(
         speedups(folder, request.model, made.model, request.example_input, targets)
     )
-    whole = [one.original for one in delivered.speed if one.runtime == targets[0].runtime]
+    # The first is what layers are timed on too, unless it was left out.
+    all_timed = len(delivered.speed) == len(targets)
     delivered.times = request.timer.of_plan(
         made.cut.plan, outcome.offered if outcome else None,
-        whole_ms=whole[0].median_ms if whole else inf,
+        whole_ms=delivered.speed[0].original.median_ms if all_timed else inf,
     )  # fmt: skip
 
 

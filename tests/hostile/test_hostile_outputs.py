@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 import torch
 from crafted import PROTO, STOP, call, name, text, zipped
-from refusing import MARKER, RUN, Arguments, Case, Corpus, check_refused, contents, mounted, run
+from refusing import (
+    MARKER,
+    RUN,
+    Arguments,
+    Case,
+    Corpus,
+    check_refused,
+    contents,
+    error_of,
+    mounted,
+    run,
+)
 from refusing import save_net as net
 
 CORPUS = Corpus()
@@ -132,7 +143,7 @@ def check_full(tmp_path: Path, *options: str, says: str, **limits: int) -> None:
     before = contents(tmp_path)
     ran = run(("net.pt", *RUN, *OUT, *options), tmp_path, **limits)
     assert (ran.code, ran.out) == (2, ""), ran.err[-3000:]
-    assert ran.err.count("\n") == 1, ran.err[-3000:]
+    assert error_of(ran).count("\n") == 1, ran.err[-3000:]
     assert says in ran.err
     after = contents(tmp_path)  # ONNX Runtime keeps something of its own
     assert {k: v for k, v in after.items() if not k.startswith("scratch/.")} == before

@@ -217,15 +217,14 @@ def test_energy_tries_all_ranks_that_save_at_the_width_that_it_uses() -> None:
 
 
 @pytest.mark.parametrize("rank", [1.0, 0.5, 8])
-def test_at_the_limit_no_order_is_taken_that_is_not_exact(rank: float) -> None:
+def test_at_the_limit_an_order_that_is_not_exact_is_remarked(rank: float) -> None:
     """One output: its limit is 1, at which the pointwise first is cheaper, and loses nearly all."""
     model = nn.Sequential(nn.Conv1d(64, 64, 16), nn.Conv1d(64, 1, 16))
-    _, last = factorize.make_plan(
-        model, torch.rand(1, 64, 64), rank=rank, method="channel_svd"
-    ).layers
-    assert last.method is None
-    assert "would cost" in str(last.skip_reason)
-    costlier = factorize.make_plan(
-        model, torch.rand(1, 64, 64), rank=rank, method="channel_svd", allow_costlier=True
-    ).layers[1]
-    assert costlier.error == pytest.approx(0, abs=1e-6)
+    how = {"rank": rank, "method": "channel_svd"}
+    last = factorize.make_plan(model, torch.rand(1, 64, 64), **how).layers[1]
+    assert last.variant == "pointwise_first"
+    assert last.error is not None
+    assert f"this one loses {last.error:.0%} of the weights" in last.notes[-1]
+    last = factorize.make_plan(model, torch.rand(1, 64, 64), allow_costlier=True, **how).layers[1]
+    assert last.error == pytest.approx(0, abs=1e-6)
+    assert not any("loses" in note for note in last.notes)
