@@ -222,8 +222,8 @@ def _choose_layer(
     cut = rank != limit and lossy
     if rank == limit and lossy and error is not None:
         notes.append(
-            "this is its maximal rank, but the order that is exact there costs more than the layer: "
-            f"this one loses {error:.0%} of the weights. See --allow-costlier, or --exclude it"
+            "this is the maximal rank, but the order that is exact there costs more than the layer, "
+            f"and this one loses {error:.0%} of the weights: see --allow-costlier, or --exclude it"
         )
     if spec.out_channels <= FEW_CHANNELS and cut:
         ranks, tops = (",".join(map(str, each)) for each in (rank, limit))
