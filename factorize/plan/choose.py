@@ -222,8 +222,8 @@ def _choose_layer(
     cut = rank != limit and lossy
     if rank == limit and lossy and error is not None:
         notes.append(
-            "this is the maximal rank, but the order that is exact there costs more than the layer, "
-            f"and this one loses {error:.0%} of the weights: see --allow-costlier, or --exclude it"
+            "at this rank, its largest, the exact order costs more than the layer, and this one "
+            f"loses {error:.0%} of the weights: see --allow-costlier, or --exclude it"
         )
     if spec.out_channels <= FEW_CHANNELS and cut:
         ranks, tops = (",".join(map(str, each)) for each in (rank, limit))
