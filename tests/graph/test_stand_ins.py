@@ -187,6 +187,7 @@ def test_usual_cost_is_two_runs_more_and_culprits_are_searched_by_halves() -> No
     ids=["dropout", "noise", "another generator", "state"],
 )
 def test_chance_is_not_taken_for_a_difference(drawn: Forward) -> None:
+    random.seed(0)  # two runs may be closer by luck than two others
     model = net(drawn, count=1)
     model.drawn = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     assert blocked(model) == {}
