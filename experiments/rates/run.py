@@ -27,12 +27,6 @@ from factorize.tune.recipe import FAR, LEAST_SHARE, LR
 HERE = Path(__file__).parent
 SHARES = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 STARTS = (("sequential", 8), ("sequential", 4), ("sequential", 2), ("weights", 8), ("weights", 4))
-    ("sequential", 24),
-    ("sequential", 16),
-    ("sequential", 8),
-    ("sequential", 4),
-    ("weights", 8),
-)
 SEEDS = (0, 1)
 NOISE = 0.2
 
