@@ -12,9 +12,9 @@ import factorize
 
 TORCHVISION = [  # the last: whether it is exported too, which takes longest
     ("resnet18", "resnet", True),
-    ("mobilenet_v3_small", "mobilenetv3", False),
+    ("mobilenet_v3_small", "mobilenetv3", True),
     ("shufflenet_v2_x0_5", "shufflenetv2", False),
-    ("squeezenet1_1", "squeezenet", True),
+    ("squeezenet1_1", "squeezenet", False),
     ("mnasnet0_5", "mnasnet", False),
     ("densenet121", "densenet", False),
     ("regnet_y_400mf", "regnet", False),

@@ -107,6 +107,8 @@ def _first(model: nn.Module, images: Tensor) -> tuple[_ConvNd, _BatchNorm] | Non
     try:
         with evaluating(model):
             call(model, to_model(images[:2], model))
+    except Exception:  # whoever runs it next tells in which way images and model differ
+        return None
     finally:
         for hook in hooks:
             hook.remove()

@@ -152,6 +152,7 @@ def run(
         timed = Target(target or "onnxruntime", threads, batch, dtype, compile_)
     layers = {"method": method, "include": include or (), "exclude": exclude or ()}
     ranks = {"rank": rank_of(rank), "energy": energy, "allow_costlier": allow_costlier}
+    Wish(given, budget, config if searching else None, Selection(**layers, **ranks)).check()
 
     if model == "digits":  # the example brings its data, and shows the whole pipeline
         data = data or "digits"

@@ -114,8 +114,8 @@ def load_data(
         train, test, notes = npz_file(path, transform, seed)
     else:
         raise DataError(
-            f"{source}: data must be a folder, an .npz file, digits or module:function, got "
-            f"{'another kind of file' if path.exists() else 'a path that does not exist'}. "
+            f"{source}: data must be a folder, an .npz file, digits, synthetic or module:function, "
+            f"got {'another kind of file' if path.exists() else 'a path that does not exist'}. "
             "Correct --data."
         )
     data = build(train, test, loading, classes=classes, source=name, notes=notes)

@@ -31,7 +31,8 @@ _TOLD = (
 )
 _FOUND = "the range of the input was read off the first batch norm; --mean and --std say it"
 _UNKNOWN = (
-    "the range of the input is not known: made-up images are pixels / 255; --mean and --std say it"
+    "the range of the input is not known: made-up images are in 0..1, made-up sound in -1..1; "
+    "--mean and --std say it"
 )
 
 _CANVAS = 512  # pixels; at least twice an image's longer side

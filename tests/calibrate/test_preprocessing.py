@@ -62,6 +62,7 @@ def test_it_is_the_range_that_the_net_was_trained_in(
         trained(Net(nn.Conv2d(3, 9, 3, groups=3), nn.BatchNorm2d(9)), IMAGES),
         Net(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)),
         trained(Net(nn.ConvTranspose2d(3, 8, 3), nn.BatchNorm2d(8)), IMAGES),
+        Net(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)),  # does not run on them
     ],
 )
 def test_nothing_is_told_where_nothing_is_known(model: nn.Module) -> None:

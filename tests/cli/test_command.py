@@ -110,6 +110,12 @@ def test_plan_can_be_edited_and_applied(factorize, tmp_path: Path) -> None:
         (("net.pt", "--rank", "1000"), "stay dense"),
         (("linear.pt", "--rank", "8"), "at least one convolution"),
         (("text.pt", "--rank", "8"), "text.pt"),
+        # A wish that is wrong by itself comes before a file that is.
+        (("text.pt", "--rank", "0"), "--rank must be an integer >= 1"),
+        (("text.pt", "--rank", "8", "--method", "cpp"), "got 'cpp'"),
+        (("text.pt", "--rank", "8", "--energy", "2"), "--rank or --energy"),
+        (("text.pt", "--macs", "0.5", "--method", "cp,cpp"), "got 'cpp'"),
+        (("text.pt", "--macs", "0.5", "--energy", "0.5"), "--energy: a budget chooses ranks"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

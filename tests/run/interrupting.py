@@ -125,10 +125,9 @@ def strike_at(moment: Moment, number: int) -> None:
 
 
 def _hurry() -> None:
-    """Neither times nor loading elsewhere are what is tested."""
+    """Times are not what is tested."""
     pairs = import_module("factorize.measure.pairs")
     pairs._WARMUP = pairs._SECONDS = pairs._PATIENCE = 0.0
-    import_module("factorize.export.comparison").run_alone = _run_here
 
 
 def _run_here(runtime: str, folder: Path, file: Path, calls: int) -> int:
@@ -180,6 +179,8 @@ def _child(folder: Path, arguments: tuple[str, ...], moment: Moment | None, numb
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     torch.set_num_threads(1)
     _hurry()
+    # A fork has no time to start others; a process of its own loads its files elsewhere.
+    import_module("factorize.export.comparison").run_alone = _run_here
     if moment:
         strike_at(moment, number)
     sys.argv = ["factorize", *arguments]

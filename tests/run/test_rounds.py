@@ -21,7 +21,7 @@ X = torch.randn(1, 1, 8, 8)
 FIT = factorize.FitConfig("weights")  # in no time
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is exported is other tests' matter."""
     monkeypatch.setattr(factorize.export, "export_all", lambda *_: None)
@@ -105,7 +105,7 @@ def test_a_staged_run_tunes_after_each_cut_and_resumes(tmp_path: Path) -> None:
     assert not list(out.glob("*.ckpt"))
 
 
-def test_the_original_is_tuned_alike_beside_the_result(tmp_path: Path) -> None:
+def test_the_original_is_tuned_alike_beside_the_result(tmp_path: Path, unexported: None) -> None:
     config = factorize.FinetuneConfig(2, lr=5e-3)
     whole = compress(rank=8, finetune=config)
     control, tuned = whole.report.control, whole.report.finetuning
@@ -145,7 +145,7 @@ def test_no_control_by_labels_that_are_not_the_models() -> None:
     assert any("no control" in note for note in report.notes)
 
 
-def test_a_run_does_not_resume_what_an_earlier_one_left(tmp_path: Path) -> None:
+def test_a_run_does_not_resume_what_an_earlier_one_left(tmp_path: Path, unexported: None) -> None:
     out, slow = tmp_path / "out", factorize.FinetuneConfig(1, lr=1e-3)
     pressed = pressed_at("tuning the original", 3)
     compress(rank=8, finetune=slow, out=out, progress=pressed)
