@@ -59,7 +59,7 @@ def run(file, calls):
     ),
 }
 _WAIT = """
-import json, os, sys
+import json, os, select, sys
 sys.path += json.loads(sys.argv[1])
 {before}
 {run}
@@ -77,7 +77,12 @@ def attempt(folder, file, calls):
 
 answer = os.fdopen(os.dup(1), "w")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-for line in iter(sys.stdin.readline, ""):
+def asked():
+    if hasattr(os, "fork") and not select.select([sys.stdin], [], [], float(sys.argv[2]))[0]:
+        return ""
+    return sys.stdin.readline()
+
+for line in iter(asked, ""):
     status = 0
     child = os.fork() if hasattr(os, "fork") else 0
     if child == 0:
@@ -88,6 +93,8 @@ for line in iter(sys.stdin.readline, ""):
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print(status, file=answer, flush=True)
 """
+
+PATIENCE = 60.0  # seconds that a process waits for the next file: torch alone takes 300 MB
 
 _waiting: dict[tuple[int, str], subprocess.Popen[str]] = {}  # by this process and the runtime
 
@@ -109,20 +116,32 @@ def run_alone(runtime: str, folder: Path, file: Path, calls: int) -> int:
     int
         The exit code; where a signal ended it, the negative of its number.
     """
-    key = os.getpid(), runtime
+    key, task = (os.getpid(), runtime), json.dumps([str(folder), str(file.absolute()), calls])
+    code = _answer(key, task)
+    return (_answer(key, task) or 0) if code is None else code
+
+
+def _answer(key: tuple[int, str], task: str) -> int | None:
+    """The exit code of one task; None where the process was no longer waiting for it."""
     if key in _waiting and _waiting[key].poll() is not None:
         _end(_waiting.pop(key))
     if key not in _waiting:
-        _waiting[key] = _started(runtime)
+        _waiting[key] = _started(key[1])
     process: Any = _waiting[key]
     try:
-        process.stdin.write(json.dumps([str(folder), str(file.absolute()), calls]) + "\n")
+        process.stdin.write(f"{task}\n")
         process.stdin.flush()
         answer = process.stdout.readline()
+    except BrokenPipeError:
+        answer = ""
     except BaseException:  # Ctrl-C: its answer must not be taken for that of the next file
         _end(_waiting.pop(key))
         raise
-    return int(answer) if answer else process.wait()
+    if answer:
+        return int(answer)
+    code = process.wait()
+    _end(_waiting.pop(key))
+    return code or None
 
 
 def _started(runtime: str) -> subprocess.Popen[str]:
@@ -132,7 +151,7 @@ def _started(runtime: str) -> subprocess.Popen[str]:
     before, run = RUNS[runtime]
     script = _WAIT.format(before=before, run=run)
     return subprocess.Popen(
-        [sys.executable, "-I", "-W", "ignore", "-c", script, json.dumps(folders)],
+        [sys.executable, "-I", "-W", "ignore", "-c", script, json.dumps(folders), str(PATIENCE)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -158,4 +177,5 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            pipe.close()
+            with suppress(BrokenPipeError):  # a task that nobody took
+                pipe.close()

@@ -53,6 +53,24 @@ def test_a_process_that_was_killed_is_started_again(program: Path) -> None:
     assert run_alone("torch", program.parent, program, 1) == 0
 
 
+def test_it_ends_where_it_waits_too_long_and_is_started_again(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (os.getpid(), "torch") in alone._waiting:
+        waiting().kill()
+        waiting().wait()
+    monkeypatch.setattr(alone, "PATIENCE", 0.2)
+    assert run_alone("torch", program.parent, program, 1) == 0
+    first = waiting()
+    assert first.wait(20) == 0
+    assert run_alone("torch", program.parent, program, 1) == 0
+    again = waiting()
+    again.wait(20)
+    monkeypatch.setattr(again, "poll", lambda: None)  # it ends between the look and the task
+    assert run_alone("torch", program.parent, program, 1) == 0
+    assert waiting() is not again
+
+
 def test_ctrl_c_ends_it_so_that_no_answer_is_left_over(
     program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
