@@ -2,9 +2,10 @@
 
 from factorize.plan.allocate import Candidate, UnreachableBudget, allocate
 from factorize.plan.budget import Budget
-from factorize.plan.choose import bind, choose, rule_of
+from factorize.plan.choose import bind, choose
 from factorize.plan.lossless import lossless
 from factorize.plan.plan_file import load_plan, plan_to_dict, save_plan
+from factorize.plan.rule import rule_of
 from factorize.plan.select import check_globs, skip_reason
 
 __all__ = [

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factorize.errors import PlanError, RankError, UnsupportedLayerError
+from factorize.errors import PlanError, UnsupportedLayerError
 from factorize.methods.base import Method, get, names
 from factorize.methods.factorize import chain_of, predicted_error
+from factorize.plan.rule import Rule, rule_of
 from factorize.plan.select import FEW_CHANNELS, check_globs, forbidden, skip_reason
 from factorize.spec import ConvSpec, Rank
 from factorize.types import ConvSite, LayerPlan, Plan, Progress
@@ -147,34 +148,6 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
         error = predicted_error(method, site.spec, weight, layer.rank, variant)
         bound[site.spec.name] = chain_layer(site, method, layer.rank, variant, error, site.notes)
     return Plan(tuple(note_untied(site, bound) for site in sites), plan.settings)
-
-
-Rule = tuple[str, float]
-
-
-def rule_of(rank: int | float | str | None, energy: float | None) -> Rule:
-    """The rank rule as (kind, value).
-
-    Raises
-    ------
-    RankError
-        It is none, or out of range.
-    """
-    if (rank is None) == (energy is None):
-        raise RankError("give either --rank or --energy (and not both), for example --rank 0.25.")
-    if energy is not None:
-        if not 0 < energy <= 1:
-            raise RankError(f"--energy must be a share in (0, 1], got {energy}. Try 0.95.")
-        return "energy", energy
-    if rank == "vbmf":
-        return "vbmf", 0
-    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
-        return "fixed", rank
-    if isinstance(rank, float) and 0 < rank <= 1:
-        return "share", rank
-    raise RankError(
-        f"--rank must be an integer >= 1, a share in (0, 1] such as 0.25, or vbmf, got {rank}."
-    )
 
 
 def _choose_layer(

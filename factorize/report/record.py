@@ -74,18 +74,15 @@ class SearchReport:
 
     Attributes
     ----------
-    budget
-        What was asked for: ``speedup``, ``macs``, ``params``, ``max_drop``.
-    target
+    budget, target
+        What was asked for (``speedup``, ``macs``, ``params``, ``max_drop``), and on what:
         ``runtime``, ``threads``, ``batch``, ``dtype``, ``compiled``, ``device``.
     predicted_ms
         Of the whole net: ``original``, ``compressed``.
     measured
         The whole net on the target; None where no time was asked for.
-    chains_timed, chains_cached
-        Measured in this run, and known from earlier ones.
-    curves_made, curves_cached
-        The same of curves of losses: one for each layer, method and order.
+    chains_timed, chains_cached, curves_made, curves_cached
+        Measured or computed in this run, and known from earlier ones. A curve is of a layer's loss.
     trials
         What each one tried, its predicted and its measured loss and time.
     reached
