@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from factorize.calibrate import input_range
 from factorize.cli import options
+from factorize.cli.ending import UNREACHED, ended
 from factorize.cli.help import HELP
 from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
 from factorize.cli.parse import (
@@ -26,7 +26,6 @@ from factorize.cli.parse import (
     image_shape,
     json_object,
     names_of,
-    one_line,
     pick_of,
     preprocessing_of,
     rank_of,
@@ -35,7 +34,7 @@ from factorize.cli.parse import (
     usage,
 )
 from factorize.data.load_data import load_data
-from factorize.errors import BudgetError, DataError, FactorizeError
+from factorize.errors import DataError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
 from factorize.measure import Target
@@ -63,7 +62,6 @@ from factorize.tune import read_recipe, with_recipe
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 compare_app = typer.Typer(add_completion=False)
-UNREACHED = 3  # exit code: what was asked for cannot be had, or is not faster
 _out, _err = (Console(stderr=err, quiet=not processes.is_main()) for err in (False, True))
 
 
@@ -247,38 +245,11 @@ def compare(
 
 def main() -> None:
     """Run the command; an error is one line, and exit code 2, or 3 where a budget can't be kept."""
-    with terminable():  # until what there is to tell is told
-        code = _ended()
-    sys.exit(code or 0)
-
-
-def _ended() -> int | None:
     comparing = sys.argv[1:2] == ["compare"]
     command = typer.main.get_command(compare_app if comparing else app)
-    try:
-        return command(sys.argv[2:] if comparing else None, standalone_mode=False)
-    except BudgetError as error:
-        _fail(str(error))
-        return UNREACHED
-    except FactorizeError as error:
-        return _fail(str(error), alone=processes.is_own(error))
-    except (RunInterrupted, typer.Abort) as error:
-        left = str(error) or "nothing was written"
-        _err.print(Text(f"interrupted: {left}", style="bold red"), soft_wrap=True)
-        return getattr(error, "code", 128 + signal.SIGINT)
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # not the parser's own complaint: a bug of ours
-            raise
-        if type(error).__name__ == "NoArgsIsHelpError":  # the help was shown
-            return 2
-        return _fail(f"{error.format_message().rstrip('.')}. See --help.")  # type: ignore[attr-defined]
-
-
-def _fail(message: str, alone: bool = False) -> int:
-    console = Console(stderr=True) if alone else _err
-    console.print(f"error: {one_line(message)}", style="bold red", markup=False,
-                  highlight=False, soft_wrap=True)  # fmt: skip
-    return 2
+    with terminable():  # until what there is to tell is told
+        code = ended(command, sys.argv[2:] if comparing else None, _err)
+    sys.exit(code)
 
 
 def _finish(result: Result, folder: Path, described: str, *, timed: bool) -> None:

@@ -7,6 +7,7 @@ tune. One process alone needs nothing of this: then every function here gives ba
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from factorize.errors import FactorizeError, ProcessError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # the others wait while the main one searches
+LAST_WORDS = 30.0  # seconds
 
 
 def launched() -> int:
@@ -149,6 +151,24 @@ def is_own(error: BaseException) -> bool:
     """Whether it is the fault of this process, which helps, and no other one's."""
     others = isinstance(error, ProcessError) or isinstance(error.__cause__, ProcessError)
     return count() > 1 and not is_main() and not others
+
+
+def give_way() -> bool:
+    """Wait, in a process that helps, until the main one has said what they all met.
+
+    The launcher ends all processes as soon as one has ended, be it in the middle of a word.
+
+    Returns
+    -------
+    Whether the main process has ended.
+    """
+    if is_main():
+        return False
+    try:
+        time.sleep(LAST_WORDS)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def part(size: int) -> slice:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,12 @@ def test_bad_input_is_told_once(tmp_path: Path) -> None:
     assert ran.stderr.count("error: ") == 1, ran.stderr[-3000:]
 
 
+def test_the_main_process_has_its_say_though_the_others_end_before_it(tmp_path: Path) -> None:
+    ran = launch(__file__, "late", "nothing.pt", "--rank", "2", folder=tmp_path)
+    assert ran.returncode != 0
+    assert ran.stderr.count("error: nothing.pt: ") == 1, ran.stderr[-3000:]
+
+
 def test_what_the_main_process_alone_meets_ends_all(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     interrupting.prepare(folder)
@@ -183,6 +190,15 @@ def _fail(arguments: list[str]) -> None:
     main()
 
 
+def _late(arguments: list[str]) -> None:
+    if os.environ["RANK"] == "0":
+        time.sleep(3)
+    sys.argv = ["factorize", *arguments]
+    from factorize.cli.command import main
+
+    main()
+
+
 def _lose(arguments: list[str]) -> None:
     if os.environ["RANK"] == "1":
         interrupting.strike_at(
@@ -201,6 +217,8 @@ if __name__ == "__main__":
         _lose(sys.argv[2:])
     elif sys.argv[1] == "fail":
         _fail(sys.argv[2:])
+    elif sys.argv[1] == "late":
+        _late(sys.argv[2:])
     else:
         for number, settings in enumerate(RUNS.values()):
             torch.save(tuned(**settings), f"{number}-{os.environ['RANK']}.pt")
