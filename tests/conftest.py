@@ -1,7 +1,6 @@
 """Settings for all tests."""
 
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from hypothesis import HealthCheck, settings
 
+from factorize import export
 from factorize.cli import command as cli
 
 # Small tensors: more threads would only wait for each other.
@@ -22,7 +22,24 @@ settings.register_profile(
 )  # fmt: skip
 settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=300,
                           derandomize=False)  # fmt: skip
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nightly", action="store_true",
+                     help="run what is slow too, and more examples of each property")  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    nightly = config.getoption("--nightly")
+    settings.load_profile("nightly" if nightly else "ci")
+    config.addinivalue_line("markers", "nightly: slow, and a sibling of what runs always")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--nightly"):
+        slow = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -40,6 +57,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs export nothing, which takes most of their time."""
+    monkeypatch.setattr(export, "export_all", lambda *_: None)
 
 
 def paused_passes() -> list[greenlet]:

@@ -2,6 +2,7 @@
 
 import math
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import zoo_check
@@ -10,32 +11,40 @@ from zoo_outputs import difference
 
 import factorize
 
-TORCHVISION = [  # the last: whether it is exported too, which takes longest
-    ("resnet18", "resnet", True),
-    ("mobilenet_v3_small", "mobilenetv3", True),
-    ("shufflenet_v2_x0_5", "shufflenetv2", False),
-    ("squeezenet1_1", "squeezenet", False),
-    ("mnasnet0_5", "mnasnet", False),
-    ("densenet121", "densenet", False),
-    ("regnet_y_400mf", "regnet", False),
-    ("efficientnet_b0", "efficientnet", False),
-    ("lraspp_mobilenet_v3_large", "segmentation.lraspp", False),
-    ("ssdlite320_mobilenet_v3_large", "detection.ssdlite", False),
-    ("r3d_18", "video.resnet", False),
-    ("raft_small", "optical_flow.raft", False),
+ALWAYS = [
+    ("torchvision", "shufflenet_v2_x0_5", "shufflenetv2"),
+    ("torchvision", "squeezenet1_1", "squeezenet"),
+    ("torchvision", "mnasnet0_5", "mnasnet"),
+    ("torchvision", "lraspp_mobilenet_v3_large", "segmentation.lraspp"),
+    ("torchvision", "ssdlite320_mobilenet_v3_large", "detection.ssdlite"),
+    ("torchvision", "raft_small", "optical_flow.raft"),
+    ("timm", "ghostnet_050", "ghostnet"),
+    ("timm", "lcnet_035", "mobilenetv3"),
 ]
-TIMM = [("ghostnet_050", "ghostnet"), ("repghostnet_050", "repghost"), ("lcnet_035", "mobilenetv3")]
+NIGHTLY = [
+    ("torchvision", "densenet121", "densenet"),
+    ("torchvision", "regnet_y_400mf", "regnet"),
+    ("torchvision", "efficientnet_b0", "efficientnet"),
+    ("torchvision", "r3d_18", "video.resnet"),
+    ("timm", "repghostnet_050", "repghost"),
+]
+
+
+def _cases() -> list[Any]:
+    """The last: whether it is exported too, which takes longest."""
+    exported = Entry("torchvision", "mobilenet_v3_small", "mobilenetv3")
+    return [
+        pytest.param(Entry("torchvision", "resnet18", "resnet"), True),
+        *[pytest.param(Entry(*names), False) for names in ALWAYS],
+        pytest.param(exported, True, marks=pytest.mark.nightly),
+        *[pytest.param(Entry(*names), False, marks=pytest.mark.nightly) for names in NIGHTLY],
+    ]
 
 
 # The models' own warnings, and those of torch's exporter about them.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "entry, onnx",
-    [
-        *[(Entry("torchvision", name, family), onnx) for name, family, onnx in TORCHVISION],
-        *[(Entry("timm", name, family), False) for name, family in TIMM],
-    ],
-    ids=lambda value: value.name if isinstance(value, Entry) else "",
+    "entry, onnx", _cases(), ids=lambda value: value.name if isinstance(value, Entry) else ""
 )
 def test_a_model_goes_through_all_stages(entry: Entry, onnx: bool) -> None:
     if entry.suite == "timm" and find_spec("timm") is None:
@@ -66,12 +75,12 @@ def test_quantized_models_are_refused_by_name() -> None:
 def test_a_wrong_rewrite_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(model, plan):
         made = rewrite(model, plan)
-        made.features[0][0][-1].weight.data *= 1.1
+        made.features[0][-1].weight.data *= 1.1
         return made
 
     rewrite = factorize.rewrite
     monkeypatch.setattr(factorize, "rewrite", wrong)
-    row = zoo_check.check(Entry("torchvision", "mobilenet_v3_small", "mobilenetv3"), onnx=False)
+    row = zoo_check.check(Entry("torchvision", "squeezenet1_1", "squeezenet"), onnx=False)
     assert list(row["failures"]) == ["full rank"]
     assert row["full"].get("float64", 1) > zoo_check.TOLERANCE
 

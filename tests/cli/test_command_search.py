@@ -30,13 +30,6 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is exported is other tests' matter."""
-    export = import_module("factorize.export")
-    monkeypatch.setattr(export, "export_all", lambda *_: None)
-
-
-@pytest.fixture
 def factorize(command: Callable[..., Ran], tmp_path: Path) -> Callable[..., Ran]:
     """Run the command on a net in an otherwise empty folder."""
     torch.save(plain(), tmp_path / "net.pt")

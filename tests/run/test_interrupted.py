@@ -1,11 +1,10 @@
 """Runs that are stopped by SIGINT, SIGTERM and SIGKILL: nothing is half written, nothing is lost.
 
-`INTERRUPTIONS=all` stops one at every moment of `interrupting`, ``scripts/interrupt.py`` too.
+With ``--nightly`` at every moment of `interrupting`, as ``scripts/interrupt.py`` does.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -23,9 +22,8 @@ from factorize.export import output_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 USUAL = (
-    "fit, between two layers", "before the first score",
-    "epoch 2, in a step", "checkpoint 2 half written", "model.onnx half written",
-    "outputs being published", "outputs published, checkpoint there",
+    "fit, between two layers", "epoch 2, in a step", "checkpoint 2 half written",
+    "model.onnx half written", "outputs being published",
 )  # fmt: skip
 REAL = {  # in a process of its own
     signal.SIGINT: "epoch 2, step 3",
@@ -49,12 +47,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def cases() -> list[Any]:
-    chosen = list(BY_NAME) if os.environ.get("INTERRUPTIONS") == "all" else USUAL
     return [
-        pytest.param(moment, SIGNALS[index % 3], id=f"{SIGNALS[index % 3].name}: {moment.name}")
+        pytest.param(moment, SIGNALS[index % 3], id=f"{SIGNALS[index % 3].name}: {moment.name}",
+                     marks=() if moment.name in USUAL else pytest.mark.nightly)
         for index, moment in enumerate(MOMENTS)
-        if moment.name in chosen
-    ]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("moment", "number"), cases())

@@ -145,13 +145,7 @@ def test_a_lost_process_is_told_and_the_run_goes_on(tmp_path: Path, whole: Path)
         assert values == pytest.approx(two["quality"][stage], rel=0.02), stage
 
 
-def test_bad_input_is_told_once(tmp_path: Path) -> None:
-    ran = launch("-m", "factorize", "nothing.pt", "--rank", "2", folder=tmp_path)
-    assert ran.returncode != 0
-    assert ran.stderr.count("error: ") == 1, ran.stderr[-3000:]
-
-
-def test_the_main_process_has_its_say_though_the_others_end_before_it(tmp_path: Path) -> None:
+def test_bad_input_is_told_once_though_the_others_meet_it_first(tmp_path: Path) -> None:
     ran = launch(__file__, "late", "nothing.pt", "--rank", "2", folder=tmp_path)
     assert ran.returncode != 0
     assert ran.stderr.count("error: nothing.pt: ") == 1, ran.stderr[-3000:]

@@ -21,12 +21,6 @@ X = torch.randn(1, 1, 8, 8)
 FIT = factorize.FitConfig("weights")  # in no time
 
 
-@pytest.fixture
-def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is exported is other tests' matter."""
-    monkeypatch.setattr(factorize.export, "export_all", lambda *_: None)
-
-
 def compress(**options: Any) -> factorize.Result:
     data = load_data("digits", input_shape=(1, 8, 8), batch_size=256)
     settings = {"latency": False, "device": "cpu", "data": data, "fit": FIT, **options}
@@ -76,7 +70,7 @@ def test_stages_need_a_tuning() -> None:
         compress(stages=2, rank=0.25)
 
 
-def test_a_staged_run_tunes_after_each_cut_and_resumes(tmp_path: Path) -> None:
+def test_a_staged_run_tunes_after_each_cut_and_resumes(tmp_path: Path, unexported: None) -> None:
     out, config = tmp_path / "out", factorize.FinetuneConfig(1)
     options = {"rank": 0.1, "stages": 2}
     whole = compress(finetune=config, **options)
