@@ -129,6 +129,15 @@ class Preprocessing:
     resize: int | None = None
     crop: int | None = None
 
+    def normalise(self, images: Tensor) -> Tensor:
+        """(N, C, ...) in 0..1, or uint8, to the model's input."""
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        shape = -1, *[1] * (pixels.ndim - 2)
+        mean, std = (
+            torch.tensor(one, device=pixels.device).view(shape) for one in (self.mean, self.std)
+        )
+        return (pixels - mean) / std
+
 
 @dataclass(frozen=True)
 class Data:
@@ -151,6 +160,8 @@ class Data:
         Of the images, in words.
     preprocessing
         What the images went through; None where only their source knows that.
+    made_up
+        Whether no image is a real one.
 
     Raises
     ------
@@ -168,6 +179,7 @@ class Data:
     holdout_of: str = "held-out images, also used to choose"
     outputs: Outputs = UNDECLARED
     preprocessing: Preprocessing | None = None
+    made_up: bool = False
 
     def __post_init__(self) -> None:
         for split in ("train", "holdout", "test"):

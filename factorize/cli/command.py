@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,6 @@ import torch
 import typer
 from rich.text import Text
 
-from factorize.calibrate import input_range
 from factorize.cli import options
 from factorize.cli.ending import UNREACHED, ended
 from factorize.cli.help import HELP
@@ -34,6 +32,7 @@ from factorize.cli.parse import (
     usage,
 )
 from factorize.data.load_data import load_data
+from factorize.data.synthetic import SYNTHETIC, is_made_up_like
 from factorize.errors import DataError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
@@ -52,6 +51,7 @@ from factorize.report import (
 )
 from factorize.run.checks import check_not_empty, resolve_device
 from factorize.run.compress import OUTPUTS, Result, compress
+from factorize.run.made_up import suiting
 from factorize.run.make_plan import make_plan, search_plan
 from factorize.run.rounds import Selection, Wish
 from factorize.search import SearchConfig
@@ -59,6 +59,7 @@ from factorize.system import processes
 from factorize.system.imports import import_function
 from factorize.system.signals import terminable
 from factorize.tune import read_recipe, with_recipe
+from factorize.types import Data
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 compare_app = typer.Typer(add_completion=False)
@@ -169,13 +170,17 @@ def run(
     )
     shape = shape_of(input_shape) or loaded.input_shape
     preprocessing = preprocessing_of(loaded, mean, std, resize, crop)
+
+    def read(source: str, shape: tuple[int, ...] | None) -> Data:
+        return load_data(
+            source, preprocessing=preprocessing, input_shape=image_shape(source, shape),
+            batch_size=batch_size, seed=seed, workers=workers, skip_bad=skip_bad,
+            suit=suiting(loaded.model, outputs, resolve_device(device), seed),
+        )  # fmt: skip
+
     images = None
     if data is not None and (shape is None or searching or not dry_run):
-        images = load_data(
-            data, preprocessing=preprocessing, input_shape=image_shape(data, shape),
-            batch_size=batch_size, seed=seed, workers=workers, skip_bad=skip_bad,
-            range_of=partial(input_range, loaded.model),
-        )  # fmt: skip
+        images = read(data, shape)
     sample = example(loaded, shape, images, seed)
     described = f"{loaded.arch}, input {'x'.join(map(str, sample.shape[1:]))}"
 
@@ -183,6 +188,9 @@ def run(
         fit, images=calibration_images, memory=calibration_memory * 1e9,  # type: ignore[arg-type]
         calibration=calibration, save_calibration=save_calibration, reconstruct=reconstruct,
     )  # fmt: skip
+    unseen = images is None and fitting.wants_images and not (finetune or lossless)
+    if unseen and (searching or not dry_run) and is_made_up_like(sample):
+        images = read(SYNTHETIC, tuple(sample.shape[1:]))
     if dry_run:
         with Bars(_err) as bars, log_to(_err):
             if searching:

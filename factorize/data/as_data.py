@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from torch import Tensor
 from factorize.data.images import NO_TEST, Loading, is_built
 from factorize.data.load_data import load_data
 from factorize.data.loaders import from_loaders
-from factorize.data.synthetic import SYNTHETIC
-from factorize.types import Data, Preprocessing
+from factorize.data.synthetic import SYNTHETIC, Suit
+from factorize.types import Data
 
 
 def as_data(
@@ -21,7 +21,7 @@ def as_data(
     example_input: Any = None,
     *,
     seed: int = 0,
-    range_of: Callable[[Tensor], Preprocessing | None] | None = None,
+    suit: Suit | None = None,
 ) -> Data:
     """Make a dataset of whatever holds images; `Data` that is complete stays what it is.
 
@@ -42,7 +42,7 @@ def as_data(
     seed
         Picks the images that are held out of ``train`` where there is no ``holdout``, at most
         1,000 and 20 %.
-    range_of
+    suit
         See `load_data`.
 
     Raises
@@ -57,7 +57,7 @@ def as_data(
         made_up = str(source) == SYNTHETIC
         image = isinstance(example_input, Tensor) and (made_up or example_input.ndim == 4)
         shape: Any = tuple(example_input.shape[1:]) if image else None
-        data = load_data(source, input_shape=shape, seed=seed, range_of=range_of)
+        data = load_data(source, input_shape=shape, seed=seed, suit=suit)
         if not is_built(data.train) or data.source in ("digits", SYNTHETIC):
             return data
         told = "pixels are divided by 255 and not normalised: see preprocessing of load_data"

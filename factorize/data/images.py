@@ -237,32 +237,35 @@ def build(
     if test is None:
         notes = (*notes, NO_TEST)
 
-    def loader(images: Dataset[Batch], **how: Any) -> DataLoader[Batch]:
-        how = {"batch_size": loading.batch_size, **how}
-        return DataLoader(
-            images,
-            num_workers=loading.workers,
-            pin_memory=torch.cuda.is_available(),  # the copy to the device then does not wait
-            collate_fn=_as_read,
-            generator=torch.Generator().manual_seed(loading.seed),  # leaves the global one alone
-            **how,
-        )
-
     # A small training set is cut into more batches: an epoch of a few steps teaches nothing.
     batch_size = min(loading.batch_size, max(8, len(rest) // 32))
     return Data(
         train=loader(
             Subset(train, rest),
+            loading,
             batch_size=batch_size,
             sampler=Shuffled(len(rest), loading.seed),
             drop_last=len(rest) > batch_size,  # a last batch of one has no batch statistics
         ),
-        holdout=loader(Subset(train, held)),
-        test=None if test is None else loader(test),
+        holdout=loader(Subset(train, held), loading),
+        test=None if test is None else loader(test, loading),
         labelled=train.labels is not None,
         classes=classes,
         source=source,
         notes=tuple(notes),
+    )
+
+
+def loader(images: Dataset[Batch], loading: Loading, **how: Any) -> DataLoader[Batch]:
+    """Images batch by batch."""
+    how = {"batch_size": loading.batch_size, **how}
+    return DataLoader(
+        images,
+        num_workers=loading.workers,
+        pin_memory=torch.cuda.is_available(),  # the copy to the device then does not wait
+        collate_fn=_as_read,
+        generator=torch.Generator().manual_seed(loading.seed),  # leaves the global one alone
+        **how,
     )
 
 

@@ -6,19 +6,18 @@ The use of each split is fixed: tune on train, choose on holdout, report on test
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from factorize.data.digits import digits_data
 from factorize.data.image_folder import image_folder
 from factorize.data.images import Loading, Transform, build
 from factorize.data.loaders import from_loaders
 from factorize.data.npz import npz_file, npz_folder
-from factorize.data.synthetic import SYNTHETIC, synthetic_data
+from factorize.data.synthetic import SYNTHETIC, Suit, synthetic_data
 from factorize.errors import DataError
 from factorize.system.imports import brief, import_function
 from factorize.types import Data, Preprocessing
@@ -37,7 +36,7 @@ def load_data(
     holdout: int = 1000,
     workers: int | None = None,
     skip_bad: int = 0,
-    range_of: Callable[[Tensor], Preprocessing | None] | None = None,
+    suit: Suit | None = None,
 ) -> Data:
     """Load a dataset for a model that takes images of ``input_shape`` (C, H, W).
 
@@ -67,8 +66,8 @@ def load_data(
     skip_bad
         So many images of a folder, at most, may be unreadable: all are tried before any work is
         done, and those left out are named in the notes. 0: the first one that is met is an error.
-    range_of
-        Tells the preprocessing from made-up images in 0..1, where it is not given.
+    suit
+        Chooses among made-up images, see `data.synthetic`.
 
     Raises
     ------
@@ -91,7 +90,7 @@ def load_data(
                 f"{SYNTHETIC}: the shape of an input must be known. Give --input-shape."
             )
         return synthetic_data(
-            input_shape, preprocessing=preprocessing, range_of=range_of, batch_size=batch_size,
+            input_shape, preprocessing=preprocessing, suit=suit, batch_size=batch_size,
             seed=seed,
         )  # fmt: skip
     if ":" in name and not path.exists():

@@ -42,6 +42,11 @@ class FitConfig:
     save_calibration: str | Path | None = None
     reconstruct: bool = False
 
+    @property
+    def wants_images(self) -> bool:
+        """Whether it is better with images, be they made up."""
+        return self.how != "weights" and self.calibration is None
+
     def resolved(self, data: Data | None) -> str:
         """What the layers are fitted to, given the data there is.
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from factorize import export, graph, tune
-from factorize.calibrate import input_range
-from factorize.data.as_data import as_data
-from factorize.data.synthetic import SYNTHETIC
 from factorize.errors import DataError, RankError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
@@ -31,6 +27,7 @@ from factorize.run.checks import (
 from factorize.run.deliver import deliver, reported
 from factorize.run.first_look import first_look
 from factorize.run.jobs import assist, dismiss
+from factorize.run.made_up import check_real, data_of
 from factorize.run.pipeline import cut_and_tune, tune_original
 from factorize.run.rebuild import unfitted
 from factorize.run.records import Journal, Request
@@ -120,7 +117,8 @@ def compress(
     data
         Whatever holds images, see `data.as_data`. The chains are fitted to what the layers put out
         for images of its train split, batch norms recalibrated and the copy fine-tuned on it; the
-        report is on its test split.
+        report is on its test split. None: made-up images, see `data.synthetic`, where the model
+        takes images, video or sound and `fit` does not say otherwise.
     outputs, loss, score
         What the model's outputs mean, and a loss and a score of your own, see `Outputs`; in place
         of those that `data` has. What outputs mean is guessed unless it is said, and the guess
@@ -130,8 +128,8 @@ def compress(
         function's attribute ``higher_is_better = False`` where that is so. It chooses nothing,
         as it may well read test images.
     fit
-        What the chains are fitted to, if not the default: with `data` in sequence to the original's
-        outputs, without to the weights.
+        What the chains are fitted to, if not the default: with images, made up or not, in sequence
+        to the original's outputs, without to the weights.
     finetune
         Epochs of distillation from the original on `data`, or all settings. The original is tuned
         alike, and stands beside the result: what it gains is not the factorization's.
@@ -191,14 +189,11 @@ def compress(
     if config.tensorboard:
         tune.check_scalars()
     example_input = beside(model, example_input)
-    if data is not None:
-        range_of = partial(input_range, model)
-        data = as_data(data, example_input, seed=seed, range_of=range_of)
-        if data.source == SYNTHETIC and config.epochs:
-            raise DataError(
-                "finetune: must have real images to tune on, got made-up ones. Give --data FOLDER, "
-                "or leave --finetune out."
-            )
+    data = data_of(
+        model, example_input, data, fit, outputs=outputs, device=device, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    check_real(data, epochs=config.epochs, budget=budget)
     meant, guessed = resolved_outputs(model, data, outputs, loss, score)
     data = data and replace(data, outputs=meant)
     how = fit.resolved(data)

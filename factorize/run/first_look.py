@@ -42,6 +42,8 @@ def first_look(request: Request) -> dict[str, Any]:
     found = _described(batches, data)
     if not found:
         return {}
+    if data.made_up:
+        log.info("images: %s", data.notes[0])
     log.info("input: %s", _input_line(found, data.preprocessing))
     if scores := _scores(request, data, batches):
         log.info("original: %s on %d held-out images", scores, found["images"])

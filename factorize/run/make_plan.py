@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from factorize import graph
-from factorize.calibrate import input_range
-from factorize.data.as_data import as_data
 from factorize.fit import FitConfig
 from factorize.measure import Target, worth
 from factorize.plan import Budget, bind, choose, lossless
 from factorize.run.checks import as_target, check_configs, resolve_device, resolved_outputs
+from factorize.run.made_up import check_real, data_of, seen_by
 from factorize.run.rounds import Selection, Wish
 from factorize.run.steps import beside, find
 from factorize.search import Outcome, SearchConfig, latency_model, run_search
@@ -144,9 +142,14 @@ def search_plan(
     """The plan that `compress` carries out within a budget, and what is predicted of it."""
     model, _ = prepared(model)
     device, example_input = resolve_device(device), beside(model, example_input)
+    data = data_of(
+        model, example_input, data, fit or FitConfig(), outputs=None, device=device, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    check_real(data, epochs=0, budget=wish.budget)
     if data is not None:
-        data = as_data(data, example_input, seed=seed, range_of=partial(input_range, model))
         data = replace(data, outputs=resolved_outputs(model, data, None, None, None)[0])
+        model = seen_by(model, data, device=device)
 
     def rated(one: nn.Module) -> dict[str, float]:
         return worth(model, one, example_input, data=data, metric=None, device=device, seed=seed)

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from factorize import graph, tune
-from factorize.data.synthetic import SYNTHETIC
 from factorize.fit import apply_, as_fitted, fit, fit_remarks
 from factorize.measure import worth
 from factorize.plan import load_plan, save_plan
 from factorize.report import CONTROL
 from factorize.run.checks import check_not_empty, check_runs, class_remark
 from factorize.run.jobs import control, control_checkpoint, tuned
+from factorize.run.made_up import seen_by
 from factorize.run.make_plan import ruled_plan
 from factorize.run.records import Compressed, Cut, Journal, Request
 from factorize.run.rounds import Selection, Wish, of_round, searched
@@ -28,7 +28,7 @@ REMEMBERED = 2.0
 
 def cut_and_tune(request: Request, wishes: Sequence[Wish], journal: Journal) -> Compressed:
     """The compressed model, after one round for each wish, each from the last one's result on."""
-    reference, made = request.model, None
+    reference, made = seen_by(request.model, request.data, device=request.device), None
     _forget(request.tuning, len(wishes))
     for number, wish in enumerate(wishes, 1):
         last = number == len(wishes)
@@ -41,10 +41,13 @@ def cut_and_tune(request: Request, wishes: Sequence[Wish], journal: Journal) -> 
         exact = wish.selection.rank == "lossless"
         if last and not exact:
             journal.remarks += fit_remarks(request.how, cut.fitted)
-            if reference is not request.model:
+            if number > 1:
                 journal.remarks.append("errors of layers are to the net of the round before")
-        made = _rewritten(request, reference, cut, name, last, journal)
-        if request.data is not None and request.data.source != SYNTHETIC and not exact:
+        # Chains for made-up images do as well for real ones, in the model as it was.
+        made_up = request.data is not None and request.data.made_up
+        base = request.model if made_up else reference
+        made = _rewritten(request, base, cut, name, last, journal)
+        if request.data is not None and not made_up and not exact:
             made = _recalibrated(request, made, name, journal)
             if config.epochs:
                 made = _tuned(request, made, config, name, journal)
@@ -87,7 +90,7 @@ def _cut(
             outcome = run_search(
                 reference, request.example_input, wish.budget, wish.search or SearchConfig(),
                 request.timer, data=request.data, fit=request.fit,
-                rate=lambda one: _quality(request, one), device=request.device,
+                rate=lambda one: _quality(request, one, reference), device=request.device,
                 **wish.selection.searched(), **common,
             )  # fmt: skip
         plan, fitted = outcome.plan, outcome.fitted
@@ -241,8 +244,10 @@ def _rate(request: Request, journal: Journal, step: str, model: nn.Module) -> No
         journal.quality[step] = _quality(request, model)
 
 
-def _quality(request: Request, model: nn.Module) -> dict[str, Any]:
+def _quality(
+    request: Request, model: nn.Module, original: nn.Module | None = None
+) -> dict[str, Any]:
     return worth(
-        request.model, model, request.example_input, data=request.data, metric=request.metric,
-        device=request.device, seed=request.seed, outputs=request.outputs,
+        original or request.model, model, request.example_input, data=request.data,
+        metric=request.metric, device=request.device, seed=request.seed, outputs=request.outputs,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from factorize import methods
-from factorize.errors import BudgetError, DataError, RankError
+from factorize.errors import BudgetError, RankError
 from factorize.fit import FitConfig, Fitted
 from factorize.measure import Chain, LatencyModel, NumberCache, default_cache_path
 from factorize.plan import Budget
@@ -116,8 +116,6 @@ def run_search(
             f"--{name}: a sweep goes through speedups itself. Leave one of them out, or choose a "
             "point of it with --pick."
         )
-    if budget is not None and budget.max_drop is not None and data is None:
-        raise DataError("--max-drop needs images to judge by, got none. Give --data.")
     timed = budget is None or budget.timed or bool(config.sweep)
     cache = NumberCache(default_cache_path("errors"), of="errors")
     with KnownErrors(cache, refresh=latency.refresh) as known:

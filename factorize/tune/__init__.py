@@ -4,7 +4,7 @@ from factorize.tune.checkpoint import missing_checkpoint
 from factorize.tune.distance import IncomparableError, placed, tensors, uses_labels
 from factorize.tune.finetune import FinetuneResult, finetune
 from factorize.tune.order import ordered
-from factorize.tune.recalibrate import Recalibration, recalibrate
+from factorize.tune.recalibrate import Recalibration, recalibrate, renormalised_
 from factorize.tune.recipe import FinetuneConfig, read_recipe, with_recipe
 from factorize.tune.scalars import check_scalars
 
@@ -20,6 +20,7 @@ __all__ = [
     "placed",
     "read_recipe",
     "recalibrate",
+    "renormalised_",
     "tensors",
     "uses_labels",
     "with_recipe",

@@ -92,17 +92,13 @@ def recalibrate(
     DataError
         If there is no held-out image.
     """
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
+    layers = _norms(model)
     if not layers:
         reason = "the model has no batch-norm layer with running statistics"
         return Recalibration(False, None, None, 0, reason)
     with placed(device, model, original):
         before = _judged(model, original, data)
-        saved = [{k: v.clone() for k, v in layer.named_buffers()} for layer in layers]
+        saved = _saved(layers)
         kept = False
         try:
             seen = _estimate(model, layers, saved, data, progress)
@@ -119,6 +115,33 @@ def recalibrate(
     moved = f"{sign * before:.4g} -> {sign * after:.4g}"
     reason = f"held-out {what} {moved} on {seen} images: {verdict}"
     return Recalibration(kept, before, after, len(layers), reason)
+
+
+def renormalised_(
+    model: nn.Module, data: Data, *, device: str = "cpu", progress: Progress | None = None
+) -> nn.Module:
+    """Give batch norms the statistics of ``data.train``, in place; returns the model.
+
+    What leaves a batch norm has then the mean and variance, channel by channel, that the images
+    have which the model was trained on, though these images are others.
+    """
+    if layers := _norms(model):
+        with placed(device, model):
+            _estimate(model, layers, _saved(layers), data, progress)
+    return model
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    """Those with running statistics."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+
+
+def _saved(layers: list[_BatchNorm]) -> list[dict[str, Tensor]]:
+    return [{k: v.clone() for k, v in layer.named_buffers()} for layer in layers]
 
 
 def _judged(model: nn.Module, original: nn.Module, data: Data) -> float:

@@ -1,0 +1,99 @@
+"""Runs without a real image: made-up ones in their place, suited to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from factorize import calibrate, tune
+from factorize.data.as_data import as_data
+from factorize.data.synthetic import SYNTHETIC, Suit, is_made_up_like
+from factorize.errors import DataError
+from factorize.fit import FitConfig
+from factorize.measure import count
+from factorize.plan import Budget
+from factorize.run.steps import copied
+from factorize.tensor.call import to_model
+from factorize.types import Data, Preprocessing, Progress
+
+MACS = 3e12
+"""What looking at made-up images may cost: half a minute or so on two cores."""
+NEAR = 0.2
+"""Departure from what batch norms hold up to which images are taken as they are."""
+_PLAIN = Preprocessing((0.0,), (1.0,))
+
+
+def data_of(
+    model: nn.Module,
+    example_input: Any,
+    data: Any,
+    fit: FitConfig,
+    *,
+    outputs: str | None,
+    device: str,
+    seed: int,
+    progress: Progress | None,
+) -> Data | None:
+    """The data of a run: what is given, else made-up images where the model takes such.
+
+    None where chains are to be fitted to the weights, or to a calibration file, or the model takes
+    something else.
+    """
+    if data is None:
+        if not (fit.wants_images and is_made_up_like(example_input)):
+            return None
+        data = SYNTHETIC
+    if str(data) == SYNTHETIC and progress:
+        progress("make images up", 0, 0, {})
+    return as_data(data, example_input, seed=seed, suit=suiting(model, outputs, device, seed))
+
+
+def suiting(model: nn.Module, outputs: str | None, device: str, seed: int) -> Suit:
+    """What chooses, of many made-up images, those that are like the model's own."""
+
+    def suit(
+        kinds: Sequence[Tensor], preprocessing: Preprocessing | None, wanted: int
+    ) -> tuple[list[Tensor], Preprocessing] | None:
+        try:
+            with tune.placed(device, model):
+                macs = count(model, to_model(_PLAIN.normalise(kinds[0][:1]), model)).macs
+                return calibrate.suited(
+                    model, kinds, preprocessing, wanted, outputs=outputs or "auto",
+                    most=int(MACS / max(macs, 1)), seed=seed,
+                )  # fmt: skip
+        except Exception:  # whoever runs it next tells in which way images and model differ
+            return None
+
+    return suit
+
+
+def check_real(data: Data | None, *, epochs: float, budget: Budget | None) -> None:
+    """Raise DataError where made-up images are not good enough for what is asked."""
+    dropping = budget is not None and budget.max_drop is not None
+    if dropping and (data is None or data.made_up):
+        raise DataError("--max-drop: needs real images to judge by, got none. Give --data.")
+    if epochs and data is not None and data.made_up:
+        raise DataError(
+            "finetune: must have real images to tune on, got made-up ones. Give --data FOLDER, "
+            "or leave --finetune out."
+        )
+
+
+def seen_by(model: nn.Module, data: Data | None, *, device: str) -> nn.Module:
+    """The model that chains are fitted for.
+
+    For made-up images that are not like the model's own, a copy whose batch norms normalise them
+    as the model's normalise those that it was trained on: all layers behind get what they are used
+    to.
+    """
+    if data is None or not data.made_up:
+        return model
+    with tune.placed(device, model):
+        images = torch.cat([batch[0] for batch in data.train])
+        rows = calibrate.statistics(model, _PLAIN, images, data.outputs.kind)
+    if rows is None or calibrate.departure(rows) <= NEAR:
+        return model
+    return tune.renormalised_(copied(model), data, device=device)
