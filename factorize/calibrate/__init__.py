@@ -5,14 +5,13 @@ from factorize.calibrate.collect import collect, collect_each, positions_per_ima
 from factorize.calibrate.moment_sums import MomentSums
 from factorize.calibrate.patches import outputs_at, sample
 from factorize.calibrate.preprocessing import input_range
-from factorize.calibrate.selection import departure, statistics, suited, trained_norms
+from factorize.calibrate.selection import suited, trained_norms
 
 __all__ = [
     "MomentSums",
     "check",
     "collect",
     "collect_each",
-    "departure",
     "input_range",
     "load_calibration",
     "outputs_at",
@@ -20,7 +19,6 @@ __all__ = [
     "sample",
     "save_calibration",
     "split",
-    "statistics",
     "suited",
     "trained_norms",
 ]

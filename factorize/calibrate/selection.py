@@ -22,7 +22,7 @@ from factorize.types import Preprocessing
 _BATCH = 250  # images that go through the model at a time
 _LEAST = 1e-8  # variance
 _CLASSES = 0.5  # what even classes weigh beside the statistics
-_REPEAT, _PART = 4, 4000  # how often an image is taken; of how many at a time
+_REPEAT, _PART = 2, 4000  # how often an image is taken; of how many at a time
 _LOOKED_AT, _READ = 1000, 256  # images of a kind for choosing kind and range; for reading it off
 _PLAIN = Preprocessing((0.0,), (1.0,))
 _USUAL: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = (
@@ -77,11 +77,6 @@ def statistics(
         for hook in hooks:
             hook.remove()
     return torch.cat(rows)
-
-
-def departure(rows: Tensor) -> float:
-    """Of some images together: zero where they have the statistics that the batch norms hold."""
-    return float(rows.mean(0).square().sum())
 
 
 def herded(rows: Tensor, count: int) -> Tensor:
@@ -145,8 +140,8 @@ def suited(
             rows = statistics(model, steps, images[:tried], outputs)
             if rows is None:
                 return None
-            near = departure(rows[herded(rows, len(rows) // 4)])
-            found.append((near, len(found), images, steps))
+            far = float(rows[herded(rows, len(rows) // 4)].mean(0).square().sum())
+            found.append((far, len(found), images, steps))
     _, _, images, steps = min(found)
     rows = statistics(model, steps, images[: max(most, count)], outputs)
     assert rows is not None

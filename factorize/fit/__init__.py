@@ -7,7 +7,7 @@ output from the input that the layers fitted before it give, which makes up for 
 
 from factorize.fit.config import FitConfig
 from factorize.fit.fit_plan import calibration_images, fit
-from factorize.fit.layer import Fitted, apply_
+from factorize.fit.layer import Fitted, apply_, rebased
 from factorize.fit.layerwise import fit_outputs, fit_weights
 from factorize.fit.outcome import as_fitted, fit_remarks
 from factorize.fit.reconstruct import reconstruct
@@ -24,5 +24,6 @@ __all__ = [
     "fit_remarks",
     "fit_sequential",
     "fit_weights",
+    "rebased",
     "reconstruct",
 ]

@@ -49,6 +49,16 @@ def apply_(model: nn.Module, fitted: Fitted) -> nn.Module:
     return rewritten
 
 
+def rebased(fitted: Fitted, seen: nn.Module, model: nn.Module) -> Fitted:
+    """What was fitted for one model, for another that differs in what its batch norms hold."""
+    there, here = (dict(one.named_modules(remove_duplicate=False)) for one in (seen, model))
+    means = {
+        name: here[name].running_mean + mean - there[name].running_mean  # type: ignore[operator]
+        for name, mean in fitted.means.items()
+    }
+    return replace(fitted, means=means)
+
+
 def fit_layer(
     layer: LayerPlan,
     module: nn.Module,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from factorize import calibrate, tune
@@ -21,8 +20,6 @@ from factorize.types import Data, Preprocessing, Progress
 
 MACS = 3e12
 """What looking at made-up images may cost: half a minute or so on two cores."""
-NEAR = 0.2
-"""Departure from what batch norms hold up to which images are taken as they are."""
 _PLAIN = Preprocessing((0.0,), (1.0,))
 
 
@@ -85,15 +82,9 @@ def check_real(data: Data | None, *, epochs: float, budget: Budget | None) -> No
 def seen_by(model: nn.Module, data: Data | None, *, device: str) -> nn.Module:
     """The model that chains are fitted for.
 
-    For made-up images that are not like the model's own, a copy whose batch norms normalise them
-    as the model's normalise those that it was trained on: all layers behind get what they are used
-    to.
+    For made-up images a copy whose batch norms normalise them as the model's own normalise those
+    that it was trained on: all layers behind get what they are used to.
     """
     if data is None or not data.made_up:
-        return model
-    with tune.placed(device, model):
-        images = torch.cat([batch[0] for batch in data.train])
-        rows = calibrate.statistics(model, _PLAIN, images, data.outputs.kind)
-    if rows is None or calibrate.departure(rows) <= NEAR:
         return model
     return tune.renormalised_(copied(model), data, device=device)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from factorize import graph, tune
-from factorize.fit import apply_, as_fitted, fit, fit_remarks
+from factorize.fit import apply_, as_fitted, fit, fit_remarks, rebased
 from factorize.measure import worth
 from factorize.plan import load_plan, save_plan
 from factorize.report import CONTROL
@@ -43,10 +43,11 @@ def cut_and_tune(request: Request, wishes: Sequence[Wish], journal: Journal) -> 
             journal.remarks += fit_remarks(request.how, cut.fitted)
             if number > 1:
                 journal.remarks.append("errors of layers are to the net of the round before")
-        # Chains for made-up images do as well for real ones, in the model as it was.
         made_up = request.data is not None and request.data.made_up
-        base = request.model if made_up else reference
-        made = _rewritten(request, base, cut, name, last, journal)
+        if made_up:  # fitted for what it makes of them, and put into the model as it was
+            fitted = rebased(cut.fitted, reference, request.model)
+            cut, reference = replace(cut, fitted=fitted), request.model
+        made = _rewritten(request, reference, cut, name, last, journal)
         if request.data is not None and not made_up and not exact:
             made = _recalibrated(request, made, name, journal)
             if config.epochs:

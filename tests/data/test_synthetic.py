@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import Ran
 from torch import Tensor
 
-import factorize
-from factorize.data.digits import digits_data
+from factorize.data.drawings import drawings
 from factorize.data.load_data import load_data
 from factorize.data.synthetic import made_up, synthetic_data
 from factorize.errors import DataError
-from factorize.measure import accuracy
-from factorize.models.digits import load_digits_model
 from factorize.types import Preprocessing
 
 SHAPES = [(3, 32, 32), (1, 8, 8), (4, 17, 40), (3, 1, 1), (3, 600, 20), (2, 5, 24, 24), (1, 400),
@@ -67,43 +65,58 @@ def test_what_is_no_input_is_refused() -> None:
         synthetic_data((1, 8, 8), count=8, preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3))
 
 
+@pytest.mark.whole_pool
 def test_they_are_normalised_as_is_said_or_found() -> None:
     known = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-    asked: list[Tensor] = []
+    asked: list[int] = []
 
-    def range_of(images: Tensor) -> Preprocessing:
-        asked.append(images)
-        return known
+    def suit(kinds: Sequence[Tensor], said: Preprocessing | None, count: int) -> Any:
+        asked.append(count)
+        leaves, drawings = kinds
+        assert len(drawings) > len(leaves) >= count
+        return [leaves[1:5], drawings[:3]], said or known
 
     plain, said, found = (
-        next(iter(synthetic_data((3, 8, 8), count=20, **how).holdout))[0]
-        for how in ({}, {"preprocessing": known}, {"range_of": range_of})
+        synthetic_data((3, 8, 8), count=20, **how)
+        for how in ({}, {"preprocessing": known}, {"suit": suit})
     )
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (known.mean, known.std))
-    assert 0 <= float(plain.min()) < float(plain.max()) <= 1
-    assert torch.allclose(said, (plain - mean) / std)
-    assert torch.equal(found, said)
-    assert len(asked) == 1
-    assert synthetic_data((3, 8, 8), count=20, range_of=range_of).preprocessing == known
-    notes = synthetic_data((3, 8, 8), count=20, range_of=lambda _: None).notes
-    assert any("range of the input is not known" in note for note in notes)
-    assert any("no image of yours was seen" in note for note in notes)
+    (own,), (normalised,), (chosen,), (held,) = (
+        next(iter(one)) for one in (plain.train, said.train, found.train, found.holdout)
+    )
+    assert 0 <= float(own.min()) < float(own.max()) <= 1
+    assert torch.allclose(normalised, (own - mean) / std)
+    leaves = made_up((3, 8, 8), 40).float() / 255
+    assert torch.allclose(chosen, (leaves[1:5] - mean) / std)
+    assert (len(own), len(held), asked) == (16, 3, [20])
+    assert found.preprocessing == said.preprocessing == known
+    assert plain.made_up
+    told = [" ".join(one.notes) for one in (plain, said, found)]
+    assert ["is not known" in one for one in told] == [True, False, False]
+    assert ["read off the batch norms" in one for one in told] == [False, False, True]
+    assert all("none of yours was seen" in one for one in told)
 
 
-def test_a_net_fitted_to_them_is_better_than_one_fitted_to_its_weights() -> None:
-    net, x, test = load_digits_model(), torch.randn(1, 1, 8, 8), digits_data().test
-    assert test is not None
-    scores = {}
-    for data in ("synthetic", None):
-        result = factorize.compress(net, x, rank=8, data=data, latency=False, device="cpu")
-        scores[data] = accuracy(result.model, test)["top1"]
-        if data:
-            report = result.report
-    assert scores["synthetic"] > scores[None] + 15
-    assert "recalibrated" not in report.quality
-    assert "made-up images, no real ones" in report.quality_of
-    assert report.settings["fit"]["how"] == "sequential"
-    assert report.settings["input"]["preprocessing"]["std"][0] < 1
+@pytest.mark.whole_pool
+def test_large_ones_are_fewer() -> None:
+    counts = [
+        sum(len(batch[0]) for split in (data.train, data.holdout) for batch in split)
+        for data in map(synthetic_data, [(1, 8, 8), (1, 256, 256), (1, 700, 700)])
+    ]
+    assert counts == [1250, 305, 200]
+
+
+def test_drawings_are_strokes_on_a_plain_ground() -> None:
+    made = drawings((1, 32, 32), 200).float() / 255
+    assert torch.equal(made, drawings((1, 32, 32), 200).float() / 255)
+    assert not torch.equal(made, drawings((1, 32, 32), 200, seed=1).float() / 255)
+    ground = made.flatten(1).mode(1).values
+    covered = (made.flatten(1) != ground[:, None]).float().mean(1)
+    assert 0.05 < float(covered.median()) < 0.6
+    assert float(((ground == 0) | (ground == 1)).float().mean()) > 0.5
+    tinted = drawings((3, 5, 40), 20).float()
+    assert tinted.shape == (20, 3, 5, 40)
+    assert not torch.equal(tinted[:, 0], tinted[:, 1])
 
 
 def test_the_command_makes_them_up(command: Callable[..., Ran], tmp_path: Path) -> None:
@@ -113,8 +126,9 @@ def test_the_command_makes_them_up(command: Callable[..., Ran], tmp_path: Path) 
     base = "net.pt", "--input-shape", "1,64", "--device", "cpu", "--data", "synthetic"
     ran = command(*base, "--rank", "0.3", "--out", "out")
     assert ran.code == 0, ran.err
-    assert ran.err.startswith("input: 1x64 float32, ")
-    assert "no image of yours was seen" in ran.out
+    assert ran.err.startswith("images: none of yours was seen")
+    assert "\ninput: 1x64 float32, " in ran.err
+    assert "none of yours was seen" in ran.out
     tuned = command(*base, "--rank", "0.3", "--finetune", "1", "--out", "tuned")
     assert (tuned.code, tuned.err.count("\n")) == (2, 1)
     assert "must have real images to tune on" in tuned.err

@@ -1,0 +1,125 @@
+"""Runs without data: made-up images, where the model takes any."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import factorize
+from factorize.data.digits import digits_data
+from factorize.data.synthetic import synthetic_data
+from factorize.errors import DataError
+from factorize.fit import FitConfig
+from factorize.measure import accuracy, count
+from factorize.models.digits import load_digits_model
+from factorize.run import made_up
+
+X = torch.randn(1, 1, 8, 8)
+
+
+def compressed(net: nn.Module, x: torch.Tensor = X, **how: Any) -> factorize.Result:
+    how = {"rank": 8, **how}
+    return factorize.compress(net, x, latency=False, device="cpu", **how)
+
+
+@pytest.mark.whole_pool
+def test_they_are_the_default_and_do_better_than_the_weights() -> None:
+    net, test = load_digits_model(), digits_data().test
+    assert test is not None
+    made, plain = compressed(net), compressed(net, fit=FitConfig("weights"))
+    scores = [accuracy(one.model, test)["top1"] for one in (made, plain)]
+    assert scores[0] > scores[1] + 50
+    report = made.report
+    assert report.settings["fit"]["how"] == "sequential"
+    assert report.settings["input"]["preprocessing"]["std"] == (1.0,)
+    assert "made-up images, no real ones" in report.quality_of
+    assert any("none of yours was seen" in note for note in report.notes)
+    assert "recalibrated" not in report.quality
+    assert plain.report.settings["input"] == {}
+    state = made.model.state_dict()
+    for name, value in net.state_dict().items():  # what was learnt on real images stays
+        if "running_var" in name:
+            assert torch.equal(state[name], value), name
+        if "running_mean" in name:  # but for what the chains shift
+            deviation = net.state_dict()[name.replace("mean", "var")].sqrt()
+            assert float(((state[name] - value) / deviation).abs().mean()) < 0.2, name
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.zeros(1, 5, 8, 8), X.long(), {"x": X}, torch.zeros(1, 3)],
+    ids=["channels", "integers", "a dict", "no positions"],
+)  # fmt: skip
+def test_what_takes_no_images_gets_none(x: Any) -> None:
+    data = made_up.data_of(
+        nn.Identity(), x, None, FitConfig(), outputs=None, device="cpu", seed=0, progress=None
+    )
+    assert data is None
+
+
+def test_what_needs_real_images_says_so_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factorize.run.compress.first_look", lambda *_: pytest.fail("work"))
+    net = load_digits_model()
+    with pytest.raises(DataError, match="must have images to tune on"):
+        compressed(net, finetune=1)
+    with pytest.raises(DataError, match="must have real images to tune on"):
+        compressed(net, finetune=1, data="synthetic")
+    for data in ("synthetic", None):
+        with pytest.raises(DataError, match=r"max_drop.*needs real images"):
+            compressed(net, rank=None, budget=factorize.Budget(max_drop=1.0), data=data)
+
+
+def test_large_models_look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    real = made_up.calibrate.suited
+
+    def suited(*args: Any, most: int, **how: Any) -> Any:
+        looked.append(most)
+        return real(*args, most=most, **how)
+
+    monkeypatch.setattr(made_up.calibrate, "suited", suited)
+    net = load_digits_model()
+    macs = count(net, X).macs
+    monkeypatch.setattr(made_up, "MACS", 300.5 * macs)
+    assert synthetic_data((1, 8, 8), suit=made_up.suiting(net, None, "cpu", 0), count=50).made_up
+    assert looked == [300]
+
+
+def test_a_model_that_takes_others_is_told_by_the_run() -> None:
+    """Images that the model does not take are no reason to fail while they are chosen."""
+    suit = made_up.suiting(load_digits_model(), None, "cpu", 0)
+    assert synthetic_data((3, 8, 8), suit=suit, count=20).made_up
+
+
+def test_batch_norms_normalise_what_is_unlike_their_own() -> None:
+    net = load_digits_model()
+    assert made_up.seen_by(net, None, device="cpu") is net
+    assert made_up.seen_by(net, digits_data(), device="cpu") is net
+    data = synthetic_data((1, 8, 8), count=200)
+    held = {name: value.clone() for name, value in net.state_dict().items()}
+    other: Any = made_up.seen_by(net, data, device="cpu")
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, held[name]), name
+        assert torch.equal(value, other.state_dict()[name]) == ("running" not in name), name
+    images = torch.cat([batch[0] for batch in data.train])
+    seen: list[torch.Tensor] = []
+    other.bn.register_forward_hook(lambda _, __, y: seen.append(y))
+    with torch.no_grad():
+        other(images)
+    var, mean = torch.var_mean(seen[0].transpose(0, 1).flatten(1), dim=1)
+    assert torch.allclose(mean, other.bn.bias, atol=1e-3)
+    live = other.bn.running_var > 1e-3
+    assert torch.allclose(var[live].sqrt(), other.bn.weight[live].abs(), rtol=2e-2, atol=1e-3)
+
+
+def test_at_full_rank_the_model_is_what_it_was() -> None:
+    """Though the chains were fitted in a copy with other statistics."""
+    net, x = load_digits_model(), digits_data().test
+    assert x is not None
+    made = compressed(net, rank=1.0, allow_costlier=True, fit=FitConfig("sequential"))
+    images = next(iter(x))[0]
+    with torch.no_grad():
+        assert torch.allclose(made.model(images), net(images), atol=1e-3)
