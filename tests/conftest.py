@@ -88,11 +88,17 @@ def no_pass_is_left() -> Iterator[None]:
     assert not paused_passes()
 
 
+FIRST = "images: ", "input: ", "original: "  # what a run says before all else
+
+
 class Ran:
-    """Exit code and output of one command."""
+    """Exit code and output of one command; what it says first is by itself."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
+        lines = err.splitlines(keepends=True)
+        self.first = "".join(line for line in lines if line.startswith(FIRST))
+        self.code, self.out = code, out
+        self.err = "".join(line for line in lines if not line.startswith(FIRST))
 
 
 @pytest.fixture

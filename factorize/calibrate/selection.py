@@ -1,13 +1,14 @@
 """Made-up images that a model's batch norms take for those that it was trained on.
 
-Each batch norm holds the mean and variance of its channels on the training images. Of many images
-those are kept that have them together; they are nearer to the training images than any one kind of
-made-up images is: drawings for a net that reads digits, leaves for one that knows photographs.
+Each batch norm holds the mean and variance of its channels on the training images. Of many
+images of each kind those are kept that have them together, of the kind that comes closest: drawings
+for a net that reads digits, leaves for one that knows photographs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ def suited(
             if rows is None:
                 return None
             far = float(rows[herded(rows, len(rows) // 4)].mean(0).square().sum())
-            found.append((far, len(found), images, steps))
+            found.append((far if isfinite(far) else inf, len(found), images, steps))
     _, _, images, steps = min(found)
     rows = statistics(model, steps, images[: max(most, count)], outputs)
     assert rows is not None

@@ -32,7 +32,7 @@ from factorize.cli.parse import (
     usage,
 )
 from factorize.data.load_data import load_data
-from factorize.data.synthetic import SYNTHETIC, is_made_up_like
+from factorize.data.synthetic import MadeUp, is_made_up_like, is_synthetic
 from factorize.errors import DataError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
@@ -51,7 +51,6 @@ from factorize.report import (
 )
 from factorize.run.checks import check_not_empty, resolve_device
 from factorize.run.compress import OUTPUTS, Result, compress
-from factorize.run.made_up import suiting
 from factorize.run.make_plan import make_plan, search_plan
 from factorize.run.rounds import Selection, Wish
 from factorize.search import SearchConfig
@@ -171,26 +170,24 @@ def run(
     shape = shape_of(input_shape) or loaded.input_shape
     preprocessing = preprocessing_of(loaded, mean, std, resize, crop)
 
-    def read(source: str, shape: tuple[int, ...] | None) -> Data:
-        return load_data(
-            source, preprocessing=preprocessing, input_shape=image_shape(source, shape),
+    images: Data | MadeUp | None = None
+    if is_synthetic(data):
+        images = MadeUp(preprocessing, batch_size)
+    elif data is not None and (shape is None or searching or not dry_run):
+        images = load_data(
+            data, preprocessing=preprocessing, input_shape=image_shape(data, shape),
             batch_size=batch_size, seed=seed, workers=workers, skip_bad=skip_bad,
-            suit=suiting(loaded.model, outputs, resolve_device(device), seed),
         )  # fmt: skip
-
-    images = None
-    if data is not None and (shape is None or searching or not dry_run):
-        images = read(data, shape)
-    sample = example(loaded, shape, images, seed)
+    sample = example(loaded, shape, images if isinstance(images, Data) else None, seed)
     described = f"{loaded.arch}, input {'x'.join(map(str, sample.shape[1:]))}"
 
     fitting = FitConfig(
         fit, images=calibration_images, memory=calibration_memory * 1e9,  # type: ignore[arg-type]
         calibration=calibration, save_calibration=save_calibration, reconstruct=reconstruct,
     )  # fmt: skip
-    unseen = images is None and fitting.wants_images and not (finetune or lossless)
-    if unseen and (searching or not dry_run) and is_made_up_like(sample):
-        images = read(SYNTHETIC, tuple(sample.shape[1:]))
+    unseen = data is None and fitting.wants_images and not lossless
+    if unseen and is_made_up_like(sample):
+        images = MadeUp(preprocessing, batch_size)
     if dry_run:
         with Bars(_err) as bars, log_to(_err):
             if searching:

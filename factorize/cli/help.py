@@ -16,6 +16,8 @@ ONNX, and reported: accuracy against measured speedup.
 
 - `factorize digits --rank 8`: the built-in example, start to end
 
+- `factorize resnet.pt --rank 8`: fitted to made-up images, where there are none
+
 - `factorize resnet.pt --speedup 2 --data imagenet/`: twice as fast, as accurate as can be
 
 - `factorize resnet.pt --sweep auto --data imagenet/`: the accuracy-speedup curve

@@ -105,7 +105,7 @@ Data = Annotated[str | None, typer.Option(
     metavar="SOURCE",
     help="A folder in ImageFolder layout (train/, val/ or test/), a folder of images, .npz "
     "with images and labels or a folder of them, digits, module:function that returns loaders, "
-    "or synthetic: images made up, where there are none.", rich_help_panel=_DATA)]
+    "or synthetic: images made up, which is the default.", rich_help_panel=_DATA)]
 Mean = Annotated[str | None, typer.Option(
     metavar="A,B,C", help="Subtracted per channel from pixels in 0..1.", rich_help_panel=_DATA)]
 Std = Annotated[str | None, typer.Option(
@@ -143,8 +143,8 @@ Score = Annotated[str | None, typer.Option(
 Fit = Annotated[str | None, typer.Option(
     metavar="HOW",
     help="What the chains are fitted to: weights | outputs (of each layer) | sequential "
-    "(outputs, given the input from the layers fitted before). Default: sequential with "
-    "--data, weights without.", rich_help_panel=_FIT)]
+    "(outputs, given the input from the layers fitted before). Default: sequential; weights "
+    "where the model takes no images.", rich_help_panel=_FIT)]
 CalibrationImages = Annotated[int, typer.Option(
     min=2, metavar="N", help="Training images to fit to; no labels. Every fifth is held out.",
     rich_help_panel=_FIT)]

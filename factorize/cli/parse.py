@@ -13,7 +13,6 @@ import torch
 import typer
 
 from factorize.cli.numbers import number
-from factorize.data.synthetic import SYNTHETIC
 from factorize.errors import BudgetError, DataError, ModelLoadError, PlanError, RankError
 from factorize.models.load_model import LoadedModel
 from factorize.plan import Budget
@@ -75,7 +74,7 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
 
 def image_shape(data: str, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """The shape for `load_data`: files have images; a function's loaders know their own shape."""
-    if shape is None or len(shape) == 3 or data == SYNTHETIC:
+    if shape is None or len(shape) == 3:
         return shape
     if ":" in data and not exists(Path(data)):
         return None

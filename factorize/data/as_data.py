@@ -12,7 +12,7 @@ from torch import Tensor
 from factorize.data.images import NO_TEST, Loading, is_built
 from factorize.data.load_data import load_data
 from factorize.data.loaders import from_loaders
-from factorize.data.synthetic import SYNTHETIC, Suit
+from factorize.data.synthetic import SYNTHETIC
 from factorize.types import Data
 
 
@@ -21,7 +21,6 @@ def as_data(
     example_input: Any = None,
     *,
     seed: int = 0,
-    suit: Suit | None = None,
 ) -> Data:
     """Make a dataset of whatever holds images; `Data` that is complete stays what it is.
 
@@ -42,8 +41,6 @@ def as_data(
     seed
         Picks the images that are held out of ``train`` where there is no ``holdout``, at most
         1,000 and 20 %.
-    suit
-        See `load_data`.
 
     Raises
     ------
@@ -57,7 +54,7 @@ def as_data(
         made_up = str(source) == SYNTHETIC
         image = isinstance(example_input, Tensor) and (made_up or example_input.ndim == 4)
         shape: Any = tuple(example_input.shape[1:]) if image else None
-        data = load_data(source, input_shape=shape, seed=seed, suit=suit)
+        data = load_data(source, input_shape=shape, seed=seed)
         if not is_built(data.train) or data.source in ("digits", SYNTHETIC):
             return data
         told = "pixels are divided by 255 and not normalised: see preprocessing of load_data"

@@ -17,7 +17,7 @@ from factorize.data.image_folder import image_folder
 from factorize.data.images import Loading, Transform, build
 from factorize.data.loaders import from_loaders
 from factorize.data.npz import npz_file, npz_folder
-from factorize.data.synthetic import SYNTHETIC, Suit, synthetic_data
+from factorize.data.synthetic import SYNTHETIC, is_synthetic, synthetic_data
 from factorize.errors import DataError
 from factorize.system.imports import brief, import_function
 from factorize.types import Data, Preprocessing
@@ -36,7 +36,6 @@ def load_data(
     holdout: int = 1000,
     workers: int | None = None,
     skip_bad: int = 0,
-    suit: Suit | None = None,
 ) -> Data:
     """Load a dataset for a model that takes images of ``input_shape`` (C, H, W).
 
@@ -66,8 +65,6 @@ def load_data(
     skip_bad
         So many images of a folder, at most, may be unreadable: all are tried before any work is
         done, and those left out are named in the notes. 0: the first one that is met is an error.
-    suit
-        Chooses among made-up images, see `data.synthetic`.
 
     Raises
     ------
@@ -84,15 +81,14 @@ def load_data(
                 "Use it with the digits model, or give the data the model was trained on."
             )
         return digits_data(batch_size, seed, holdout, loading.workers)
-    if name == SYNTHETIC and not path.exists():
+    if is_synthetic(name):
         if input_shape is None:
             raise DataError(
                 f"{SYNTHETIC}: the shape of an input must be known. Give --input-shape."
             )
         return synthetic_data(
-            input_shape, preprocessing=preprocessing, suit=suit, batch_size=batch_size,
-            seed=seed,
-        )  # fmt: skip
+            input_shape, preprocessing=preprocessing, batch_size=batch_size, seed=seed
+        )
     if ":" in name and not path.exists():
         return _from_function(name, loading)
     if input_shape is not None and len(input_shape) != 3:

@@ -9,8 +9,9 @@ kept that the model's batch norms take for its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -37,9 +38,31 @@ _UNKNOWN = (
     "--mean and --std say it"
 )
 
+
+@dataclass(frozen=True)
+class MadeUp:
+    """The wish for made-up images: they are made when all that fails sooner was tried.
+
+    Attributes
+    ----------
+    preprocessing
+        What the model's images go through, where that is known.
+    batch_size
+        At most.
+    """
+
+    preprocessing: Preprocessing | None = None
+    batch_size: int = 128
+
+
 Suit = Callable[
     [Sequence[Tensor], Preprocessing | None, int], tuple[list[Tensor], Preprocessing] | None
 ]
+
+
+def is_synthetic(source: Any) -> bool:
+    """Whether made-up images are asked for by name."""
+    return isinstance(source, str) and source == SYNTHETIC and not Path(source).exists()
 
 
 def is_made_up_like(example_input: Any) -> bool:

@@ -64,10 +64,14 @@ def fit_layer(
     module: nn.Module,
     calibration: LayerCalibration,
     *,
+    centre: bool = True,
     any_order: bool = False,
     seed: int,
 ) -> Factorization:
     """Fit a layer in the norm of its output; its bias, where it has one, makes up for the mean.
+
+    Without `centre` the weights are fitted as if there were no bias, as those of another layer are
+    that has the same weight and none.
 
     With `any_order`, each order of the chain that saves MACs is fitted and the best one kept.
     Errors are those of the outputs, relative to the outputs wanted (to their deviation from the
@@ -75,10 +79,10 @@ def fit_layer(
     """
     weight = graph.effective_weight(module).to("cpu", torch.float64)
     bias = module.bias if isinstance(module.bias, Tensor) else None
+    judged = calibration
     if bias is not None:
-        parts = LayerCalibration(centred(calibration.fit), centred(calibration.held_out))
-    else:
-        parts = calibration
+        judged = LayerCalibration(centred(calibration.fit), centred(calibration.held_out))
+    parts = judged if centre else calibration
     target, norm = target_and_norm(parts.fit, weight, shrinkage(parts))
     orders = _orders(layer) if any_order else [layer]
     candidates = [methods.factorize(order, target, norm=norm, seed=seed) for order in orders]
@@ -92,8 +96,8 @@ def fit_layer(
         missed = float((bias - best).square().sum())
     return replace(
         made,
-        error=output_error(parts.fit, weight, kernel),
-        held_out_error=output_error(parts.held_out, weight, kernel, mean_error=missed),
+        error=output_error(judged.fit, weight, kernel),
+        held_out_error=output_error(judged.held_out, weight, kernel, mean_error=missed),
         bias=bias,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
 
 from factorize import calibrate, methods
 from factorize.fit.layer import Fitted, fit_layer, grouped, shared_layers, summed
@@ -74,9 +74,10 @@ def fit_outputs(
         if not all(name in waiting for name in sharing[arrived]):
             continue
         moments = summed([waiting.pop(name) for name in sharing[arrived]])
+        centre = all(isinstance(modules[name].bias, Tensor) for name in sharing[arrived])
         for name in sharing[arrived]:
             fitted.layers[name] = fit_layer(
-                layers[name], modules[name], moments, any_order=any_order, seed=seed
+                layers[name], modules[name], moments, centre=centre, any_order=any_order, seed=seed
             )
             if progress:
                 progress("factorize", len(fitted.layers), len(layers), {})

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from factorize import export, graph, tune
+from factorize.data.synthetic import MadeUp
 from factorize.errors import DataError, RankError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
@@ -19,6 +20,7 @@ from factorize.report import Report, write_html
 from factorize.run.checks import (
     as_target,
     check_configs,
+    check_not_empty,
     exists,
     half_remark,
     resolve_device,
@@ -27,7 +29,8 @@ from factorize.run.checks import (
 from factorize.run.deliver import deliver, reported
 from factorize.run.first_look import first_look
 from factorize.run.jobs import assist, dismiss
-from factorize.run.made_up import check_real, data_of
+from factorize.run.made_up import check_real, data_of, make_up
+from factorize.run.make_plan import ruled_plan
 from factorize.run.pipeline import cut_and_tune, tune_original
 from factorize.run.rebuild import unfitted
 from factorize.run.records import Journal, Request
@@ -174,8 +177,6 @@ def compress(
     )
     wish.check()
     wishes = rounds_of(wish, stages)
-    if config.epochs and data is None:
-        raise DataError("finetune: must have images to tune on, got none. Give --data.")
     for wanted, asked in (("resume", config.resume), ("stages", stages > 1)):
         if asked and not config.epochs:
             raise DataError(
@@ -189,44 +190,38 @@ def compress(
     if config.tensorboard:
         tune.check_scalars()
     example_input = beside(model, example_input)
-    data = data_of(
-        model, example_input, data, fit, outputs=outputs, device=device, seed=seed,
-        progress=progress,
-    )  # fmt: skip
+    data = data_of(example_input, data, fit, seed=seed)
     check_real(data, epochs=config.epochs, budget=budget)
-    meant, guessed = resolved_outputs(model, data, outputs, loss, score)
-    data = data and replace(data, outputs=meant)
     how = fit.resolved(data)
     targets = _targets(target, device, threads, batch_size(example_input))
     timer = latency_model(targets[0], refresh=refresh)
     processes.join(device)
     if not processes.is_main():
-        return _assisted(model, data, device)
+        return _assisted(model, data if isinstance(data, Data) else None, device)
     overwrite = force or bool(config.resume and config.checkpoint)
-    request = Request(
-        model,
-        example_input,
-        data,
-        meant,
-        metric,
-        fit,
-        how,
-        config,
-        onnx or OnnxConfig(),
-        timer,
-        device,
-        seed,
-        progress,
-    )
-    journal = Journal(
-        [*notes, *wrapped, *half_remark(model), *(data.notes if data else ()), *guessed]
-    )
     try:
         with (
             timer.cache,
             export.output_folder(out, OUTPUTS, overwrite, work_files) as (folder, publish),
         ):
             fit.check_free(overwrite)
+            if isinstance(data, MadeUp):
+                if not wish.searching:  # a plan that cannot be is told in less time than they take
+                    check_not_empty(
+                        ruled_plan(model, example_input, wish.selection, edited=plan, seed=seed)
+                    )
+                data = make_up(
+                    data, model, example_input, outputs=outputs, device=device, seed=seed,
+                    progress=progress,
+                )  # fmt: skip
+            meant, guessed = resolved_outputs(model, data, outputs, loss, score)
+            data = data and replace(data, outputs=meant)
+            request = Request(
+                model, example_input, data, meant, metric, fit, how, config, onnx or OnnxConfig(),
+                timer, device, seed, progress,
+            )  # fmt: skip
+            told = [*notes, *wrapped, *half_remark(model), *(data.notes if data else ()), *guessed]
+            journal = Journal(told)
             looked = first_look(request)
             made = cut_and_tune(request, wishes, journal)
             tuned_alike = tune_original(request, made, journal)

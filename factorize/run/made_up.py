@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from factorize import calibrate, tune
 from factorize.data.as_data import as_data
-from factorize.data.synthetic import SYNTHETIC, Suit, is_made_up_like
+from factorize.data.synthetic import (
+    SYNTHETIC,
+    MadeUp,
+    Suit,
+    is_made_up_like,
+    is_synthetic,
+    synthetic_data,
+)
 from factorize.errors import DataError
 from factorize.fit import FitConfig
 from factorize.measure import count
@@ -23,29 +30,49 @@ MACS = 3e12
 _PLAIN = Preprocessing((0.0,), (1.0,))
 
 
-def data_of(
-    model: nn.Module,
-    example_input: Any,
-    data: Any,
-    fit: FitConfig,
-    *,
-    outputs: str | None,
-    device: str,
-    seed: int,
-    progress: Progress | None,
-) -> Data | None:
+def data_of(example_input: Any, data: Any, fit: FitConfig, *, seed: int) -> Data | MadeUp | None:
     """The data of a run: what is given, else made-up images where the model takes such.
 
     None where chains are to be fitted to the weights, or to a calibration file, or the model takes
     something else.
     """
-    if data is None:
-        if not (fit.wants_images and is_made_up_like(example_input)):
-            return None
-        data = SYNTHETIC
-    if str(data) == SYNTHETIC and progress:
+    if data is None and fit.wants_images and is_made_up_like(example_input):
+        return MadeUp()
+    if is_synthetic(data):
+        return MadeUp()
+    if data is None or isinstance(data, MadeUp):
+        return data
+    return as_data(data, example_input, seed=seed)
+
+
+def make_up(
+    wish: MadeUp,
+    model: nn.Module,
+    example_input: Any,
+    *,
+    outputs: str | None,
+    device: str,
+    seed: int,
+    progress: Progress | None,
+) -> Data:
+    """Make the images up.
+
+    Raises
+    ------
+    DataError
+        The model's input is nothing that can be made up.
+    """
+    if not isinstance(example_input, Tensor):
+        raise DataError(
+            f"{SYNTHETIC}: the model must take one tensor of images, video or sound, got "
+            f"{type(example_input).__name__}. Give data of your own with --data."
+        )
+    if progress:
         progress("make images up", 0, 0, {})
-    return as_data(data, example_input, seed=seed, suit=suiting(model, outputs, device, seed))
+    return synthetic_data(
+        example_input.shape[1:], preprocessing=wish.preprocessing, batch_size=wish.batch_size,
+        suit=suiting(model, outputs, device, seed), seed=seed,
+    )  # fmt: skip
 
 
 def suiting(model: nn.Module, outputs: str | None, device: str, seed: int) -> Suit:
@@ -67,15 +94,16 @@ def suiting(model: nn.Module, outputs: str | None, device: str, seed: int) -> Su
     return suit
 
 
-def check_real(data: Data | None, *, epochs: float, budget: Budget | None) -> None:
+def check_real(data: Data | MadeUp | None, *, epochs: float, budget: Budget | None) -> None:
     """Raise DataError where made-up images are not good enough for what is asked."""
     dropping = budget is not None and budget.max_drop is not None
-    if dropping and (data is None or data.made_up):
+    real = isinstance(data, Data) and not data.made_up
+    if dropping and not real:
         raise DataError("--max-drop: needs real images to judge by, got none. Give --data.")
-    if epochs and data is not None and data.made_up:
+    if epochs and not real:
         raise DataError(
-            "finetune: must have real images to tune on, got made-up ones. Give --data FOLDER, "
-            "or leave --finetune out."
+            "finetune: must have real images to tune on, got none. Give --data, or leave "
+            "--finetune out."
         )
 
 

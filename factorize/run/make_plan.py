@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from factorize import graph
+from factorize.data.synthetic import MadeUp
 from factorize.fit import FitConfig
 from factorize.measure import Target, worth
 from factorize.plan import Budget, bind, choose, lossless
 from factorize.run.checks import as_target, check_configs, resolve_device, resolved_outputs
-from factorize.run.made_up import check_real, data_of, seen_by
+from factorize.run.made_up import check_real, data_of, make_up, seen_by
 from factorize.run.rounds import Selection, Wish
 from factorize.run.steps import beside, find
 from factorize.search import Outcome, SearchConfig, latency_model, run_search
@@ -142,11 +143,12 @@ def search_plan(
     """The plan that `compress` carries out within a budget, and what is predicted of it."""
     model, _ = prepared(model)
     device, example_input = resolve_device(device), beside(model, example_input)
-    data = data_of(
-        model, example_input, data, fit or FitConfig(), outputs=None, device=device, seed=seed,
-        progress=progress,
-    )  # fmt: skip
+    data = data_of(example_input, data, fit or FitConfig(), seed=seed)
     check_real(data, epochs=0, budget=wish.budget)
+    if isinstance(data, MadeUp):
+        data = make_up(
+            data, model, example_input, outputs=None, device=device, seed=seed, progress=progress
+        )
     if data is not None:
         data = replace(data, outputs=resolved_outputs(model, data, None, None, None)[0])
         model = seen_by(model, data, device=device)

@@ -98,6 +98,12 @@ class Wish:
             raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
         if self.searching:
             chosen.searched()
+            if self.search and self.search.sweep and self.budget and self.budget.timed:
+                name = "speedup" if self.budget.speedup is not None else "max-drop"
+                raise RankError(
+                    f"--{name}: a sweep goes through speedups itself. Leave one of them out, or "
+                    "choose a point of it with --pick."
+                )
         elif self.plan is not None:
             if chosen.named or replace(chosen, include=(), exclude=()) != Selection():
                 raise PlanError(

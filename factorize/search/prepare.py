@@ -26,7 +26,6 @@ from factorize.tensor.call import batch_size, rows_of
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import Data, Progress
 
-SENSITIVITIES = ("error", "kl")
 REPLAYED = 256
 """Images that the net is run on with one layer replaced."""
 
@@ -82,10 +81,6 @@ def prepare(
         No chain is measured faster than its layer.
     """
     config = config or FitConfig()
-    if sensitivity not in SENSITIVITIES:
-        raise DataError(
-            f"--sensitivity must be one of {', '.join(SENSITIVITIES)}, got {sensitivity!r}."
-        )
     if sensitivity == "kl" and data is None:
         raise DataError("--sensitivity kl needs images to run the net on, got none. Give --data.")
     how = config.resolved(data)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from factorize import methods
-from factorize.errors import BudgetError, RankError
+from factorize.errors import BudgetError, DataError
 from factorize.fit import FitConfig, Fitted
 from factorize.measure import Chain, LatencyModel, NumberCache, default_cache_path
 from factorize.plan import Budget
@@ -19,6 +19,8 @@ from factorize.search.known import KnownErrors
 from factorize.search.prepare import prepare
 from factorize.search.sweep import Sweep, speedups_of, sweep
 from factorize.types import Data, Plan, Progress, Speedup
+
+SENSITIVITIES = ("error", "kl")
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class SearchConfig:
 
     Raises
     ------
-    BudgetError
-        A speedup is not above 1, or `pick` is not one of them.
+    DataError, BudgetError
+        There is no such sensitivity; a speedup is not above 1, or `pick` is not one of them.
     """
 
     sensitivity: Literal["error", "kl"] = "error"
@@ -47,6 +49,9 @@ class SearchConfig:
     pick: float | Literal["knee"] = "knee"
 
     def __post_init__(self) -> None:
+        if self.sensitivity not in SENSITIVITIES:
+            names = ", ".join(SENSITIVITIES)
+            raise DataError(f"sensitivity must be one of {names}, got {self.sensitivity!r}.")
         if self.sweep != "auto" and not all(1 < speedup < 1000 for speedup in self.sweep):
             raise BudgetError(
                 f"sweep must be speedups above 1 such as 1.5,2,3 or auto, got {self.sweep}."
@@ -110,12 +115,6 @@ def run_search(
     BudgetError
         The budget cannot be kept; the message says what can.
     """
-    if config.sweep and budget is not None and budget.timed:
-        name = "speedup" if budget.speedup is not None else "max-drop"
-        raise RankError(
-            f"--{name}: a sweep goes through speedups itself. Leave one of them out, or choose a "
-            "point of it with --pick."
-        )
     timed = budget is None or budget.timed or bool(config.sweep)
     cache = NumberCache(default_cache_path("errors"), of="errors")
     with KnownErrors(cache, refresh=latency.refresh) as known:

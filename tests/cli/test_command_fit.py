@@ -31,10 +31,6 @@ WITH = ("--data", "images.npz")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--fit", "sequential"), "--fit sequential needs images, got none. Give --data"),
-        (("--fit", "outputs"), "--fit outputs needs images, got none. Give --data"),
-        (("--reconstruct",), "--reconstruct needs images"),
-        (("--save-calibration", "new.safetensors"), "--save-calibration needs images"),
         (("--fit", "best"), "--fit must be one of weights, outputs, sequential, got 'best'"),
         (("--fit", "best", *WITH), "got 'best'"),
         (("--calibration-images", "1", *WITH), "--calibration-images"),

@@ -126,8 +126,8 @@ def test_the_command_makes_them_up(command: Callable[..., Ran], tmp_path: Path) 
     base = "net.pt", "--input-shape", "1,64", "--device", "cpu", "--data", "synthetic"
     ran = command(*base, "--rank", "0.3", "--out", "out")
     assert ran.code == 0, ran.err
-    assert ran.err.startswith("images: none of yours was seen")
-    assert "\ninput: 1x64 float32, " in ran.err
+    assert ran.first.startswith("images: none of yours was seen")
+    assert "\ninput: 1x64 float32, " in ran.first
     assert "none of yours was seen" in ran.out
     tuned = command(*base, "--rank", "0.3", "--finetune", "1", "--out", "tuned")
     assert (tuned.code, tuned.err.count("\n")) == (2, 1)

@@ -50,7 +50,8 @@ def test_with_data_the_default_is_sequential_and_closer_than_outputs_and_weights
 
 
 def test_without_data_it_is_weights_and_the_note_says_what_was_given_up() -> None:
-    report = factorize.compress(net(), X, rank=3, latency=False).report
+    how = FitConfig("weights")
+    report = factorize.compress(net(), X, rank=3, fit=how, latency=False).report
     assert report.settings["fit"]["how"] == "weights"
     (note,) = (note for note in report.notes if "weights alone" in note)
     assert "--data" in note

@@ -97,7 +97,7 @@ def check_refused(case: Case, tmp_path: Path) -> None:
 def error_of(ran: Ran) -> str:
     """All that was said but for what went in, and what the original scored on it."""
     lines = ran.err.splitlines(keepends=True)
-    while lines and lines[0].startswith(("input: ", "original: ")):
+    while lines and lines[0].startswith(("images: ", "input: ", "original: ")):
         lines.pop(0)
     return "".join(lines)
 

@@ -256,7 +256,11 @@ def carried_on(folder: Path, stopped: Ended, number: int, whole: dict[str, Any])
     if number != signal.SIGKILL:
         if left := sorted(name for name in there if name.startswith(".")):
             wrong.append(f"left: {left}")
-        told = [line for line in stopped.err.splitlines() if not line.startswith("input: ")]
+        told = [
+            line
+            for line in stopped.err.splitlines()
+            if not line.startswith(("images: ", "input: "))
+        ]
         if len(told) != 1 or not told[0].startswith("interrupted: "):
             wrong.append(f"said: {stopped.err[-300:]}")
         if ("--resume" in stopped.err) != ("finetune.ckpt" in there):

@@ -44,7 +44,7 @@ class Unexportable(nn.Module):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[factorize.Result, Path]:
     out = tmp_path_factory.mktemp("run") / "out"
-    return factorize.compress(net(), X, rank=4, out=out), out
+    return factorize.compress(net(), X, rank=4, fit=factorize.FitConfig("weights"), out=out), out
 
 
 def test_all_files_are_written_and_no_other(run: tuple[factorize.Result, Path]) -> None:

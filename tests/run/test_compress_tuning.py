@@ -17,6 +17,8 @@ from factorize.models.digits import load_digits_model
 # torch.export's own deprecations, and accelerate's on a machine without a GPU.
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|accelerate|onnxscript")]
 
+WEIGHTS = factorize.FitConfig("weights")
+
 
 def test_own_metric_is_reported() -> None:
     @torch.no_grad()
@@ -24,7 +26,7 @@ def test_own_metric_is_reported() -> None:
         return {"norm": sum(float(p.norm()) for p in model.parameters()), "other": 1.0}
 
     size.higher_is_better = False  # type: ignore[attr-defined]
-    result = factorize.compress(net(), X, rank=4, evaluate=size, latency=False)
+    result = factorize.compress(net(), X, rank=4, evaluate=size, latency=False, fit=WEIGHTS)
     assert result.report.quality["original"] == size(net())
     assert result.report.quality["rewritten"] == pytest.approx(size(result.model))
     assert result.report.quality_of == "size (your own, lower is better)"

@@ -42,7 +42,7 @@ def test_the_command_tells_it_first_and_the_report_has_it(
     steps = "--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3"
     ran = command(*arguments, *steps, "--out", "out")
     assert ran.code == 0, ran.err
-    told, scored, *_ = ran.err.splitlines()
+    told, scored = ran.first.splitlines()
     known = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     held = list(load_data("images.npz", preprocessing=known, input_shape=(3, 16, 16)).holdout)
     images = torch.cat([batch[0] for batch in held])
@@ -68,7 +68,7 @@ def test_pixels_that_nobody_normalised_are_said_to_be_so(
 ) -> None:
     ran = command(*arguments, "--resize", "20", "--crop", "16", "--out", "out")
     assert ran.code == 0, ran.err
-    told = ran.err.splitlines()[0]
+    told = ran.first.splitlines()[0]
     assert told.endswith("; resized to 20, cropped to 16, pixels / 255, not normalised")
 
 
@@ -92,7 +92,8 @@ def test_a_library_logs_it_of_whatever_batches_there_are(
 
 def test_without_data_there_is_nothing_to_tell(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "factorize")
-    report = factorize.compress(net(), X, rank=4, latency=False).report
+    fit = factorize.FitConfig("weights")
+    report = factorize.compress(net(), X, rank=4, fit=fit, latency=False).report
     assert report.settings["input"] == {}
     assert lines(caplog) == []
 

@@ -54,22 +54,19 @@ def test_they_are_the_default_and_do_better_than_the_weights() -> None:
     ids=["channels", "integers", "a dict", "no positions"],
 )  # fmt: skip
 def test_what_takes_no_images_gets_none(x: Any) -> None:
-    data = made_up.data_of(
-        nn.Identity(), x, None, FitConfig(), outputs=None, device="cpu", seed=0, progress=None
-    )
-    assert data is None
+    assert made_up.data_of(x, None, FitConfig(), seed=0) is None
+    assert made_up.data_of(X, None, FitConfig(), seed=0) is not None
+    assert made_up.data_of(X, None, FitConfig("weights"), seed=0) is None
 
 
 def test_what_needs_real_images_says_so_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("factorize.run.compress.first_look", lambda *_: pytest.fail("work"))
     net = load_digits_model()
-    with pytest.raises(DataError, match="must have images to tune on"):
-        compressed(net, finetune=1)
-    with pytest.raises(DataError, match="must have real images to tune on"):
-        compressed(net, finetune=1, data="synthetic")
     for data in ("synthetic", None):
         with pytest.raises(DataError, match=r"max_drop.*needs real images"):
             compressed(net, rank=None, budget=factorize.Budget(max_drop=1.0), data=data)
+        with pytest.raises(DataError, match="must have real images to tune on"):
+            compressed(net, finetune=1, data=data)
 
 
 def test_large_models_look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:

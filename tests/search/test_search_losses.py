@@ -23,6 +23,7 @@ from searching import (
 )
 from torch import nn
 
+from factorize import FitConfig
 from factorize.errors import BudgetError, DataError
 from factorize.outputs import UNDECLARED
 from factorize.plan import Budget
@@ -115,9 +116,9 @@ def test_kl_predicts_what_the_net_loses_by_one_layer():
 
 def test_kl_needs_images():
     with pytest.raises(DataError, match="sensitivity=.* kl needs images"):
-        searched(plain(), Budget(macs=0.5), search=SearchConfig("kl"))
-    with pytest.raises(DataError, match="sensitivity=.* must be"):
-        searched(plain(), Budget(macs=0.5), search=SearchConfig("entropy"))  # type: ignore[arg-type]
+        searched(plain(), Budget(macs=0.5), search=SearchConfig("kl"), fit=FitConfig("weights"))
+    with pytest.raises(DataError, match="sensitivity must be one of error, kl, got 'entropy'"):
+        SearchConfig("entropy")  # type: ignore[arg-type]
 
 
 # The largest loss of accuracy
@@ -203,7 +204,7 @@ def test_accuracy_that_nothing_keeps_names_the_least_loss(machine: Machine):
 
 
 def test_accuracy_needs_images_and_classes(machine: Machine):
-    with pytest.raises(DataError, match="max_drop=.* needs images"):
+    with pytest.raises(DataError, match="max_drop=.* needs real images"):
         searched(plain(), Budget(max_drop=1.0))
     search, _ = judged(machine, metric="relative_difference")
     with pytest.raises(DataError, match="logits of classes"):
