@@ -9,7 +9,17 @@ from typing import Any
 
 import torch
 from crafted import PROTO, STOP, call, name, text, zipped
-from refusing import MARKER, Arguments, Case, Corpus, check_refused, run, save_net, small_net
+from refusing import (
+    MARKER,
+    Arguments,
+    Case,
+    Corpus,
+    check_refused,
+    error_of,
+    run,
+    save_net,
+    small_net,
+)
 from safetensors.torch import save_file
 
 from factorize.plan.plan_file import plan_to_dict
@@ -149,6 +159,6 @@ def test_a_damaged_cache_is_a_note(tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "latency-1.sqlite"
     cache.write_text("no database")
     ran = run((save_net(tmp_path / "work"), "--rank", "4", *SHAPE), tmp_path, memory=8 << 30)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, error_of(ran)) == (0, "")
     assert "the cache of timings was ignored" in " ".join(ran.out.split())
     assert cache.read_text() == "no database"
