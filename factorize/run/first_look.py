@@ -42,7 +42,7 @@ def first_look(request: Request) -> dict[str, Any]:
     found = _described(batches, data)
     if not found:
         return {}
-    if data.made_up:
+    if data.made_up and data.notes:
         log.info("images: %s", data.notes[0])
     log.info("input: %s", _input_line(found, data.preprocessing))
     if scores := _scores(request, data, batches):
