@@ -132,11 +132,21 @@ class Preprocessing:
     def normalise(self, images: Tensor) -> Tensor:
         """(N, C, ...) in 0..1, or uint8, to the model's input."""
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-        shape = -1, *[1] * (pixels.ndim - 2)
-        mean, std = (
-            torch.tensor(one, device=pixels.device).view(shape) for one in (self.mean, self.std)
-        )
+        mean, std = self._beside(pixels)
         return (pixels - mean) / std
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """What `normalise` makes such inputs (N, C, ...) of: 0..1, and what is beyond."""
+        mean, std = self._beside(inputs)
+        return inputs * std + mean
+
+    def _beside(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std, each (C or 1, 1, ...)."""
+        shape = -1, *[1] * (images.ndim - 2)
+        mean, std = (
+            torch.tensor(one, device=images.device).view(shape) for one in (self.mean, self.std)
+        )
+        return mean, std
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from factorize.calibrate import trained_norms
+from factorize.calibrate.selection import trained_norms
 from factorize.tensor.call import call, evaluating, to_model
 from factorize.tensor.output_kinds import kind_of
 
