@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from factorize.data.synthetic import MadeUp
 from factorize.errors import DataError, OutputError
 from factorize.types import Data
 
@@ -47,7 +48,7 @@ class FitConfig:
         """Whether it is better with images, be they made up."""
         return self.how != "weights" and self.calibration is None
 
-    def resolved(self, data: Data | None) -> str:
+    def resolved(self, data: Data | MadeUp | None) -> str:
         """What the layers are fitted to, given the data there is.
 
         Raises

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,10 @@ def compress(
     example_input = beside(model, example_input)
     data = data_of(example_input, data, fit, seed=seed)
     check_real(data, epochs=config.epochs, budget=budget)
+    means = partial(resolved_outputs, model, kind=outputs, loss=loss, score=score)
+    meant, guessed = means(None if isinstance(data, MadeUp) else data)
+    if isinstance(data, Data):
+        data = replace(data, outputs=meant)
     how = fit.resolved(data)
     targets = _targets(target, device, threads, batch_size(example_input))
     timer = latency_model(targets[0], refresh=refresh)
@@ -214,8 +219,8 @@ def compress(
                     data, model, example_input, outputs=outputs, device=device, seed=seed,
                     progress=progress,
                 )  # fmt: skip
-            meant, guessed = resolved_outputs(model, data, outputs, loss, score)
-            data = data and replace(data, outputs=meant)
+                meant, guessed = means(data)
+                data = replace(data, outputs=meant)
             request = Request(
                 model, example_input, data, meant, metric, fit, how, config, onnx or OnnxConfig(),
                 timer, device, seed, progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -153,3 +154,14 @@ def test_finetune_alone_takes_the_kind_of_the_data() -> None:
         for kind in ("logits", "values")
     }
     assert found["logits"] != found["values"]
+
+
+def test_the_processes_that_help_know_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    compressing = import_module("factorize.run.compress")
+    monkeypatch.setattr(compressing.processes, "is_main", lambda: False)
+    monkeypatch.setattr(compressing, "_assisted", lambda _, data, __: seen.append(data))
+    x = torch.randn(8, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    factorize.compress(net, x, rank=1, data=[(x,)], outputs="embedding")
+    assert seen[0].outputs.kind == "embedding"
