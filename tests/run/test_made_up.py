@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 import factorize
 from factorize.data.digits import digits_data
 from factorize.data.synthetic import synthetic_data
-from factorize.errors import DataError
+from factorize.errors import DataError, NoConvolutionError, OutputError, PlanError
 from factorize.fit import FitConfig
 from factorize.measure import accuracy, count
 from factorize.models.digits import load_digits_model
@@ -120,3 +121,41 @@ def test_at_full_rank_the_model_is_what_it_was() -> None:
     images = next(iter(x))[0]
     with torch.no_grad():
         assert torch.allclose(made.model(images), net(images), atol=1e-3)
+
+
+def test_what_fails_sooner_is_tried_before_they_are_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("factorize.run.compress.make_up", lambda *_, **__: pytest.fail("work"))
+    net = load_digits_model()
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(OutputError, match="model.onnx already"):
+        compressed(net, out=tmp_path)
+    with pytest.raises(NoConvolutionError, match="nothing"):
+        compressed(net, include=["nothing*"])
+    with pytest.raises(NoConvolutionError):
+        compressed(net, exclude=["*"])
+    foreign = factorize.make_plan(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)), X, rank=2)
+    with pytest.raises(PlanError):
+        compressed(net, rank=None, plan=foreign)
+
+
+def test_chains_are_fitted_for_the_model_as_it_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a rule and by a search alike."""
+    net, real = load_digits_model(), made_up.seen_by
+    cases: list[dict[str, Any]] = [
+        {"rank": 8}, {"rank": None, "budget": factorize.Budget(macs=0.5)}
+    ]  # fmt: skip
+    for how in cases:
+        fitted: list[nn.Module] = []
+
+        def seen(model: nn.Module, *args: Any, into: Any = fitted, **options: Any) -> nn.Module:
+            into.append(real(model, *args, **options))
+            return into[0]
+
+        monkeypatch.setattr("factorize.run.pipeline.seen_by", seen)
+        mean = net.bn.running_mean.clone()
+        compressed(net, method="spatial_svd", **how)
+        assert len(fitted) == 1
+        assert not torch.equal(fitted[0].bn.running_mean, mean)
+        assert torch.equal(net.bn.running_mean, mean)
