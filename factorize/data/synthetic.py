@@ -29,8 +29,8 @@ _VALUES, _LEAST_COUNT = 2e7, 200  # so many positions in all, in so many images 
 _LEAVES, _DRAWINGS, _STROKED = 2, 16, 1e7  # for each that is kept; positions of drawings in all
 _MOST_CHANNELS = 4  # of what is taken for images, video or sound unasked
 _TOLD = (
-    "none of yours was seen, the net is fitted to made-up ones; --data FOLDER with a few hundred "
-    "real ones, without labels, does better and tells what was lost"
+    "no image of yours was seen, the net is fitted to made-up ones; --data FOLDER with a few "
+    "hundred real ones, without labels, does better and tells what was lost"
 )
 _FOUND = "the range of the input was read off the batch norms; --mean and --std say it"
 _UNKNOWN = (

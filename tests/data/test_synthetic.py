@@ -94,7 +94,7 @@ def test_they_are_normalised_as_is_said_or_found() -> None:
     told = [" ".join(one.notes) for one in (plain, said, found)]
     assert ["is not known" in one for one in told] == [True, False, False]
     assert ["read off the batch norms" in one for one in told] == [False, False, True]
-    assert all("none of yours was seen" in one for one in told)
+    assert all("no image of yours was seen" in one for one in told)
 
 
 @pytest.mark.whole_pool
@@ -126,9 +126,9 @@ def test_the_command_makes_them_up(command: Callable[..., Ran], tmp_path: Path) 
     base = "net.pt", "--input-shape", "1,64", "--device", "cpu", "--data", "synthetic"
     ran = command(*base, "--rank", "0.3", "--out", "out")
     assert ran.code == 0, ran.err
-    assert ran.first.startswith("images: none of yours was seen")
+    assert ran.first.startswith("images: no image of yours was seen")
     assert "\ninput: 1x64 float32, " in ran.first
-    assert "none of yours was seen" in ran.out
+    assert "no image of yours was seen" in ran.out
     tuned = command(*base, "--rank", "0.3", "--finetune", "1", "--out", "tuned")
     assert (tuned.code, tuned.err.count("\n")) == (2, 1)
     assert "must have real images to tune on" in tuned.err

@@ -37,7 +37,7 @@ def test_they_are_the_default_and_do_better_than_the_weights() -> None:
     assert report.settings["fit"]["how"] == "sequential"
     assert report.settings["input"]["preprocessing"]["std"] == (1.0,)
     assert "made-up images, no real ones" in report.quality_of
-    assert any("none of yours was seen" in note for note in report.notes)
+    assert any("no image of yours was seen" in note for note in report.notes)
     assert "recalibrated" not in report.quality
     assert plain.report.settings["input"] == {}
     state = made.model.state_dict()
