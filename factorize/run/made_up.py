@@ -104,9 +104,13 @@ def suiting(model: nn.Module, outputs: str | None, device: str, seed: int) -> Su
 
 
 def _half_inverted(model: nn.Module, images: Tensor, steps: Preprocessing, kind: str) -> Tensor:
+    """Where the model has a gradient that leads anywhere; else as they are."""
     inputs = steps.normalise(images)
-    inputs[::2] = calibrate.inverted(model, inputs[::2], kind)
-    return steps.pixels(inputs)
+    try:
+        inputs[::2] = calibrate.inverted(model, inputs[::2], kind)
+    except RuntimeError:
+        return images
+    return steps.pixels(inputs) if bool(inputs.isfinite().all()) else images
 
 
 def check_real(data: Data | MadeUp | None, *, epochs: float, budget: Budget | None) -> None:

@@ -159,3 +159,22 @@ def test_chains_are_fitted_for_the_model_as_it_sees_them(monkeypatch: pytest.Mon
         assert len(fitted) == 1
         assert not torch.equal(fitted[0].bn.running_mean, mean)
         assert torch.equal(net.bn.running_mean, mean)
+
+
+def test_a_model_without_a_gradient_keeps_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = load_digits_model()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x.detach())
+
+    chosen: list[Any] = []
+    real = made_up.calibrate.suited
+    monkeypatch.setattr(
+        made_up.calibrate, "suited", lambda *a, **k: chosen.append(real(*a, **k)) or chosen[0]
+    )
+    data = synthetic_data((1, 8, 8), suit=made_up.suiting(Cut().eval(), None, "cpu", 0), count=50)
+    (splits, steps), (got,) = chosen[0], next(iter(data.train))
+    assert torch.equal(got, steps.normalise(splits[0]))
