@@ -129,6 +129,14 @@ class Preprocessing:
     resize: int | None = None
     crop: int | None = None
 
+    def check(self, channels: int, place: str) -> None:
+        """Raise DataError where mean or std are of another number of channels."""
+        if {len(self.mean), len(self.std)} - {1, channels}:
+            raise DataError(
+                f"{place}: --mean and --std must have 1 value or one per channel ({channels}), "
+                f"got {len(self.mean)} and {len(self.std)}."
+            )
+
     def normalise(self, images: Tensor) -> Tensor:
         """(N, C, ...) in 0..1, or uint8, to the model's input."""
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images

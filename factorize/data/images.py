@@ -70,14 +70,10 @@ class Transform:
         steps = self.preprocessing
         if steps is None:
             return images
-        channels = images.shape[-3]
-        mean, std = torch.tensor(steps.mean), torch.tensor(steps.std)
-        if {len(mean), len(std)} - {1, channels}:
-            raise DataError(
-                f"{place}: --mean and --std must have 1 value or one per channel ({channels}), "
-                f"got {len(mean)} and {len(std)}."
-            )
-        mean, std = (v.to(images.device).view(-1, 1, 1) for v in (mean, std))
+        steps.check(images.shape[-3], place)
+        mean, std = (
+            torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (steps.mean, steps.std)
+        )
         return (images - mean) / std
 
     def _channels(self, pixels: Tensor, place: str) -> Tensor:

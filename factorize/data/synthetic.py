@@ -108,7 +108,7 @@ def synthetic_data(
     if count is None:
         count = min(COUNT, max(_LEAST_COUNT, int(_VALUES / prod(shape[1:]))))
     if preprocessing is not None:
-        _check_channels(preprocessing, shape)
+        preprocessing.check(shape[0], SYNTHETIC)
     notes, chosen = [_TOLD], None
     if suit is None:
         pixels = made_up(shape, count, seed)
@@ -152,11 +152,3 @@ def made_up(shape: Sequence[int], count: int, seed: int = 0) -> Tensor:
         f"{SYNTHETIC}: inputs must be (C, L), (C, H, W) or (C, D, H, W), got {tuple(shape)}. Give "
         "data of your own with --data."
     )
-
-
-def _check_channels(steps: Preprocessing, shape: Sequence[int]) -> None:
-    if {len(steps.mean), len(steps.std)} - {1, shape[0]}:
-        raise DataError(
-            f"{SYNTHETIC}: --mean and --std must have 1 value or one per channel ({shape[0]}), got "
-            f"{len(steps.mean)} and {len(steps.std)}."
-        )
