@@ -15,14 +15,20 @@ from factorize.calibrate.moment_sums import MomentSums
 from factorize.errors import DataError, FactorizeError
 from factorize.spec import ConvSpec
 from factorize.tensor.call import batch_size, call, evaluating, input_on, rows_of
+from factorize.tensor.effort import Effort, effort
 from factorize.tensor.moments import Calibration, LayerCalibration, Moments
 from factorize.types import Progress
 
 HELD_OUT = 5
 """Every so many-th image is held out: the fit is measured on it."""
 
-PATCHES, PATCHES_PER_ENTRY = 40_000, 64
-"""Patches for one layer's fit: so many, or so many times their length D, whichever is more."""
+PATCHES, PATCHES_PER_ENTRY = 20_000, 32
+"""Patches for one layer's fit: so many, or so many times their length D, whichever is more.
+
+Twice as many make nets no better (`experiments/search`)."""
+
+QUICKER = 2
+"""Times fewer patches where fits are quick."""
 
 
 def collect(
@@ -148,7 +154,7 @@ def positions_per_image(spec: ConvSpec, images: int) -> int:
     with fewer positions gives them all.
     """
     length = spec.in_channels * prod(spec.kernel)
-    patches = max(PATCHES, PATCHES_PER_ENTRY * length)
+    patches = max(PATCHES, PATCHES_PER_ENTRY * length) / (QUICKER if effort() < Effort.WHOLE else 1)
     return ceil(patches / (images * max(len(spec.input_sizes), 1)))
 
 

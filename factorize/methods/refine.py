@@ -11,14 +11,18 @@ from torch import Tensor
 
 from factorize.methods.chain import chain_kernel, extended
 from factorize.spec import ConvSpec
+from factorize.tensor.effort import Effort, effort
 from factorize.tensor.norm import Norm
 
 Weights = tuple[Tensor, ...]
 
 ITERATIONS = 10  # of L-BFGS in a sweep
 HISTORY = 8  # steps of L-BFGS that are remembered; more cost time and win nothing
-LARGE = 1500  # rows of this length and longer are swept in float32, and not as often
+LARGE = 1500  # rows of this length and longer are not swept as often
 SWEEPS, SWEEPS_LARGE = 12, 5
+QUICK = 0.05  # tolerance where fits are only compared
+SINGLE = 200  # rows of this length and longer are swept in float32, in half the time,
+RESOLVED = 1e-3  # down to this squared error: rounding is well below it
 MOST_FEATURES = 2**27  # entries of the features of the last stage; beyond, it is not projected out
 
 
@@ -38,8 +42,8 @@ def refine(
     The kernel is linear in the last stage, so its best weights for any others are the solution of
     normal equations in the norm. L-BFGS moves the others on the objective that is left (variable
     projection), which converges in a tenth of the iterations that all factors together take. A
-    last stage that is grouped is moved with the others. Long rows are swept in float32 and
-    finished in float64.
+    last stage that is grouped is moved with the others. Long rows are swept in float32, as far as
+    it tells errors apart, and finished in float64.
 
     Parameters
     ----------
@@ -48,9 +52,10 @@ def refine(
     target
         (O, I, *kernel), float64.
     tolerance
-        Stop when a sweep lowers the squared error by less than this share of it.
+        Stop when a sweep lowers the squared error by less than this share of it; at least `QUICK`
+        where fits are quick (`tensor.effort`).
     sweeps
-        The most; by default `SWEEPS`, or `SWEEPS_LARGE`.
+        The most; by default `SWEEPS`, or `SWEEPS_LARGE`. One where fits are rough.
     trace
         Called with the squared error relative to the target's, at the start and after each sweep;
         it never rises.
@@ -68,9 +73,12 @@ def refine(
     if not scale:
         return start
     problem = _problem(stages, start, target, norm, scale)
-    large = target[0].numel() >= LARGE
-    dtype = torch.float32 if large else torch.float64
-    most = sweeps or (SWEEPS_LARGE if large else SWEEPS)
+    length = target[0].numel()
+    tolerance = max(tolerance, QUICK) if effort() < Effort.WHOLE else tolerance
+    most = sweeps or (SWEEPS_LARGE if length >= LARGE else SWEEPS)
+    most = 1 if effort() == Effort.ROUGH else most
+    rough = length >= SINGLE and problem.objective(list(problem.free(start))) > RESOLVED
+    dtype = torch.float32 if rough else torch.float64
     fast = problem if dtype == torch.float64 else problem.to(dtype)
     free = [w.detach().to(dtype, copy=True).requires_grad_() for w in fast.free(start)]
     best, lowest = [w.detach().clone() for w in free], fast.objective(free)

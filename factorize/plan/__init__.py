@@ -1,6 +1,6 @@
 """Which method and rank for which layer. Plain tables in, plain tables out: measures nothing."""
 
-from factorize.plan.allocate import Candidate, UnreachableBudget, allocate
+from factorize.plan.allocate import Candidate, UnreachableBudget, allocate, prices
 from factorize.plan.budget import Budget
 from factorize.plan.choose import bind, choose
 from factorize.plan.lossless import lossless
@@ -19,6 +19,7 @@ __all__ = [
     "load_plan",
     "lossless",
     "plan_to_dict",
+    "prices",
     "rule_of",
     "save_plan",
     "skip_reason",

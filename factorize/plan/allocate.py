@@ -74,14 +74,7 @@ def allocate(
     UnreachableBudget
         No choice keeps all budgets.
     """
-    limits: Numbers = np.array(list(budgets.values()), float)
-    tables, kept = {}, {}
-    for name, candidates in layers.items():
-        table = np.array([[o.loss, *(o.costs[key] for key in budgets)] for o in candidates], float)
-        kept[name] = _undominated(table)
-        tables[name] = table[kept[name]]
-    most = sum((table.max(0)[1:] for table in tables.values()), np.zeros_like(limits))
-    scale = np.where(most > 0, np.maximum(limits, 1e-6 * most), 1)  # nothing overflows its unit
+    tables, kept, limits, scale = _tables(layers, budgets)
     # Large layers first: the small ones then fill what is left.
     names = sorted(tables, key=lambda name: -float((np.ptp(tables[name], 0)[1:] / scale).sum()))
     ordered = [tables[name] for name in names]
@@ -99,6 +92,33 @@ def allocate(
             raise UnreachableBudget(budgets, dict(zip(budgets, nearest, strict=True)))
     chosen = dict(zip(names, picks[best], strict=True))
     return {name: candidates[kept[name][chosen[name]]] for name, candidates in layers.items()}
+
+
+def prices(
+    layers: Mapping[str, Sequence[Candidate]], budgets: Mapping[str, float]
+) -> dict[str, float]:
+    """What a unit of each cost is worth in loss where the budgets bind, as `allocate` has it."""
+    tables, _, limits, scale = _tables(layers, budgets)
+    found = _prices(list(tables.values()), limits, scale)
+    return dict(zip(budgets, found.tolist(), strict=True))
+
+
+def _tables(
+    layers: Mapping[str, Sequence[Candidate]], budgets: Mapping[str, float]
+) -> tuple[dict[str, Numbers], dict[str, NDArray[np.int_]], Numbers, Numbers]:
+    """By layer, losses and costs of what is not beaten in all, and which those are.
+
+    Also the budgets, and units to count their costs in.
+    """
+    limits: Numbers = np.array(list(budgets.values()), float)
+    tables, kept = {}, {}
+    for name, candidates in layers.items():
+        table = np.array([[o.loss, *(o.costs[key] for key in budgets)] for o in candidates], float)
+        kept[name] = _undominated(table)
+        tables[name] = table[kept[name]]
+    most = sum((table.max(0)[1:] for table in tables.values()), np.zeros_like(limits))
+    scale = np.where(most > 0, np.maximum(limits, 1e-6 * most), 1)  # nothing overflows its unit
+    return tables, kept, limits, scale
 
 
 def _prices(tables: Sequence[Numbers], limits: Numbers, scale: Numbers) -> Numbers:
@@ -165,6 +185,9 @@ def _undominated(rows: Numbers) -> NDArray[np.int_]:
     """Indices of the rows that no other row is at or below in all columns; of equal ones one."""
     order = np.lexsort(rows.T[::-1])  # a row can only be dominated by one before it
     ordered = rows[order]
+    if rows.shape[1] == 2:  # of what loses less, all cost more
+        least = np.minimum.accumulate(ordered[:, 1])
+        return order[ordered[:, 1] < np.append(np.inf, least[:-1])[: len(rows)]]
     below = np.triu(np.ones((len(rows), len(rows)), bool), 1)
     for column in ordered.T:
         below &= column[:, None] <= column

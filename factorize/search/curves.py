@@ -1,269 +1,269 @@
-"""What each method would lose on each layer, by its MACs."""
+"""What each kind of chain loses on each layer: as well known as it has to be."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from sys import maxsize
+from dataclasses import dataclass, replace
+from math import exp, log
+from statistics import median
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from torch import nn
 
-from factorize import methods
 from factorize.errors import DataError
-from factorize.fit.layer import fit_layer, shared_layers, summed
-from factorize.graph import effective_weight
-from factorize.methods import chain_kernel
-from factorize.methods.svd import SvdMethod
-from factorize.search.error_curve import (
-    Curve,
-    Fit,
-    Key,
-    curve_through,
-    family_of,
-    macs_of,
-    nearest,
-)
-from factorize.search.known import KnownErrors, fingerprint
-from factorize.search.reduced import is_large, reduced
+from factorize.fit.layer import summed
+from factorize.search.error_curve import LEAST, Fit, Key, curve_through, macs_of
+from factorize.search.known import KnownErrors
+from factorize.search.layer_errors import LayerErrors
 from factorize.spec import ConvSpec, Rank
 from factorize.tensor.call import evaluating
-from factorize.tensor.moments import (
-    LayerCalibration,
-    centred,
-    shrinkage,
-    target_and_norm,
-)
-from factorize.tensor.norm import Norm
-from factorize.tensor.ranks import discarded_share
-from factorize.tensor.svd import singular_values
+from factorize.tensor.effort import Effort, with_effort
+from factorize.tensor.moments import LayerCalibration
 from factorize.tensor.threads import in_threads
-from factorize.types import LayerPlan, Progress
+from factorize.types import Progress
 
-SHARES = (0.15, 0.35, 0.65)
-"""Of a layer's MACs, at which its methods are fitted."""
+SHARES = (0.25, 0.55)
+"""Of a layer's MACs, at which all kinds of chains are looked at roughly."""
 
-ROUGH = (0.3, 0.6)
-"""The same without data, where a fit to noise-like weights takes longest and tells least."""
+NEAR = 0.3
+"""Difference in the logarithm of the MACs, up to which a fit tells what another rank loses."""
 
-FINE = tuple(share / 20 for share in range(1, 20))
-"""The same where all errors follow from one SVD."""
+LEARNED = 3
+"""Fits of a method, from which on they tell how far rough looks at it are off."""
 
-STEP = 8
-"""Ranks are looked at in such steps, or in finer ones where there would be few."""
+UNKNOWN, LEVELLED, FAR = 2.5, 1.5, 1.25
+"""Factors by which an error may be lower than estimated: by a rough look alone; by one that fits
+of the method in other layers correct; by fits at other ranks."""
+
+Offered = Mapping[str, Mapping[Key, Sequence[Rank]]]
+"""By the layer's name, its chains by kind, the cheapest rank first."""
 
 OnFit = Callable[[str, Fit], None]
-"""Called as on_fit(name, fit): a probe's kernels for each layer at least."""
+"""Called as on_fit(name, fit), in the calling thread."""
 
 
-def curves(
-    model: nn.Module,
-    specs: Mapping[str, ConvSpec],
-    offered: Sequence[str] | Mapping[str, Iterable[Key]],
-    calibration: Iterable[tuple[str, LayerCalibration]] | None,
-    *,
-    seed: int = 0,
-    on_fit: OnFit | None = None,
-    known: KnownErrors | None = None,
-    progress: Progress | None = None,
-) -> dict[str, list[Curve]]:
-    """For each layer the curves of its methods, their orders and their families.
+class Curves:
+    """Relative squared errors of layers by the kind of a chain and its MACs.
 
-    Layers of up to `reduced.LARGEST` channels are fitted, in the norm of their output where there
-    is a calibration. In larger ones the errors of methods that are one SVD of the weight are exact
-    without a calibration; the others are estimated on a stand-in. Layers that share a weight are
-    fitted once.
+    At first there is a rough look at all kinds of chains, one for all layers of one shape, whose
+    levels their probes tell. It gives a curve its form. Its level is that of fits, where these
+    were asked for, or as far off as in the layers where the method was fitted.
 
     Parameters
     ----------
     specs
         The layers.
     offered
-        Names of methods, for all layers; or by the layer's name what chains will be asked for, the
-        nearest of whose families are fitted. Those that do not support a layer or save it no MACs
-        have no curve.
+        Their chains.
     calibration
-        Moments by the layer's name, of all layers, one at a time.
+        Moments by the layer's name, of all layers, one at a time. None: fits are to the weights.
+    tied
+        By the layer's name, other layers that have its weight: it is fitted to the inputs of all.
     on_fit
-        Is given the kernels that were made, and those of a probe besides, layer by layer.
+        Is given each layer's probes, and what was fitted.
+    probes
+        Shares of each layer's MACs, at which it is fitted to tell how far errors reach.
+    kernels
+        Whether every fit has to have one.
     known
-        Errors of earlier runs, which no kernels are made for.
+        Errors of earlier runs, which no fits are made for.
     progress
-        Called as ``progress("curves", layers begun, layers, {})``.
+        Called as ``progress("curves", layers done, layers, {})`` and
+        ``progress("fits", done, all, {})``.
 
     Raises
     ------
     DataError
         The calibration lacks a layer.
     """
-    found: dict[str, list[Curve]] = {}
-
-    def tasks() -> Iterator[_Task]:
-        for names, moments in _arriving(model, specs, calibration):
-            layer = _Layer(specs[names[0]], model.get_submodule(names[0]), moments, seed)
-            yield _Task(names, layer)
-            layer.mark = layer.fingerprint() if known else ""
-            for key, (line, asking) in layer.asked(names, offered).items():
-                yield _Task(asking, layer, key, line, known and known.get(layer.mark, key))
-
-    def done(task: _Task) -> tuple[dict[Rank, float], list[Fit]]:
-        fits: list[Fit] = []
-        tell = fits.append if on_fit else None
-        if task.errors is not None:
-            return task.errors, fits
-        if task.key is not None:
-            return task.layer.errors(task.key, task.line, tell), fits
-        if tell:
-            task.layer.probe(tell)
-        return {}, fits
-
-    # Whoever asks for a weight puts its layer in eval mode: all at once, nobody changes anything.
-    with evaluating(model), in_threads(done, tasks()) as results:
-        for task, (errors, fits) in results:
-            for name in task.names:
-                for fit in fits:
-                    on_fit(name, fit)  # type: ignore[misc]
-                of_layer, spec = found.setdefault(name, []), specs[name]  # with sizes of its own
-                if task.key:
-                    points = {macs_of(spec, task.key, rank): e for rank, e in errors.items()}
-                    of_layer.append(curve_through(task.key, points))
-            if known and task.key and task.errors is None:
-                known.put(task.layer.mark, task.key, errors)
-            if progress and task.key is None:
-                progress("curves", len(found), len(specs), {})
-    if missing := [name for name in specs if name not in found]:
-        raise DataError(
-            f"{specs[missing[0]].label}: the calibration must have the moments of each layer, and "
-            "lacks those of this one. Calibrate all layers of the search."
-        )
-    return {name: found[name] for name in specs}
-
-
-class _Layer:
-    """One weight, and what it is to be fitted to."""
 
     def __init__(
-        self, spec: ConvSpec, module: nn.Module, moments: LayerCalibration | None, seed: int
+        self,
+        model: nn.Module,
+        specs: Mapping[str, ConvSpec],
+        offered: Offered,
+        calibration: Iterable[tuple[str, LayerCalibration]] | None,
+        *,
+        tied: Mapping[str, Sequence[str]] | None = None,
+        on_fit: OnFit | None = None,
+        probes: Sequence[float] = (),
+        kernels: bool = False,
+        known: KnownErrors | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
     ) -> None:
-        self.spec, self.module, self.moments, self.seed = spec, module, moments, seed
-        self.mark = ""
-        self.weight = target = effective_weight(module).to("cpu", torch.float64)
-        self.stand_in = None
-        if is_large(spec):
-            norm = inputs = Norm()
-            if moments is not None:
-                parts = moments
-                if module.bias is not None:
-                    parts = LayerCalibration(centred(moments.fit), centred(moments.held_out))
-                inputs = Norm(parts.fit.second)
-                target, norm = target_and_norm(parts.fit, self.weight, shrinkage(parts))
-            self.stand_in = reduced(spec, target, norm, inputs)
+        self.model, self.specs, self.offered = model, specs, offered
+        self.on_fit, self.known, self.progress = on_fit, known, progress
+        self.layers: dict[str, LayerErrors] = {}
+        self._like: dict[str, str] = {}  # the layer that was looked at instead
+        self._rough: dict[str, dict[Key, dict[int, float]]] = {}
+        self._fitted: dict[str, dict[Key, dict[int, float]]] = {name: {} for name in specs}
+        self._off: dict[str, dict[tuple[str, Key], float]] = {}  # logarithms, by method
+        arriving = _arriving(specs, tied or {}, calibration)
+        chains = {name: list(of_layer.items()) for name, of_layer in offered.items()}
 
-    def fingerprint(self) -> str:
-        """What its errors are known by in later runs."""
-        bias = self.module.bias if isinstance(self.module.bias, Tensor) else None
-        return fingerprint(self.spec, self.weight, bias, self.moments, self.seed)
+        def made(arrived: tuple[str, LayerCalibration | None]) -> LayerErrors:
+            name, moments = arrived
+            return LayerErrors(
+                specs[name], model.get_submodule(name), moments, chains[name],
+                probes=probes, kernels=kernels, seed=seed,
+            )  # fmt: skip
 
-    def asked(
-        self, names: Sequence[str], offered: Sequence[str] | Mapping[str, Iterable[Key]]
-    ) -> dict[Key, tuple[list[Rank], list[str]]]:
-        """The curves to be made: their ranks, and for which of the names that share the weight."""
-        if not isinstance(offered, Mapping):
-            lines = {key: line for method in offered for key, line in self.lines(method).items()}
-            return {key: (line, list(names)) for key, line in lines.items()}
-        some = dict.fromkeys(key[0] for name in names for key in offered[name])
-        lines = {key: line for method in some for key, line in self.lines(method).items()}
-        near = {name: {nearest(key, lines) for key in offered[name]} for name in names}
-        asking = {key: [name for name in names if key in near[name]] for key in lines}
-        return {key: (line, asking[key]) for key, line in lines.items() if asking[key]}
+        # Whoever asks for a weight puts its layer in eval mode: all at once, nobody changes it.
+        with evaluating(model), in_threads(made, arriving) as layers:
+            for (name, _), layer in layers:
+                self.layers[name] = layer
+                for probe in layer.probes if on_fit else ():
+                    on_fit(name, probe)  # type: ignore[misc]
+                if progress:
+                    progress("look at layers", len(self.layers), len(specs), {})
+        if missing := [name for name in specs if name not in self.layers]:
+            raise DataError(
+                f"{specs[missing[0]].label}: the calibration must have the moments of each layer, "
+                "and lacks those of this one. Calibrate all layers of the search."
+            )
+        self._look()
 
-    def lines(self, name: str) -> dict[Key, list[Rank]]:
-        """Ranks of a method that save MACs, the cheapest first, by the curves they are on."""
-        method = methods.get(name)
-        lines: dict[Key, list[Rank]] = {}
-        for rank in method.ladder(self.spec, step=STEP, count=maxsize):
-            for variant in method.variants_of(self.spec):
-                key = name, variant, family_of(method, self.spec, rank)
-                if macs_of(self.spec, key, rank) < self.spec.macs:
-                    lines.setdefault(key, []).append(rank)
-        return lines
+    def error(self, name: str, key: Key, macs: float) -> float:
+        """Of a chain for a layer, as well as it is known."""
+        fitted = self._fitted[name].get(key, {})
+        if macs in fitted:
+            return fitted[int(macs)]
+        if self.layers[name].is_exact(key):
+            return curve_through(key, fitted).at(macs)
+        if fitted:
+            sizes = sorted(fitted)
+            off = [log(fitted[x] / self._form(name, key, x)) for x in sizes]
+            level = float(np.interp(log(macs), np.log(sizes), off))
+        else:
+            off = list(self._off.get(key[0], {}).values())
+            level = median(off) if len(off) >= LEARNED else 0.0
+        return min(max(self._form(name, key, macs) * exp(level), LEAST), 1.0)
 
-    def errors(
-        self, key: Key, line: list[Rank], tell: Callable[[Fit], None] | None
-    ) -> dict[Rank, float]:
-        """Relative squared errors by the rank."""
-        method, variant, moments = methods.get(key[0]), key[1], self.moments
-        if isinstance(method, SvdMethod) and moments is None and (not tell or self.stand_in):
-            values = singular_values(method.matrix(self.weight, variant))
-            ranks = {self._within(key, line, share) for share in FINE}
-            return {rank: discarded_share(values, rank[0]) ** 2 for rank in ranks}
-        shares = SHARES if moments and not self.stand_in else ROUGH
-        ranks = {self._within(key, line, share) for share in shares}
-        if self.stand_in and moments is None:
-            known = {rank: method.predicted_error(self.weight, rank, variant) for rank in ranks}
-            if None not in known.values():
-                return {rank: (error or 0.0) ** 2 for rank, error in known.items()}
-        if self.stand_in is None:
-            return {rank: self._fitted(key, rank, tell) for rank in ranks}
-        small = self.stand_in(method.stages(self.spec, line[0], variant))
-        return {
-            rank: small.error(self.spec, method, rank, variant, seed=self.seed) for rank in ranks
+    def doubt(self, name: str, key: Key, macs: float) -> float:
+        """The factor by which the error may be lower; 1: a fit tells it."""
+        fitted = self._fitted[name].get(key, {})
+        if self.layers[name].is_exact(key) or macs in fitted:
+            return 1.0
+        if fitted:
+            return 1.0 if min(abs(log(macs / fit)) for fit in fitted) <= NEAR else FAR
+        return LEVELLED if len(self._off.get(key[0], {})) >= LEARNED else UNKNOWN
+
+    def fit(self, asked: Iterable[tuple[str, Key, Rank]]) -> None:
+        """Fit chains to their layers."""
+        self._find([_Task(*one, fitted=True) for one in asked])
+
+    def _form(self, name: str, key: Key, macs: float) -> float:
+        """The error as a rough look has it."""
+        like = self._like[name]
+        error = self._curves[like][key].at(macs)
+        if like == name:
+            return error
+        pairs = zip(self.layers[name].probes, self.layers[like].probes, strict=True)
+        level = [log(one.error) / log(other.error) for one, other in pairs if other.error < 1]
+        return error ** (min(max(median(level), 0.2), 5.0) if level else 1.0)
+
+    def _look(self) -> None:
+        """A rough look at all kinds of chains; what is known without a fit is exact."""
+        tasks, shapes = [], dict[Any, str]()
+        for name, kinds in self.offered.items():
+            spec, layer = self.specs[name], self.layers[name]
+            like = shapes.setdefault((replace(spec, name=""), tuple(kinds)), name)
+            self._like[name] = like
+            for key, ranks in kinds.items():
+                if layer.is_exact(key):
+                    tasks += [_Task(name, key, rank, fitted=True) for rank in ranks]
+                elif like == name:
+                    some = {_within(spec, key, ranks, share * spec.macs) for share in SHARES}
+                    tasks += [_Task(name, key, rank, fitted=False) for rank in sorted(some)]
+        self._find(tasks)
+        self._curves = {
+            name: {key: curve_through(key, points) for key, points in kinds.items()}
+            for name, kinds in self._rough.items()
         }
 
-    def probe(self, tell: Callable[[Fit], None]) -> None:
-        """Tell kernels by which to see how far errors reach, whatever methods are offered."""
-        # What a large layer is fitted by has to have a closed form in any norm.
-        first = "channel_svd" if self.stand_in else "spatial_svd"
-        order = sorted(methods.names(), key=lambda name: name != first)
-        lines = next(filter(None, map(self.lines, order)), {})
-        for key, line in list(lines.items())[:1]:
-            for rank in sorted({self._within(key, line, share) for share in SHARES}):
-                self._fitted(key, rank, lambda fit: tell(replace(fit, key=None)))
+    def _find(self, tasks: Sequence[_Task]) -> None:
+        def found(task: _Task) -> Fit:
+            layer = self.layers[task.name]
+            if task.fitted:
+                with with_effort(Effort.QUICK):
+                    return layer.fitted(task.key, task.rank)
+            return Fit(task.key, task.macs(layer.spec), layer.rough(task.key, task.rank))
 
-    def _fitted(self, key: Key, rank: Rank, tell: Callable[[Fit], None] | None) -> float:
-        """The error of a fit of the layer itself."""
-        layer = LayerPlan(self.spec, key[0], rank, key[1])
-        if self.moments is None:
-            made = methods.factorize(layer, self.weight, seed=self.seed)
-        else:
-            made = fit_layer(layer, self.module, self.moments, seed=self.seed)
-        error = made.error**2
-        if tell:
-            kernel = chain_kernel(made.stages, made.weights)
-            tell(Fit(key, macs_of(self.spec, key, rank), error, kernel, made.bias))
-        return error
+        def unknown() -> Iterator[_Task]:
+            for task in tasks:
+                layer, error = self.layers[task.name], None
+                if self.known and not layer.is_exact(task.key):
+                    error = self.known.get(layer.mark, task.key, task.rank, task.how)
+                if error is None:
+                    yield task
+                else:
+                    self._put(task, error)
 
-    def _within(self, key: Key, line: list[Rank], share: float) -> Rank:
-        """The last rank of a line within a share of the MACs, or the first."""
-        count = bisect_right(line, share * self.spec.macs, key=lambda r: macs_of(self.spec, key, r))
-        return line[max(count - 1, 0)]
+        done = 0
+        with evaluating(self.model), in_threads(found, unknown()) as results:
+            for task, fit in results:
+                self._put(task, fit.error)
+                if self.on_fit and task.fitted:
+                    self.on_fit(task.name, fit)
+                layer = self.layers[task.name]
+                if self.known and not layer.is_exact(task.key):
+                    self.known.put(layer.mark, task.key, task.rank, task.how, fit.error)
+                done += 1
+                if self.progress:
+                    self.progress(task.step, done, len(tasks), {})
+
+    def _put(self, task: _Task, error: float) -> None:
+        name, key, macs = task.name, task.key, task.macs(self.specs[task.name])
+        table = self._fitted if task.fitted else self._rough
+        table.setdefault(name, {}).setdefault(key, {})[macs] = max(error, LEAST)
+        if task.fitted and not self.layers[name].is_exact(key):
+            off = log(max(error, LEAST) / self._form(name, key, macs))
+            self._off.setdefault(key[0], {})[name, key] = off
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A curve of a layer, or without a key its probe."""
+    """A chain for a layer."""
 
-    names: list[str]
-    layer: _Layer
-    key: Key | None = None
-    line: list[Rank] = field(default_factory=list)
-    errors: dict[Rank, float] | None = None  # of an earlier run
+    name: str
+    key: Key
+    rank: Rank
+    fitted: bool
+
+    @property
+    def how(self) -> str:
+        return "fitted" if self.fitted else "rough"
+
+    @property
+    def step(self) -> str:
+        return "fit chains" if self.fitted else "look at chains"
+
+    def macs(self, spec: ConvSpec) -> int:
+        return macs_of(spec, self.key, self.rank)
+
+
+def _within(spec: ConvSpec, key: Key, ranks: Sequence[Rank], macs: float) -> Rank:
+    """The last rank within some MACs, or the first."""
+    return next((r for r in reversed(ranks) if macs_of(spec, key, r) <= macs), ranks[0])
 
 
 def _arriving(
-    model: nn.Module,
     specs: Mapping[str, ConvSpec],
+    tied: Mapping[str, Sequence[str]],
     calibration: Iterable[tuple[str, LayerCalibration]] | None,
-) -> Iterator[tuple[list[str], LayerCalibration | None]]:
-    """Names that share a weight, once the moments of all are there."""
-    sharing = shared_layers(model, {name: LayerPlan(spec) for name, spec in specs.items()})
+) -> Iterator[tuple[str, LayerCalibration | None]]:
+    """Each layer, once the moments of all that have its weight are there."""
     if calibration is None:
-        yield from ((names, None) for name, names in sharing.items() if name == names[0])
+        yield from ((name, None) for name in specs)
         return
+    groups = {name: [name, *tied.get(name, ())] for name in specs}
+    leaders = {one: name for name, group in groups.items() for one in group}
     waiting: dict[str, LayerCalibration] = {}
     for arrived, moments in calibration:
-        waiting[arrived] = moments
-        names = sharing.get(arrived, [])
-        if names and all(name in waiting for name in names):
-            yield names, summed([waiting.pop(name) for name in names])
+        if arrived in leaders:
+            waiting[arrived] = moments
+            group = groups[leaders[arrived]]
+            if all(name in waiting for name in group):
+                yield group[0], summed([waiting.pop(name) for name in group])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf, log
+from math import inf
 
 from torch import Tensor
 
@@ -64,7 +64,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Fit:
-    """A kernel that was made for a layer.
+    """What a chain was found to lose on a layer.
 
     Attributes
     ----------
@@ -72,6 +72,8 @@ class Fit:
         Of the curve that it is a point of; None where it only probes the layer.
     error
         Relative squared error of the layer's output.
+    kernel
+        None: the error is known without one.
     bias
         The layer's, to go with the kernel; None: as it was.
     """
@@ -79,7 +81,7 @@ class Fit:
     key: Key | None
     macs: int
     error: float
-    kernel: Tensor
+    kernel: Tensor | None = None
     bias: Tensor | None = None
 
 
@@ -103,15 +105,3 @@ def family_of(method: Method, spec: ConvSpec, rank: Rank) -> Family:
     beyond = max(method.max_rank(spec)) + 1
     free = method.rank_of(beyond, spec)
     return tuple(value for value, top in zip(rank, free, strict=True) if top != beyond)
-
-
-def nearest(key: Key, keys: Iterable[Key]) -> Key | None:
-    """Of the same method and variant the one whose family is nearest; None where there is none.
-
-    A width between those fitted loses what its nearest neighbour loses at the same MACs.
-    """
-    return min(
-        (one for one in keys if one[:2] == key[:2]),
-        key=lambda one: sum(abs(log(a / b)) for a, b in zip(one[2], key[2], strict=True)),
-        default=None,
-    )

@@ -13,7 +13,7 @@ from factorize.fit import FitConfig, Fitted, apply_, fit
 from factorize.graph import effective_weight
 from factorize.measure import accuracy
 from factorize.outputs import UNDECLARED
-from factorize.search.held_out import Losses, losses_of
+from factorize.search.held_out import Losses, Reference, losses_of
 from factorize.tensor.call import batch_size
 from factorize.tensor.threads import in_threads
 from factorize.types import Batch, Data, Factorization, LayerPlan, Plan, Progress
@@ -55,6 +55,7 @@ class Fits:
         self._layers: dict[Hashable, Factorization] = {}
         self._qualities: dict[Hashable, dict[str, float]] = {}
         self._losses: dict[Hashable, Losses] = {}
+        self._reference = Reference(model, device, config.memory / 4)
         self._most = inf  # held-out images that there are, once they were all seen
 
     def of(self, plan: Plan) -> Fitted:
@@ -94,7 +95,11 @@ class Fits:
         layers = tuple(_key(layer) for layer in plan.factorized)
         if (min(images, self._most), layers) not in self._losses:
             found = losses_of(
-                self.applied(plan), self.model, self._held_out(images), self.outputs, self.device
+                self.applied(plan),
+                self._reference,
+                self._held_out(images),
+                self.outputs,
+                self.device,
             )
             self._losses[min(images, self._most), layers] = found
         return self._losses[min(images, self._most), layers]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from factorize.errors import DataError
 from factorize.outputs import Outputs
@@ -20,10 +22,46 @@ Losses = NDArray[np.float64]
 """One for each image, or for each batch where a loss is of batches; their mean is the net's."""
 
 
+class Reference:
+    """The original's outputs for batches, computed once as far as memory goes.
+
+    A batch is known by its bytes: whatever order a loader gives them in, none is taken for another.
+
+    Parameters
+    ----------
+    memory
+        Bytes of outputs to keep.
+    """
+
+    def __init__(self, model: nn.Module, device: str, memory: float) -> None:
+        self.model, self.device, self.left = model, device, memory
+        self._known: dict[bytes, Any] = {}
+
+    def __call__(self, images: Any) -> Any:
+        """The original's output for a batch that is on its device."""
+        key = _digest(images)
+        if key in self._known:
+            return self._known[key]
+        model = model_on(self.model, self.device)
+        with evaluating(model):
+            output = call(model, to_model(images, model))
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        size = sum(leaf.numel() * leaf.element_size() for leaf in tensors)
+        if size <= self.left:
+            self.left -= size
+            # A copy: a view would hold on to more.
+            self._known[key] = tree_map(_cloned, output)
+        return output
+
+
 def losses_of(
-    model: nn.Module, reference: nn.Module, batches: Iterable[Batch], outputs: Outputs, device: str
+    model: nn.Module,
+    reference: Callable[[Any], Any],
+    batches: Iterable[Batch],
+    outputs: Outputs,
+    device: str,
 ) -> Losses:
-    """How far each image's outputs are from the reference's.
+    """How far each image's outputs are from those that the reference gives for its batch.
 
     Of values, the squared difference relative to the mean square over all images, of the output
     for which it is largest.
@@ -36,12 +74,12 @@ def losses_of(
     found: dict[str, list[Tensor]] = {}
     energies: dict[str, list[Tensor]] = {}
     sizes: list[int] = []
-    models = [model_on(one, device) for one in (model, reference)]
-    with evaluating(*models):
+    model = model_on(model, device)
+    with evaluating(model):
         for batch in batches:
             images = input_on(batch[0], device)
             sizes.append(batch_size(images))
-            output, expected = (call(one, to_model(images, one)) for one in models)
+            output, expected = call(model, to_model(images, model)), reference(images)
             if outputs.loss is not None:
                 value = own_loss(outputs, output, expected, batch).reshape(1)
                 found.setdefault("", []).append(value.double().cpu())
@@ -70,6 +108,22 @@ def losses_of(
     if len(largest) == len(sizes):  # the last batch may be a small one
         largest = largest * np.array(sizes) / np.mean(sizes)
     return np.nan_to_num(largest, nan=np.inf, posinf=np.inf)
+
+
+def _digest(images: Any) -> bytes:
+    digest = hashlib.blake2b(digest_size=20)
+    for leaf in tree_leaves(images):
+        if isinstance(leaf, Tensor):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            plain = leaf.detach().cpu().contiguous().view(-1)
+            digest.update(plain.view(torch.uint8).numpy().data)
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.digest()
+
+
+def _cloned(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def standard_error(losses: Losses, others: Losses) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,12 +18,12 @@ from factorize.search.error_curve import Key
 from factorize.spec import ConvSpec, Rank
 from factorize.tensor.moments import LayerCalibration
 
-KEPT_AT_ONCE = 16  # curves; what is not written yet is lost with the process
+KEPT_AT_ONCE = 16  # errors; what is not written yet is lost with the process
 _CODE = ("methods", "tensor", "fit", "search")  # what errors depend on
 
 
 class KnownErrors:
-    """Errors by layer and curve, in a file that runs share.
+    """Errors by layer and chain, in a file that runs share.
 
     A layer is known by its weight, its bias, its moments and its attributes, to the bit: nothing
     else decides an error but the code, whose text is a part of the key too.
@@ -36,7 +36,7 @@ class KnownErrors:
     Attributes
     ----------
     found, made
-        How many curves were there, and how many were not.
+        How many errors were there, and how many were not.
     """
 
     def __init__(self, cache: NumberCache, *, refresh: bool = False) -> None:
@@ -51,26 +51,27 @@ class KnownErrors:
         self._write()
         self.cache.close()
 
-    def get(self, layer: str, key: Key) -> dict[Rank, float] | None:
-        """The relative squared errors of a curve by rank, or None.
+    def get(self, layer: str, key: Key, rank: Rank, how: str) -> float | None:
+        """The relative squared error of a chain, or None.
 
         Parameters
         ----------
         layer
             Its `fingerprint`.
+        how
+            It was found: ``rough`` or ``fitted``.
         """
-        where, context = _where(layer, key), _context(key[0])
+        where, context = _where(layer, key, rank, how), _context(key[0])
         known = {} if self.refresh or context is None else self.cache.get(context, [where])
         if where not in known:
             self.made += 1
             return None
         self.found += 1
-        return {tuple(map(int, rank.split(","))): error for rank, error in known[where].items()}
+        return known[where]["error"]
 
-    def put(self, layer: str, key: Key, errors: Mapping[Rank, float]) -> None:
-        """Keep a curve's errors."""
-        entry = {",".join(map(str, rank)): error for rank, error in errors.items()}
-        self._waiting.setdefault(key[0], {})[_where(layer, key)] = entry
+    def put(self, layer: str, key: Key, rank: Rank, how: str, error: float) -> None:
+        """Keep the error of a chain."""
+        self._waiting.setdefault(key[0], {})[_where(layer, key, rank, how)] = {"error": error}
         if sum(map(len, self._waiting.values())) >= KEPT_AT_ONCE:
             self._write()
 
@@ -103,8 +104,8 @@ def _tensors(
             yield weight.new_empty(0) if tensor is None else tensor
 
 
-def _where(layer: str, key: Key) -> str:
-    return f"{layer} {key[0]} {key[1]} {','.join(map(str, key[2]))}"
+def _where(layer: str, key: Key, rank: Rank, how: str) -> str:
+    return f"{layer} {key[0]} {key[1]} {','.join(map(str, rank))} {how}"
 
 
 @cache

@@ -8,6 +8,7 @@ from functools import reduce
 from itertools import pairwise
 from math import prod
 from operator import add
+from typing import Any
 
 from factorize import methods
 from factorize.measure import ChainTime, LatencyModel, Target, runtimes
@@ -137,9 +138,17 @@ def layers_of(
             leader = next((name for name in site.tied if name in groups), spec.name)
             groups.setdefault(leader, []).append(site)
     layers: dict[str, Layer] = {}
+    alike: dict[Any, Layer] = {}
     for done, (name, group) in enumerate(groups.items()):
         shared = [one for one in names if all(one in allowed[site.spec.name] for site in group)]
-        layers[name] = _layer(group, shared, step, latency, never_slower)
+        specs = [site.spec for site in group]
+        # A weight that a layer outside of the group has too does not go away.
+        stays = len(group) <= len(group[0].tied)
+        shape = *(replace(spec, name="") for spec in specs), *shared, stays
+        if shape not in alike:
+            alike[shape] = _layer(specs, shared, step, latency, never_slower, stays=stays)
+        tied = tuple(spec.name for spec in specs[1:])
+        layers[name] = replace(alike[shape], spec=specs[0], tied=tied)
         if progress:
             progress("time layers", done + 1, len(groups), {})
     return layers, reasons
@@ -160,18 +169,17 @@ def _unsearched(spec: ConvSpec, name: str) -> str | None:
 
 
 def _layer(
-    group: Sequence[ConvSite],
+    specs: Sequence[ConvSpec],
     names: Iterable[str],
     step: int,
     latency: LatencyModel | None,
     never_slower: bool,
+    *,
+    stays: bool,
 ) -> Layer:
-    """The layer of sites that share a weight."""
-    specs = [site.spec for site in group]
+    """The layer of convolutions that share a weight, which may stay for others."""
     first, tied = specs[0], tuple(spec.name for spec in specs[1:])
     macs = sum(spec.macs for spec in specs)
-    # A weight that a layer outside of the group has too does not go away.
-    stays = len(group) <= len(group[0].tied)
     params = _params([(spec,) for spec in specs]) - stays * prod(first.weight_shape)
     offers, chains = [], []
     for name in names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from torch import nn
@@ -13,20 +12,21 @@ from factorize.errors import BudgetError, DataError, FactorizeError, NoConvoluti
 from factorize.fit import FitConfig, calibration_images
 from factorize.measure import LatencyModel, NumberCache, Target, count, default_cache_path
 from factorize.search.assembled import Assembled
-from factorize.search.curves import curves
-from factorize.search.error_curve import Key, family_of
+from factorize.search.curves import Curves
 from factorize.search.fits import Fits
 from factorize.search.known import KnownErrors
-from factorize.search.offers import Layer, Offer, layers_of
+from factorize.search.losses import Losses, kinds_of
+from factorize.search.offers import Layer, layers_of
 from factorize.search.replay import IncomparableError, Replay
-from factorize.search.sensitivity import Divergences, Loss, Reaches
-from factorize.search.tables import LossOf, Tables
+from factorize.search.sensitivity import Divergences, Reaches
+from factorize.search.tables import Tables
 from factorize.search.within_budget import Search
 from factorize.tensor.call import batch_size, rows_of
+from factorize.tensor.effort import Effort, with_effort
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import Data, Progress
 
-REPLAYED = 256
+REPLAYED = 128
 """Images that the net is run on with one layer replaced."""
 
 
@@ -96,10 +96,9 @@ def prepare(
     # On a busy machine the whole net may be measured to take less than its layers.
     dense = sum(layer.dense for layer in layers.values())
     time = max(assembled.units, dense) if assembled else 0.0
-    offered = {name: _keys(layer) for name, layer in layers.items() if layer.offers}
-    if not offered:
+    specs = {name: layer.spec for name, layer in layers.items() if layer.offers}
+    if not specs:
         raise _nothing(layers, reasons, assembled)
-    specs = {name: layers[name].spec for name in offered}
     with tune.placed(device, model):
         images = calibration_images(model, data, config.images, seed) if data else []
         kind = data.outputs.kind if data else "auto"
@@ -110,18 +109,31 @@ def prepare(
             except IncomparableError:
                 if sensitivity == "kl":
                     raise
+        tied = {name: layers[name].tied for name in specs}
+        every = dict(specs)
+        for site in sites:
+            if any(site.spec.name in names for names in tied.values()):
+                every[site.spec.name] = site.spec
         moments: Iterable[tuple[str, LayerCalibration]] | None = None
         if config.calibration:
             moments = calibrate.load_calibration(config.calibration).layers.items()
         elif how != "weights":
             moments = calibrate.collect_each(
-                model, specs, images, memory=config.memory, seed=seed, progress=progress
+                model, every, images, memory=config.memory, seed=seed, progress=progress
             )
-        loss_of, error_of = _losses(
-            model, layers, offered, moments, replay, sensitivity, known, seed, progress
-        )
+        watch = None
+        if replay is not None:
+            watch = Divergences(replay) if sensitivity == "kl" else Reaches(replay)
+        with with_effort(Effort.QUICK):  # moments of fewer patches than a fit takes
+            curves = Curves(
+                model, specs, {name: kinds_of(layers[name]) for name in specs}, moments, tied=tied,
+                on_fit=watch, probes=watch.probes if watch else (),
+                kernels=isinstance(watch, Divergences),
+                known=None if isinstance(watch, Divergences) else known,  # which wants every kernel
+                seed=seed, progress=progress,
+            )  # fmt: skip
     tables = Tables(
-        sites, layers, reasons, loss_of, error_of, time, macs, params,
+        sites, layers, reasons, Losses(layers, curves, watch), time, macs, params,
         target=str(latency.target) if latency else "",
     )  # fmt: skip
     fits = Fits(
@@ -135,56 +147,6 @@ def latency_model(target: Target, *, refresh: bool = False) -> LatencyModel:
     """Times on a target, kept in the user's cache folder."""
     cache = NumberCache(default_cache_path())
     return LatencyModel(target, cache, refresh=refresh)
-
-
-def _losses(
-    model: nn.Module,
-    layers: Mapping[str, Layer],
-    offered: Mapping[str, Iterable[Key]],
-    moments: Iterable[tuple[str, LayerCalibration]] | None,
-    replay: Replay | None,
-    sensitivity: str,
-    known: KnownErrors | None,
-    seed: int,
-    progress: Progress | None,
-) -> tuple[LossOf, LossOf]:
-    """The loss that each chain of a layer adds, and the relative squared error of its output."""
-    specs = {name: layers[name].spec for name in offered}
-    watch: Divergences | Reaches | None = None
-    if replay is not None:
-        watch = Divergences(replay) if sensitivity == "kl" else Reaches(replay, specs)
-    found = curves(
-        model, specs, offered, moments, seed=seed, on_fit=watch, progress=progress,
-        known=None if isinstance(watch, Divergences) else known,  # which wants every kernel
-    )  # fmt: skip
-    errors = {name: Loss(specs[name], found[name], None) for name in specs}
-    losses = errors
-    if isinstance(watch, Divergences):
-        diverging = watch.curves(found)
-        losses = {name: Loss(specs[name], diverging[name], None) for name in specs}
-    else:
-        reaches = watch.by_name if watch else dict.fromkeys(specs, 1.0)
-        losses = {name: Loss(specs[name], found[name], reaches[name]) for name in specs}
-
-    def of(table: Mapping[str, Loss]) -> LossOf:
-        @cache
-        def value(name: str, offer: Offer) -> float:
-            stages = methods.get(offer.method).stages(specs[name], offer.rank, offer.variant)
-            macs = sum(stage.macs for stage in stages)  # those of the offer are of all uses
-            return table[name](offer.method, offer.rank, offer.variant, macs)
-
-        return value
-
-    return of(losses), of(errors)
-
-
-def _keys(layer: Layer) -> list[Key]:
-    """The kinds of chains that are offered for a layer."""
-    keys = (
-        (o.method, o.variant, family_of(methods.get(o.method), layer.spec, o.rank))
-        for o in layer.offers
-    )
-    return list(dict.fromkeys(keys))
 
 
 def _nothing(

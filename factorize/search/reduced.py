@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from math import ceil, log
-from threading import Lock
 
 import torch
 from torch import Tensor
@@ -18,6 +16,9 @@ from factorize.types import LayerPlan
 
 LARGEST = 64
 """Channels on either side; layers of no more are fitted themselves."""
+
+Mixing = tuple[bool, bool]
+"""Whether a chain can absorb any mixing of the output channels, and of the input's."""
 
 _TAILS = (0.25, 0.5, 0.75)  # shares of the directions, beyond which energies are compared
 
@@ -46,6 +47,11 @@ class Reduced:
     inputs: Norm
     exponent: float
 
+    def smaller(self, mixed: Mixing, most: int) -> Reduced:
+        """The stand-in of this stand-in."""
+        made = reduced(self.spec, self.weight, self.norm, self.inputs, [mixed], most)[mixed]
+        return replace(made, exponent=self.exponent * made.exponent)
+
     def error(self, of: ConvSpec, method: Method, rank: Rank, variant: str, *, seed: int) -> float:
         """Relative squared error of the layer `of` at a rank, from a fit at the same share of it.
 
@@ -64,12 +70,20 @@ def is_large(spec: ConvSpec) -> bool:
     return max(spec.in_channels, spec.out_channels) > LARGEST
 
 
-def reduced(
-    spec: ConvSpec, weight: Tensor, norm: Norm, inputs: Norm
-) -> Callable[[tuple[ConvSpec, ...]], Reduced]:
-    """The stand-in of a layer for a chain's stages; made once for all chains of one kind.
+def mixing_of(stages: Sequence[ConvSpec]) -> Mixing:
+    """What a chain can absorb: whether its last stage and its first one are ungrouped."""
+    return stages[-1].groups == 1, stages[0].groups == 1
 
-    It may be asked for from several threads.
+
+def reduced(
+    spec: ConvSpec,
+    weight: Tensor,
+    norm: Norm,
+    inputs: Norm,
+    mixings: Iterable[Mixing],
+    most: int = LARGEST,
+) -> dict[Mixing, Reduced]:
+    """The stand-ins of a layer for some kinds of chains.
 
     Parameters
     ----------
@@ -77,18 +91,14 @@ def reduced(
         (O, I, *kernel), float64.
     norm, inputs
         As in `Reduced`, of the layer.
+    most
+        Channels of a stand-in, about, on either side.
     """
-    one_at_a_time = Lock()
+    root, inverse = _roots(inputs, weight)
+    grams = _grams(weight, inputs, root)
 
-    @cache  # a layer of many thousand channels may never need it
-    def bases() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        root, inverse = _roots(inputs, weight)
-        return root, inverse, _grams(weight, inputs, root)
-
-    @cache
-    def mixing(*mixed: bool) -> Reduced:
-        root, inverse, grams = bases()
-        left, right = (_directions(g, mixes) for g, mixes in zip(grams, mixed, strict=True))
+    def stand_in(mixed: Mixing) -> Reduced:
+        left, right = (_directions(g, m, most) for g, m in zip(grams, mixed, strict=True))
         into, onto = (root @ right, inverse @ right) if mixed[1] else (right, right)
         small = torch.einsum("oi...,oa,ib->ab...", weight, left, into).contiguous()
         within = _restricted(inputs, onto)
@@ -96,15 +106,11 @@ def reduced(
         before = [_tails(g) for g, mixes in zip(grams, mixed, strict=True) if mixes]
         now = [_tails(g) for g, mixes in zip(after, mixed, strict=True) if mixes]
         exponent = sum(before) / sum(now) if sum(now) < 0 else 1.0
-        stand_in_spec = replace(spec, in_channels=small.shape[1], out_channels=small.shape[0])
         exponent = min(max(exponent, 0.5), 2.0)
-        return Reduced(stand_in_spec, small, _restricted(norm, onto), within, exponent)
+        of_small = replace(spec, in_channels=small.shape[1], out_channels=small.shape[0])
+        return Reduced(of_small, small, _restricted(norm, onto), within, exponent)
 
-    def stand_in(stages: tuple[ConvSpec, ...]) -> Reduced:
-        with one_at_a_time:
-            return mixing(stages[-1].groups == 1, stages[0].groups == 1)
-
-    return stand_in
+    return {mixed: stand_in(mixed) for mixed in mixings}
 
 
 def _roots(norm: Norm, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,10 +136,10 @@ def _grams(weight: Tensor, norm: Norm, root: Tensor) -> tuple[Tensor, Tensor]:
     return norm.times(rows) @ rows.T, turned @ turned.T
 
 
-def _directions(gram: Tensor, mixes: bool) -> Tensor:
+def _directions(gram: Tensor, mixes: bool, most: int) -> Tensor:
     """(n, n'): evenly spaced among all directions, or all channels, in the order of energy."""
     count = len(gram)
-    step = ceil(count / LARGEST)
+    step = ceil(count / most)
     if mixes:
         vectors = torch.linalg.eigh(gram)[1].flip(1)
     else:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil, isfinite, sqrt
+from math import ceil, sqrt
 
 from factorize import methods
 from factorize.errors import BudgetError
 from factorize.plan import Budget, Candidate, UnreachableBudget
+from factorize.search.losses import Losses
 from factorize.search.offers import TIE, Layer, Offer
 from factorize.types import ConvSite, LayerPlan, Plan
-
-LossOf = Callable[[str, Offer], float]
-"""Of a layer's name and one of its chains."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,8 @@ class Tables:
     ----------
     reasons
         Why the other layers stay dense.
+    losses
+        Of all chains.
     time
         Of the whole net, in the latency model's units; 0 where nothing is timed.
     macs, params
@@ -36,8 +36,7 @@ class Tables:
     sites: Sequence[ConvSite]
     layers: Mapping[str, Layer]
     reasons: Mapping[str, str]
-    loss_of: LossOf
-    error_of: LossOf
+    losses: Losses
     time: float
     macs: int
     params: int
@@ -75,11 +74,9 @@ class Tables:
                     continue
                 if offer.macs < least * layer.macs:
                     continue
-                if not isfinite(self.loss_of(name, offer)):
-                    continue
                 time = offer.time or 0.0
                 costs = {"macs": offer.macs, "params": offer.params, "time": time}
-                loss = self.loss_of(name, offer) * (factors or {}).get(offer.method, 1.0)
+                loss = self.losses.loss(name, offer) * (factors or {}).get(offer.method, 1.0)
                 if offer.time is None:  # of near-equal losses the chain that is likely faster
                     method = methods.get(offer.method)
                     loss *= 1 + TIE * len(method.stages(layer.spec, offer.rank, offer.variant))
@@ -144,7 +141,7 @@ class Tables:
         if offer is None:
             reason = self.reasons.get(name) or self._stays(self.layers[leaders.get(name, name)])
             return LayerPlan(spec, macs=spec.macs, params=spec.params, skip_reason=reason)
-        error = sqrt(self.error_of(leaders.get(name, name), offer))
+        error = sqrt(self.losses.error(leaders.get(name, name), offer))
         stages = methods.get(offer.method).stages(spec, offer.rank, offer.variant)
         macs, params = (sum(getattr(stage, key) for stage in stages) for key in ("macs", "params"))
         return LayerPlan(

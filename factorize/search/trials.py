@@ -12,8 +12,8 @@ from factorize.search.fits import HOLDOUT, Fits
 from factorize.search.held_out import Losses, standard_error
 from factorize.types import Plan, Speedup
 
-MORE = 5000
-"""Held-out images for nets that fewer do not tell apart: errors are less than half as large."""
+MORE = 2000
+"""Held-out images for nets that fewer do not tell apart."""
 
 TOLD_APART = 2.0
 """Standard errors between two nets from which on one is better, at 95 % confidence: below, more

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from factorize.errors import BudgetError
 from factorize.plan import Budget, Candidate, allocate
 from factorize.search.assembled import Assembled
 from factorize.search.fits import Fits
+from factorize.search.narrowing import Candidates, settled
 from factorize.search.tables import Tables
 from factorize.search.trials import Choice, Found, Trials
 from factorize.types import LayerPlan
@@ -25,8 +27,10 @@ STEPPED = 1.25
 """What ranks on the hardware's step may lose over what any ranks would, where no time is measured:
 for ResNet-20 that is worth 3 % of its MACs. Its steps cost less, those of a few small layers more;
 of the budget an optimum on steps leaves less than one step of a layer."""
-CORRECTIONS = 2  # of measuring losses of assembled nets and correcting the predicted ones
-RIVALS = 2  # methods by themselves that the mix is measured against
+RIVALS = 1  # methods by themselves that the mix is measured against
+UNEVEN = 2.0
+"""Ratio of what methods lose over what was predicted, from which on predictions are corrected: two
+fits of one plan, to other images, differ by a half (`experiments/search`)."""
 RETRIES = 2  # where the net, once fitted, is not as fast any more as when it was chosen
 
 
@@ -69,15 +73,15 @@ class Search:
                 tried[name] = self.choose(budget, **wishes[name])
         for name in tried:
             trials.judge(name)
-        for number in range(CORRECTIONS if len(tried) > 1 else 0):
-            name, choice = f"{mix}, corrected {number + 1}", None
-            wishes[name] = {"factors": _factors(trials)}
+        factors = _factors(trials)
+        if any(not 1 / UNEVEN <= factor <= UNEVEN for factor in factors.values()):
+            name = f"{mix}, corrected"
+            wishes[name] = {"factors": factors}
             with suppress(BudgetError):  # another measurement than the first one
                 choice = self.choose(budget, **wishes[name])
-            if choice is None or choice.plan.layers in [c.plan.layers for c in tried.values()]:
-                break
-            tried[name] = choice
-            trials.judge(name)
+                if choice.plan.layers not in [c.plan.layers for c in tried.values()]:
+                    tried[name] = choice
+                    trials.judge(name)
         best = trials.best(tried)
         if budget.speedup is not None:
             best = self._again(budget, best, wishes[best], trials)
@@ -132,9 +136,11 @@ class Search:
         for least in (LEAST_SHARE, 0.0):
             found = []
             for stepped in steps:
-                candidates = self.tables.candidates(only, factors, least=least, stepped=stepped)
+                offered = partial(
+                    self.tables.candidates, only, factors, least=least, stepped=stepped
+                )
                 try:
-                    found.append(self._chosen(budget, candidates))
+                    found.append(self._chosen(budget, offered))
                 except BudgetError as error:
                     failure = error
             if found:
@@ -143,12 +149,12 @@ class Search:
         assert failure is not None
         raise failure
 
-    def _chosen(self, budget: Budget, candidates: Mapping[str, list[Candidate]]) -> Choice:
+    def _chosen(self, budget: Budget, offered: Callable[[], Candidates]) -> Choice:
         limits = self.tables.limits(budget)
         with self.tables.telling(budget):
             if budget.speedup is None:
-                return self._choice(allocate(candidates, limits))
-            quickest = _of_least_time(candidates, limits)
+                return self._choice(settled(self.tables, offered, limits))
+            quickest = _of_least_time(offered(), limits)
         fastest = best = None
         # Of the layers together: the time at which the net is as fast as asked for lies between
         # that of the fastest chains and that of no chains.
@@ -161,7 +167,7 @@ class Search:
         for timing in range(TIMINGS):
             if timing == TIMINGS - 1 and best is None:
                 limit = least
-            chosen = allocate(candidates, {**limits, "time": limit * (1 + 1e-9)})
+            chosen = settled(self.tables, offered, {**limits, "time": limit * (1 + 1e-9)})
             choice = self._choice(chosen)
             choice = known.get(choice.plan.layers) or self.timed(choice)
             known[choice.plan.layers] = choice

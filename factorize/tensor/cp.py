@@ -9,6 +9,7 @@ from torch import Tensor
 
 from factorize.tensor.cp_als import als as _als
 from factorize.tensor.cp_als import balance, correct, intensity, residual
+from factorize.tensor.effort import Effort, effort
 from factorize.tensor.svd import leading_subspace
 
 _HEAVY, _LIGHT = 1.0, 0.01  # shares of the squared error that the penalty has, first and last
@@ -62,6 +63,9 @@ def cp(
     """
     if rank >= exact_rank(tuple(tensor.shape)):
         return balance(_exact(tensor, rank))
+    if effort() < Effort.WHOLE:
+        rough = effort() == Effort.ROUGH
+        starts, tolerance, max_sweeps = 1, 1e-2 if rough else 1e-3, 8 if rough else 30
     scale = float(tensor.norm())
     if not scale:
         return tuple(torch.zeros(n, rank, dtype=tensor.dtype) for n in tensor.shape)

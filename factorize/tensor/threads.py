@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import TypeVar
 
 import torch
@@ -43,7 +44,7 @@ def in_threads(
     def results() -> Iterator[tuple[Item, Result]]:
         begun: deque[tuple[Item, Future[Result]]] = deque()
         for item in items:
-            begun.append((item, pool.submit(work, item)))
+            begun.append((item, pool.submit(copy_context().run, work, item)))
             if len(begun) == 2 * workers:  # while the first is waited for, others go on
                 first, future = begun.popleft()
                 yield first, future.result()
