@@ -23,6 +23,7 @@ from factorize.cli.parse import (
     example,
     image_shape,
     json_object,
+    macs_of,
     names_of,
     pick_of,
     preprocessing_of,
@@ -137,12 +138,13 @@ def run(
     resolve_device(device)
     given = load_plan(plan) if plan else None
     with usage():
-        budget = budget_of(speedup=speedup, macs=macs, params=params, max_drop=max_drop)
-        config = SearchConfig(sensitivity, sweep_of(sweep), pick_of(pick))  # type: ignore[arg-type]
-    searching = budget is not None or sweep is not None
+        share, shares = macs_of(macs)
+        budget = budget_of(speedup=speedup, macs=share, params=params, max_drop=max_drop)
+        config = SearchConfig(sensitivity, sweep_of(sweep), shares, pick_of(pick))  # type: ignore[arg-type]
+    searching = budget is not None or bool(config.points)
     check_wish(
         rank=rank, energy=energy, lossless=lossless, planned=given is not None,
-        searching=searching, sweep=sweep, pick=pick, sensitivity=sensitivity,
+        searching=searching, sweeping=bool(config.points), pick=pick, sensitivity=sensitivity,
     )  # fmt: skip
     rank = "lossless" if lossless else rank
     timed = None

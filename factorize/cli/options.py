@@ -55,9 +55,10 @@ Speedup = Annotated[float | None, typer.Option(
     parser=option_number, metavar="X",
     help="So many times as fast (2, 2x), measured on --target, at the least loss of accuracy.",
     rich_help_panel=_BUDGET)]
-Macs = Annotated[float | None, typer.Option(
-    parser=option_number, metavar="SHARE",
-    help="Share of the net's MACs to keep, such as 0.5 or 50%.", rich_help_panel=_BUDGET)]
+Macs = Annotated[str | None, typer.Option(
+    metavar="SHARE",
+    help="Share of the net's MACs to keep, such as 0.5 or 50%. Several, such as 0.5,0.3,0.2, are "
+    "searched in one run: the curve is in the report.", rich_help_panel=_BUDGET)]
 Params = Annotated[float | None, typer.Option(
     parser=option_number, metavar="SHARE", help="Share of the net's parameters to keep.",
     rich_help_panel=_BUDGET)]
@@ -75,7 +76,8 @@ Sweep = Annotated[str | None, typer.Option(
     help="Search for each of these speedups, or auto: the accuracy-speedup curve is in the "
     "report.", rich_help_panel=_BUDGET)]
 Pick = Annotated[str | None, typer.Option(
-    metavar="X", help="The point of --sweep to export: one of its speedups, or knee, the default.",
+    metavar="X",
+    help="The point of --sweep or of several --macs to export: one of them, or knee (default).",
     rich_help_panel=_BUDGET)]
 
 RuntimeTarget = Annotated[str | None, typer.Option(

@@ -162,14 +162,30 @@ def sweep_of(text: str | None) -> tuple[float, ...] | Literal["auto"]:
     return speedups
 
 
+def macs_of(text: str | None) -> tuple[float | None, tuple[float, ...]]:
+    """One share of the MACs for a budget, or several for a sweep."""
+    if text is None:
+        return None, ()
+    try:
+        shares = tuple(number(part) for part in text.split(","))
+    except ValueError:
+        raise BudgetError(
+            f"--macs must be a share in (0, 1] such as 0.5 or 50%, or several such as 0.5,0.3, got "
+            f"{text!r}."
+        ) from None
+    return (shares[0], ()) if len(shares) == 1 else (None, shares)
+
+
 def pick_of(text: str | None) -> float | Literal["knee"]:
-    """A speedup, or ``knee``."""
+    """A speedup or share, or ``knee``."""
     if text is None or text == "knee":
         return "knee"
     try:
         return number(text)
     except ValueError:
-        raise BudgetError(f"pick must be knee or one of the sweep, got {text!r}.") from None
+        raise BudgetError(
+            f"--pick must be knee or one of --sweep or of several --macs, got {text!r}."
+        ) from None
 
 
 def default_out(model: str) -> Path:
@@ -182,7 +198,7 @@ def default_out(model: str) -> Path:
 
 def check_wish(
     *, rank: str | None, energy: float | None, lossless: bool, planned: bool, searching: bool,
-    sweep: str | None, pick: str | None, sensitivity: str,
+    sweeping: bool, pick: str | None, sensitivity: str,
 ) -> None:  # fmt: skip
     """Refuse options that contradict each other, or a command without a wish.
 
@@ -193,9 +209,9 @@ def check_wish(
     """
     if planned and searching:
         raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
-    if sweep is None and pick is not None:
+    if pick is not None and not sweeping:
         raise typer.BadParameter(
-            "--pick chooses a point of a sweep. Give --sweep, or leave it out."
+            "--pick chooses a point of a sweep. Give --sweep or several --macs, or leave it out."
         )
     if not searching and sensitivity != "error":
         raise typer.BadParameter("--sensitivity is for a search. Give a budget, or leave it out.")

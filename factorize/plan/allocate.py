@@ -82,16 +82,16 @@ def allocate(
     within: Numbers = limits + ROUNDING * abs(limits)
     picks, totals = _search(ordered, _prices(ordered, limits, scale), within)
     if len(picks):
-        best = np.lexsort(((totals[:, 1:] / scale).sum(1), totals[:, 0]))[0]
+        best = int(np.lexsort(((totals[:, 1:] / scale).sum(1), totals[:, 0]))[0])
     else:
         free = [table * (np.arange(table.shape[1]) > 0) for table in ordered]  # no loss counts
         picks, totals = _search(free, _prices(free, limits, scale), np.full_like(limits, np.inf))
-        best = ((totals[:, 1:] - limits) / scale).max(1).argmin()
+        best = int(((totals[:, 1:] - limits) / scale).max(1).argmin())
         if (totals[best, 1:] > within).any():
             nearest = totals[best, 1:].tolist()
             raise UnreachableBudget(budgets, dict(zip(budgets, nearest, strict=True)))
-    chosen = dict(zip(names, picks[best], strict=True))
-    return {name: candidates[kept[name][chosen[name]]] for name, candidates in layers.items()}
+    chosen = dict(zip(names, picks[best].tolist(), strict=True))
+    return {name: candidates[int(kept[name][chosen[name]])] for name, candidates in layers.items()}
 
 
 def prices(

@@ -104,7 +104,8 @@ def verdict(report: Report) -> tuple[str, bool] | None:
         told = f"NOT MEASURABLE: the machine was too busy: {measured}"
         return f"{told}; run again when it is quiet{paid}", False
     search = report.search
-    timed = search and (report.curve or {"speedup", "max_drop"} & search.budget.keys())
+    swept = report.curve and search and "macs" not in search.budget
+    timed = search and (swept or {"speedup", "max_drop"} & search.budget.keys())
     advice = "" if timed else f"; fewer MACs are not always faster: ask for {ASK}"
     if speed.speedup <= 1:
         return f"NOT FASTER: {measured}{paid}{advice}", False

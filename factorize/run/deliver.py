@@ -136,7 +136,7 @@ def reported(
         finetuning=asdict(made.tuned) if made.tuned else None,
         control=asdict(control) if control else None,
         onnx=asdict(delivered.exports.check) if delivered.exports.check else None,
-        seconds=journal.seconds,
+        seconds=journal.stopwatch.seconds,
         failures=tuple(delivered.exports.failures),
         notes=tuple(journal.remarks),
         search=completed(outcome, speed) if outcome else None,

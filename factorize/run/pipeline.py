@@ -91,7 +91,8 @@ def _cut(
             outcome = run_search(
                 reference, request.example_input, wish.budget, wish.search or SearchConfig(),
                 request.timer, data=request.data, fit=request.fit,
-                rate=lambda one: _quality(request, one, reference), device=request.device,
+                rate=lambda one: _rated(request, one, reference, journal),
+                device=request.device, stopwatch=journal.stopwatch,
                 **wish.selection.searched(), **common,
             )  # fmt: skip
         plan, fitted = outcome.plan, outcome.fitted
@@ -243,6 +244,13 @@ def _rate(request: Request, journal: Journal, step: str, model: nn.Module) -> No
     request.tell(f"evaluate {step}")
     with journal.timed("evaluate"):
         journal.quality[step] = _quality(request, model)
+
+
+def _rated(
+    request: Request, model: nn.Module, original: nn.Module, journal: Journal
+) -> dict[str, Any]:
+    with journal.timed("evaluate"):
+        return _quality(request, model, original)
 
 
 def _quality(

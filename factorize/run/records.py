@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +13,7 @@ from factorize.fit import FitConfig, Fitted
 from factorize.measure import LatencyModel
 from factorize.outputs import Outputs
 from factorize.search import Outcome
+from factorize.system.stopwatch import Stopwatch
 from factorize.tune import FinetuneConfig, FinetuneResult, Recalibration
 from factorize.types import Data, Metric, Plan, Progress
 
@@ -94,19 +93,18 @@ class Journal:
 
     Attributes
     ----------
-    quality, seconds
+    quality
         By step.
+    stopwatch
+        Of all steps.
     remarks
         What its user should know.
     """
 
     remarks: list[str]
     quality: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
+    def timed(self, step: str) -> AbstractContextManager[None]:
         """Add to the seconds of a step."""
-        start = time.perf_counter()
-        yield
-        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+        return self.stopwatch.timed(step)

@@ -98,10 +98,11 @@ class Wish:
             raise PlanError("--plan: a plan has its ranks already. Leave the budget out.")
         if self.searching:
             chosen.searched()
-            if self.search and self.search.sweep and self.budget and self.budget.timed:
+            if self.search and self.search.points and self.budget and self.budget.timed:
                 name = "speedup" if self.budget.speedup is not None else "max-drop"
+                through = "speedups" if self.search.sweep else "shares of MACs"
                 raise RankError(
-                    f"--{name}: a sweep goes through speedups itself. Leave one of them out, or "
+                    f"--{name}: a sweep goes through {through} itself. Leave one of them out, or "
                     "choose a point of it with --pick."
                 )
         elif self.plan is not None:
@@ -131,7 +132,7 @@ def rounds_of(wish: Wish, count: int) -> list[Wish]:
     rank, budget = wish.selection.rank, wish.budget
     by_share = isinstance(rank, float) and 0 < rank <= 1
     by_budget = budget is not None and budget.max_drop is None
-    if wish.plan is not None or (wish.search and wish.search.sweep) or not (by_share or by_budget):
+    if wish.plan is not None or (wish.search and wish.search.points) or not (by_share or by_budget):
         raise RankError(
             "--stages needs --speedup, --macs, --params or a share as --rank, which can be cut in "
             "rounds. Give one of them, or leave it out."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
@@ -22,6 +24,8 @@ from factorize.tensor.effort import Effort, with_effort
 from factorize.tensor.moments import LayerCalibration
 from factorize.tensor.threads import in_threads
 from factorize.types import Progress
+
+_log = logging.getLogger(__name__)
 
 SHARES = (0.25, 0.55)
 """Of a layer's MACs, at which all kinds of chains are looked at roughly."""
@@ -69,8 +73,8 @@ class Curves:
     known
         Errors of earlier runs, which no fits are made for.
     progress
-        Called as ``progress("curves", layers done, layers, {})`` and
-        ``progress("fits", done, all, {})``.
+        Called as ``progress(step, done, all, {})``, the steps being ``look at layers``,
+        ``look at chains`` and ``fit chains``.
 
     Raises
     ------
@@ -185,11 +189,18 @@ class Curves:
 
     def _find(self, tasks: Sequence[_Task]) -> None:
         def found(task: _Task) -> Fit:
-            layer = self.layers[task.name]
+            layer, start = self.layers[task.name], time.perf_counter()
             if task.fitted:
                 with with_effort(Effort.QUICK):
-                    return layer.fitted(task.key, task.rank)
-            return Fit(task.key, task.macs(layer.spec), layer.rough(task.key, task.rank))
+                    fit = layer.fitted(task.key, task.rank)
+            else:
+                fit = Fit(task.key, task.macs(layer.spec), layer.rough(task.key, task.rank))
+            seconds = time.perf_counter() - start
+            _log.debug(
+                "%s: %s %s %s %s: squared error %.3g in %.2f s",
+                task.step, task.name, *task.key[:2], task.rank, fit.error, seconds,
+            )  # fmt: skip
+            return fit
 
         def unknown() -> Iterator[_Task]:
             for task in tasks:

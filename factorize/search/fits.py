@@ -14,6 +14,7 @@ from factorize.graph import effective_weight
 from factorize.measure import accuracy
 from factorize.outputs import UNDECLARED
 from factorize.search.held_out import Losses, Reference, losses_of
+from factorize.system.stopwatch import Stopwatch
 from factorize.tensor.call import batch_size
 from factorize.tensor.threads import in_threads
 from factorize.types import Batch, Data, Factorization, LayerPlan, Plan, Progress
@@ -46,9 +47,11 @@ class Fits:
         device: str,
         seed: int,
         progress: Progress | None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.model, self.data, self.config = model, data, config
         self.device, self.seed, self.progress = device, seed, progress
+        self._stopwatch = stopwatch or Stopwatch()
         self.outputs = data.outputs if data else UNDECLARED
         self.can_judge = data is not None and (comparable or self.outputs.loss is not None)
         self._plans: dict[Hashable, Fitted] = {}
@@ -61,7 +64,9 @@ class Fits:
     def of(self, plan: Plan) -> Fitted:
         """The fit of a plan."""
         key = tuple(_key(layer) for layer in plan.factorized)
-        if key not in self._plans:
+        if key in self._plans:
+            return self._plans[key]
+        with self._stopwatch.timed("fit nets"):
             if self.config.resolved(self.data) == "weights" and not self.config.reconstruct:
                 self._plans[key] = self._to_weights(plan)
             else:
@@ -94,13 +99,11 @@ class Fits:
         """How far the outputs are from the original's, on so many, about, held-out images."""
         layers = tuple(_key(layer) for layer in plan.factorized)
         if (min(images, self._most), layers) not in self._losses:
-            found = losses_of(
-                self.applied(plan),
-                self._reference,
-                self._held_out(images),
-                self.outputs,
-                self.device,
-            )
+            net = self.applied(plan)
+            with self._stopwatch.timed("judge nets"):
+                found = losses_of(
+                    net, self._reference, self._held_out(images), self.outputs, self.device
+                )
             self._losses[min(images, self._most), layers] = found
         return self._losses[min(images, self._most), layers]
 

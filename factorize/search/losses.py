@@ -11,6 +11,7 @@ from factorize.search.error_curve import Key, family_of, macs_of
 from factorize.search.offers import Layer, Offer
 from factorize.search.sensitivity import Divergences, Reaches
 from factorize.spec import ConvSpec, Rank
+from factorize.system.stopwatch import Stopwatch
 
 MOST = 1 - 1e-9  # relative squared error; beyond, nothing is left of the output
 
@@ -24,9 +25,13 @@ class Losses:
     """
 
     def __init__(
-        self, layers: Mapping[str, Layer], curves: Curves, watch: Divergences | Reaches | None
+        self,
+        layers: Mapping[str, Layer],
+        curves: Curves,
+        watch: Divergences | Reaches | None,
+        stopwatch: Stopwatch,
     ) -> None:
-        self._curves, self._watch = curves, watch
+        self._curves, self._watch, self._stopwatch = curves, watch, stopwatch
         # MACs of one use of the layer; those of the offer are of all.
         self._places = {
             (name, offer): (
@@ -59,7 +64,10 @@ class Losses:
 
     def fit(self, asked: Iterable[tuple[str, Offer]]) -> None:
         """Fit chains to their layers, so that there is no doubt of what these lose."""
-        self._curves.fit((name, self._places[name, offer][0], offer.rank) for name, offer in asked)
+        with self._stopwatch.timed("fit chains"):
+            self._curves.fit(
+                (name, self._places[name, offer][0], offer.rank) for name, offer in asked
+            )
         self._known.clear()
 
     def _loss(self, name: str, offer: Offer) -> float:

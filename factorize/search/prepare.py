@@ -21,6 +21,7 @@ from factorize.search.replay import IncomparableError, Replay
 from factorize.search.sensitivity import Divergences, Reaches
 from factorize.search.tables import Tables
 from factorize.search.within_budget import Search
+from factorize.system.stopwatch import Stopwatch
 from factorize.tensor.call import batch_size, rows_of
 from factorize.tensor.effort import Effort, with_effort
 from factorize.tensor.moments import LayerCalibration
@@ -47,6 +48,7 @@ def prepare(
     device: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> Search:
     """Compute all that searches share; the model stays as it is.
 
@@ -72,6 +74,8 @@ def prepare(
         net. ``kl``: the KL divergence of the net's output with the one layer replaced.
     known
         Errors of earlier runs.
+    stopwatch
+        Gets the seconds of the steps, of this and of the searches.
 
     Raises
     ------
@@ -80,7 +84,7 @@ def prepare(
     BudgetError
         No chain is measured faster than its layer.
     """
-    config = config or FitConfig()
+    config, stopwatch = config or FitConfig(), stopwatch or Stopwatch()
     if sensitivity == "kl" and data is None:
         raise DataError("--sensitivity kl needs images to run the net on, got none. Give --data.")
     how = config.resolved(data)
@@ -88,18 +92,19 @@ def prepare(
     sites = graph.find(model, example_input)
     params, macs, _ = count(model, example_input)
     assembled = Assembled(model, example_input, latency.target) if latency else None
-    layers, reasons = layers_of(
-        sites, names, include=include, exclude=exclude, first=data is not None,
-        target=latency.target if latency else target or Target(), latency=latency,
-        never_slower=never_slower, progress=progress,
-    )  # fmt: skip
+    with stopwatch.timed("time layers" if latency else "list chains"):
+        layers, reasons = layers_of(
+            sites, names, include=include, exclude=exclude, first=data is not None,
+            target=latency.target if latency else target or Target(), latency=latency,
+            never_slower=never_slower, progress=progress,
+        )  # fmt: skip
     # On a busy machine the whole net may be measured to take less than its layers.
     dense = sum(layer.dense for layer in layers.values())
     time = max(assembled.units, dense) if assembled else 0.0
     specs = {name: layer.spec for name, layer in layers.items() if layer.offers}
     if not specs:
         raise _nothing(layers, reasons, assembled)
-    with tune.placed(device, model):
+    with tune.placed(device, model), stopwatch.timed("look at chains"):
         images = calibration_images(model, data, config.images, seed) if data else []
         kind = data.outputs.kind if data else "auto"
         replay = None
@@ -133,14 +138,14 @@ def prepare(
                 seed=seed, progress=progress,
             )  # fmt: skip
     tables = Tables(
-        sites, layers, reasons, Losses(layers, curves, watch), time, macs, params,
+        sites, layers, reasons, Losses(layers, curves, watch, stopwatch), time, macs, params,
         target=str(latency.target) if latency else "",
     )  # fmt: skip
     fits = Fits(
         model, data=data, config=config, comparable=replay is not None, device=device, seed=seed,
-        progress=progress,
+        progress=progress, stopwatch=stopwatch,
     )  # fmt: skip
-    return Search(tables, fits, assembled)
+    return Search(tables, fits, assembled, stopwatch)
 
 
 def latency_model(target: Target, *, refresh: bool = False) -> LatencyModel:

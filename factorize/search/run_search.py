@@ -14,10 +14,12 @@ from factorize.fit import FitConfig, Fitted
 from factorize.measure import Chain, LatencyModel, NumberCache, default_cache_path
 from factorize.plan import Budget
 from factorize.report import CurvePoint, SearchReport
+from factorize.search.assembled import Assembled
 from factorize.search.drop import fastest
 from factorize.search.known import KnownErrors
 from factorize.search.prepare import prepare
 from factorize.search.sweep import Sweep, speedups_of, sweep
+from factorize.system.stopwatch import Stopwatch
 from factorize.types import Data, Plan, Progress, Speedup
 
 SENSITIVITIES = ("error", "kl")
@@ -35,17 +37,21 @@ class SearchConfig:
         with that one layer replaced (needs images).
     sweep
         Speedups to search for, one after the other, or ``auto``: the accuracy-speedup curve.
+    shares
+        The same for shares of the MACs.
     pick
-        Which point of the curve is the result: one of `sweep`, or ``knee``.
+        Which point of the curve is the result: one of `sweep` or `shares`, or ``knee``.
 
     Raises
     ------
     DataError, BudgetError
-        There is no such sensitivity; a speedup is not above 1, or `pick` is not one of them.
+        There is no such sensitivity; a speedup is not above 1, a share not in (0, 1), there are
+        both, or `pick` is not one of them.
     """
 
     sensitivity: Literal["error", "kl"] = "error"
     sweep: tuple[float, ...] | Literal["auto"] = ()
+    shares: tuple[float, ...] = ()
     pick: float | Literal["knee"] = "knee"
 
     def __post_init__(self) -> None:
@@ -56,9 +62,30 @@ class SearchConfig:
             raise BudgetError(
                 f"sweep must be speedups above 1 such as 1.5,2,3 or auto, got {self.sweep}."
             )
-        points = speedups_of(self.sweep)
-        if self.pick != "knee" and self.pick not in points:
-            raise BudgetError(f"pick must be knee or one of the sweep {points}, got {self.pick}.")
+        if not all(0 < share < 1 for share in self.shares):
+            raise BudgetError(
+                f"shares of MACs must be in (0, 1), such as 0.5,0.3, got {self.shares}."
+            )
+        if self.sweep and self.shares:
+            raise BudgetError(
+                "sweep goes through speedups, and macs through shares. Leave one of them out."
+            )
+        if self.pick != "knee" and self.pick not in self.points:
+            raise BudgetError(
+                f"pick must be knee or one of {self.points}, got {self.pick}. Correct it."
+            )
+
+    @property
+    def over(self) -> Literal["speedup", "macs"]:
+        """What the points are of."""
+        return "macs" if self.shares else "speedup"
+
+    @property
+    def points(self) -> list[float]:
+        """What is searched for, the least compressed first, each once."""
+        if self.shares:
+            return sorted({*self.shares}, reverse=True)
+        return speedups_of(self.sweep)
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,7 @@ def run_search(
     device: str,
     seed: int,
     progress: Progress | None,
+    stopwatch: Stopwatch | None = None,
 ) -> Outcome:
     """Find and fit the plan.
 
@@ -109,13 +137,16 @@ def run_search(
         ``auto``, or names of the methods to mix, with commas between them.
     rate
         What a model of the curve is worth, for the report.
+    stopwatch
+        Gets the seconds of the search's steps.
 
     Raises
     ------
     BudgetError
         The budget cannot be kept; the message says what can.
     """
-    timed = budget is None or budget.timed or bool(config.sweep)
+    timed = bool(config.sweep) or (budget is not None and budget.timed)
+    stopwatch = stopwatch or Stopwatch()
     cache = NumberCache(default_cache_path("errors"), of="errors")
     with KnownErrors(cache, refresh=latency.refresh) as known:
         search = prepare(
@@ -124,11 +155,13 @@ def run_search(
             names=[] if method == "auto" else [name.strip() for name in method.split(",")],
             include=include, exclude=exclude, data=data, config=fit,
             sensitivity=config.sensitivity, known=known, device=device, seed=seed,
-            progress=progress,
+            progress=progress, stopwatch=stopwatch,
         )  # fmt: skip
     curve = Sweep((), None)
-    if config.sweep:
-        curve = sweep(search, config.sweep, config.pick, budget, rate, progress)
+    if config.points:
+        timer = search.assembled or Assembled(model, example_input, latency.target)
+        curve = sweep(search, config.over, config.points, config.pick, budget, timer, rate,
+                      progress)  # fmt: skip
         assert curve.found is not None
         found = curve.found
     elif budget is not None and budget.max_drop is not None:
@@ -151,6 +184,7 @@ def run_search(
                                           "exclude": list(exclude), "seed": seed})  # fmt: skip
     speed = choice.measured
     asked = {k: v for k, v in asdict(budget).items() if v is not None} if budget else {}
+    asked |= curve.picked
     report = SearchReport(
         budget=asked,
         target=latency.target.context(),

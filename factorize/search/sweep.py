@@ -1,9 +1,9 @@
-"""The accuracy-speedup curve: one search per point, all on the same tables."""
+"""The curve of accuracy by speedup, or by MACs: one search per point, all on the same tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import log
 from typing import Literal
 
@@ -13,6 +13,7 @@ from factorize import methods
 from factorize.errors import BudgetError
 from factorize.plan import Budget
 from factorize.report import CurvePoint
+from factorize.search.assembled import Assembled
 from factorize.search.tables import Tables
 from factorize.search.trials import Choice, Found
 from factorize.search.within_budget import Search
@@ -25,30 +26,43 @@ UNIFORM = "spatial_svd"
 
 @dataclass(frozen=True)
 class Sweep:
-    """The points, and the one that was picked."""
+    """The points, and the one that was picked.
+
+    Attributes
+    ----------
+    picked
+        The budget of that point, where it is another than time.
+    """
 
     points: tuple[CurvePoint, ...]
     found: Found | None
     notes: tuple[str, ...] = ()
+    picked: Mapping[str, float] = field(default_factory=dict)
 
 
 def sweep(
     search: Search,
-    speedups: Sequence[float] | Literal["auto"],
+    over: Literal["speedup", "macs"],
+    wanted: Sequence[float],
     pick: float | Literal["knee"],
     budget: Budget | None,
+    timer: Assembled,
     rate: Callable[[nn.Module], dict[str, float]],
     progress: Progress | None = None,
 ) -> Sweep:
-    """Search for each speedup; beside each point the uniform ranks of as many MACs.
+    """Search for each speedup or share; beside each point the uniform ranks of as many MACs.
 
     Parameters
     ----------
+    over, wanted
+        What the points are of, and the points, the least compressed first.
     budget
         Other limits that each point keeps.
     pick
-        A speedup of these, or ``knee``: where the curve, on logarithms of speedup and loss on
-        held-out images, is farthest from the line between its ends.
+        One of the points, or ``knee``: where the curve, on logarithms of speedup (of what is saved
+        in MACs) and loss on held-out images, is farthest from the line between its ends.
+    timer
+        Times the nets.
     rate
         What a model is worth, for the report.
 
@@ -57,35 +71,40 @@ def sweep(
     BudgetError
         No point can be reached.
     """
-    wanted = speedups_of(speedups)
     found: dict[float, Found] = {}
     points = [CurvePoint("original", "dense", None, 1.0, 1.0, 1.0, None, 1.0, 1.0,
                          rate(search.fits.model), False)]  # fmt: skip
     notes = []
-    for done, speedup in enumerate(wanted):
+    for done, point in enumerate(wanted):
         if progress:
-            progress("sweep", done, len(wanted), {"speedup": speedup})
+            progress("sweep", done, len(wanted), {over: point})
+        limit = {over: point}
+        label = f"{point:g}x" if over == "speedup" else f"{point:g} of MACs"
         try:
-            found[speedup] = search.within(
-                replace(budget, speedup=speedup) if budget else Budget(speedup=speedup)
-            )
+            one = search.within(replace(budget, **limit) if budget else Budget(**limit))
         except BudgetError as error:
-            notes.append(f"the curve ends before {speedup:g}x: {error}")
+            notes.append(f"the curve ends before {label}: {error}")
             break
-        choice = found[speedup].choice
-        points.append(_point(search, choice, f"{speedup:g}x", "search", speedup, rate))
+        choice = one.choice
+        if choice.measured is None:
+            choice = replace(choice, measured=timer.speedup(choice.plan.factorized))
+        found[point] = replace(one, choice=choice)
+        points.append(_point(search, choice, label, "search", point, rate))
         left = search.tables.macs - sum(p.spec.macs - p.macs for p in choice.plan.layers)
-        baseline = search.timed(Choice(uniform(search.tables, UNIFORM, left), 0.0))
+        baseline = Choice(uniform(search.tables, UNIFORM, left), 0.0)
         if baseline.plan.factorized:
+            measured = timer.speedup(baseline.plan.factorized)
+            baseline = replace(baseline, measured=measured)
             label = f"{UNIFORM}, uniform"
             points.append(_point(search, baseline, label, "uniform", None, rate))
     if not found:
         raise BudgetError(notes[0].partition(": ")[2])
-    taken = _knee(found) if pick == "knee" else float(pick)
+    taken = _knee(found, over) if pick == "knee" else float(pick)
     if taken not in found:
         raise BudgetError(f"--pick {taken:g}: {notes[0]}")
     points = [replace(point, picked=point.wanted == taken) for point in points]
-    return Sweep(tuple(points), found[taken], tuple(notes))
+    picked = {over: taken} if over != "speedup" else {}
+    return Sweep(tuple(points), found[taken], tuple(notes), picked)
 
 
 def speedups_of(sweep: Sequence[float] | Literal["auto"]) -> list[float]:
@@ -93,16 +112,19 @@ def speedups_of(sweep: Sequence[float] | Literal["auto"]) -> list[float]:
     return sorted({*(AUTO if sweep == "auto" else sweep)})
 
 
-def _knee(found: dict[float, Found]) -> float:
-    """The point farthest above the chord of the losses that were predicted for the choices."""
-    speeds = list(found)
-    if len(speeds) < 3:
-        return speeds[-1]
-    x = [log(found[speed].choice.measured_speedup) for speed in speeds]
-    y = [-log(max(found[speed].loss, 1e-12)) for speed in speeds]
+def _knee(found: dict[float, Found], over: str) -> float:
+    """The point farthest above the chord of the losses of the choices."""
+    wanted = list(found)
+    if len(wanted) < 3:
+        return wanted[-1]
+    if over == "speedup":
+        x = [log(one.choice.measured_speedup) for one in found.values()]
+    else:
+        x = [-log(share) for share in wanted]
+    y = [-log(max(one.loss, 1e-12)) for one in found.values()]
     width, height = x[-1] - x[0] or 1.0, y[0] - y[-1] or 1.0
     above = [(b - y[-1]) / height + (a - x[0]) / width for a, b in zip(x, y, strict=True)]
-    return speeds[max(range(len(speeds)), key=lambda index: above[index])]
+    return wanted[max(range(len(wanted)), key=lambda index: above[index])]
 
 
 def _point(

@@ -15,6 +15,7 @@ from factorize.search.fits import Fits
 from factorize.search.narrowing import Candidates, settled
 from factorize.search.tables import Tables
 from factorize.search.trials import Choice, Found, Trials
+from factorize.system.stopwatch import Stopwatch
 from factorize.types import LayerPlan
 
 MARGIN = 1.02  # the speed aimed at, over the one asked for: another measurement will differ
@@ -43,8 +44,15 @@ class Search:
         Times whole nets; None: nothing is timed.
     """
 
-    def __init__(self, tables: Tables, fits: Fits, assembled: Assembled | None) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        fits: Fits,
+        assembled: Assembled | None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         self.tables, self.fits, self.assembled = tables, fits, assembled
+        self._stopwatch = stopwatch or Stopwatch()
         self._gain = 1.0  # time that is really saved, over that which the layers' times predict
 
     def within(self, budget: Budget) -> Found:
@@ -230,7 +238,8 @@ class Search:
     def timed(self, choice: Choice) -> Choice:
         """The choice with the speed of its net, assembled of chains that were not fitted yet."""
         assert self.assembled is not None
-        return replace(choice, measured=self.assembled.speedup(choice.plan.factorized))
+        with self._stopwatch.timed("time nets"):
+            return replace(choice, measured=self.assembled.speedup(choice.plan.factorized))
 
     def _found(self, trials: Trials, taken: str) -> Found:
         choice = trials.choices[taken]
