@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from factorize.errors import DataError
@@ -107,17 +108,14 @@ class Curves:
         arriving = _arriving(specs, tied or {}, calibration)
         chains = {name: list(of_layer.items()) for name, of_layer in offered.items()}
 
-        def made(arrived: tuple[str, LayerCalibration | None]) -> LayerErrors:
-            name, moments = arrived
-            return LayerErrors(
-                specs[name], model.get_submodule(name), moments, chains[name],
-                probes=probes, kernels=kernels, seed=seed,
-            )  # fmt: skip
-
         # Whoever asks for a weight puts its layer in eval mode: all at once, nobody changes it.
-        with evaluating(model), in_threads(made, arriving) as layers:
-            for (name, _), layer in layers:
-                self.layers[name] = layer
+        with evaluating(model), torch.no_grad():
+            # One after the other: the matrices of a large layer take a gigabyte.
+            for name, moments in arriving:
+                self.layers[name] = layer = LayerErrors(
+                    specs[name], model.get_submodule(name), moments, chains[name],
+                    probes=probes, kernels=kernels, seed=seed,
+                )  # fmt: skip
                 for probe in layer.probes if on_fit else ():
                     on_fit(name, probe)  # type: ignore[misc]
                 if progress:

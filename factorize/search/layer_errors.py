@@ -70,6 +70,8 @@ class LayerErrors:
         self.weight = effective_weight(module).to("cpu", torch.float64)
         bias = module.bias if isinstance(module.bias, Tensor) else None
         self.mark = fingerprint(spec, self.weight, bias, moments, seed)
+        # First, as each holds matrices of its own.
+        self.probes = [fit for share in probes for fit in self._probe(share)]
         target, norm, inputs = self.weight, Norm(), Norm()
         if moments is not None:
             parts = moments
@@ -90,7 +92,6 @@ class LayerErrors:
             for key, _ in kinds:
                 if isinstance(method := methods.get(key[0]), SvdMethod):
                     self._values[key[:2]] = singular_values(method.matrix(self.weight, key[1]))
-        self.probes = [fit for share in probes for fit in self._probe(share)]
         if self.large:
             self.moments = None
 

@@ -110,7 +110,7 @@ def prepare(
         replay = None
         if images:
             try:
-                replay = Replay(model, _first(images), memory=config.memory / 2, kind=kind)
+                replay = Replay(model, _first(images), memory=config.memory / 4, kind=kind)
             except IncomparableError:
                 if sensitivity == "kl":
                     raise
@@ -124,7 +124,7 @@ def prepare(
             moments = calibrate.load_calibration(config.calibration).layers.items()
         elif how != "weights":
             moments = calibrate.collect_each(
-                model, every, images, memory=config.memory, seed=seed, progress=progress
+                model, every, images, memory=config.memory / 2, seed=seed, progress=progress
             )
         watch = None
         if replay is not None:
