@@ -26,6 +26,7 @@ from factorize.types import Data, Preprocessing
 SYNTHETIC = "synthetic"  # the name of the data
 COUNT = 1250  # a thousand to fit to, the rest held out; fewer where they are large
 _VALUES, _LEAST_COUNT = 2e7, 200  # so many positions in all, in so many images at least
+_BATCH_VALUES = 2e6  # positions in a batch: a layer of 64 channels holds half a gigabyte for them
 _LEAVES, _DRAWINGS, _STROKED = 2, 16, 1e7  # for each that is kept; positions of drawings in all
 _MOST_CHANNELS = 4  # of what is taken for images, video or sound unasked
 _TOLD = (
@@ -106,7 +107,7 @@ def synthetic_data(
         There is no such kind of input, or the preprocessing is for other channels.
     """
     if count is None:
-        count = min(COUNT, max(_LEAST_COUNT, int(_VALUES / prod(shape[1:]))))
+        count = count_for(shape)
     if preprocessing is not None:
         preprocessing.check(shape[0], SYNTHETIC)
     notes, chosen = [_TOLD], None
@@ -127,13 +128,18 @@ def synthetic_data(
     if steps is None:
         steps = Preprocessing((0.0,), (1.0,))
         notes.append(_UNKNOWN)
-    loading = Loading(batch_size, seed)
+    loading = Loading(min(batch_size, max(1, int(_BATCH_VALUES / prod(shape[1:])))), seed)
     fitted, holdout = (PixelSet(one, None, steps.normalise) for one in splits)
     return Data(
         train=loader(fitted, loading), holdout=loader(holdout, loading), labelled=False,
         source=SYNTHETIC, notes=tuple(notes), holdout_of="made-up images, no real ones",
         preprocessing=replace(steps, resize=None, crop=None), made_up=True,
     )  # fmt: skip
+
+
+def count_for(shape: Sequence[int]) -> int:
+    """How many made-up inputs of a shape (C, ...) chains are well fitted to."""
+    return min(COUNT, max(_LEAST_COUNT, int(_VALUES / prod(shape[1:]))))
 
 
 def made_up(shape: Sequence[int], count: int, seed: int = 0) -> Tensor:

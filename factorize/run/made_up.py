@@ -13,6 +13,7 @@ from factorize.data.synthetic import (
     SYNTHETIC,
     MadeUp,
     Suit,
+    count_for,
     is_made_up_like,
     is_synthetic,
     synthetic_data,
@@ -27,6 +28,9 @@ from factorize.types import Data, Preprocessing, Progress
 
 MACS = 4e12
 """What choosing made-up images, and changing them, may each cost: a minute or so on two cores."""
+PASS_MACS, FEWEST = 1.5e12, 64
+"""What a pass of all images through the model may cost, in which a search makes several; of so many
+images at least."""
 _PLAIN = Preprocessing((0.0,), (1.0,))
 
 
@@ -69,9 +73,11 @@ def make_up(
         )
     if progress:
         progress("make images up", 0, 0, {})
+    shape = example_input.shape[1:]
+    most = max(int(PASS_MACS / max(count(model, example_input[:1]).macs, 1)), FEWEST)
     return synthetic_data(
-        example_input.shape[1:], preprocessing=wish.preprocessing, batch_size=wish.batch_size,
-        suit=suiting(model, outputs, device, seed), seed=seed,
+        shape, preprocessing=wish.preprocessing, batch_size=wish.batch_size,
+        suit=suiting(model, outputs, device, seed), count=min(count_for(shape), most), seed=seed,
     )  # fmt: skip
 
 
