@@ -163,7 +163,9 @@ class Curves:
         if like == name:
             return error
         pairs = zip(self.layers[name].probes, self.layers[like].probes, strict=True)
-        level = [log(one.error) / log(other.error) for one, other in pairs if other.error < 1]
+        level = [
+            log(max(a.error, LEAST)) / log(max(b.error, LEAST)) for a, b in pairs if b.error < 1
+        ]
         return error ** (min(max(median(level), 0.2), 5.0) if level else 1.0)
 
     def _look(self) -> None:

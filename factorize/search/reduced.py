@@ -125,7 +125,7 @@ def _roots(norm: Norm, weight: Tensor) -> tuple[Tensor, Tensor]:
         covariance = torch.einsum("ikjk->ij", by_pair)
     values, vectors = torch.linalg.eigh(covariance)
     # What hardly varies must not be blown up to count as much as the rest.
-    scales = values.clamp_min(1e-6 * float(values[-1]) + 1e-30).sqrt()
+    scales = values.clamp_min(1e-6 * max(float(values[-1]), 0.0) + 1e-30).sqrt()
     return (vectors * scales) @ vectors.T, (vectors / scales) @ vectors.T
 
 

@@ -157,18 +157,18 @@ def run_search(
             sensitivity=config.sensitivity, known=known, device=device, seed=seed,
             progress=progress, stopwatch=stopwatch,
         )  # fmt: skip
-    curve = Sweep((), None)
-    if config.points:
-        timer = search.assembled or Assembled(model, example_input, latency.target)
-        curve = sweep(search, config.over, config.points, config.pick, budget, timer, rate,
-                      progress)  # fmt: skip
-        assert curve.found is not None
-        found = curve.found
-    elif budget is not None and budget.max_drop is not None:
-        found = fastest(search, budget, progress)
-    else:
-        assert budget is not None
-        found = search.within(budget)
+        curve = Sweep((), None)
+        if config.points:
+            timer = search.assembled or Assembled(model, example_input, latency.target)
+            curve = sweep(search, config.over, config.points, config.pick, budget, timer, rate,
+                          progress)  # fmt: skip
+            assert curve.found is not None
+            found = curve.found
+        elif budget is not None and budget.max_drop is not None:
+            found = fastest(search, budget, progress)
+        else:
+            assert budget is not None
+            found = search.within(budget)
     choice, notes = found.choice, [*cache.notes, *curve.notes]
     if data is not None and not search.fits.can_judge:
         notes.append(

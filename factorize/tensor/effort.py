@@ -12,8 +12,8 @@ class Effort(IntEnum):
     """How far a fit goes.
 
     ``WHOLE`` stops where more brings next to nothing. ``QUICK`` takes a half to a third of the
-    time, and moments of fewer patches; its squared errors are up to 1.2 times as large
-    (`experiments/search`). ``ROUGH`` tells chains apart that differ by a factor of two.
+    time, and moments of fewer patches; its squared errors are 1.0 to 1.2 times as large on trained
+    kernels, chance aside (`experiments/search`). Those of ``ROUGH`` are up to a few times as large.
     """
 
     ROUGH = 0

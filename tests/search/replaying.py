@@ -1,13 +1,16 @@
-"""What the tests of curves and replays share: small nets, images, and specs."""
+"""What the tests of curves and replays share: small nets, images, specs, and chains."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from factorize import find
-from factorize.spec import ConvSpec
+from factorize import find, methods
+from factorize.search.error_curve import Key, family_of, macs_of
+from factorize.spec import ConvSpec, Rank
 
 
 class Net(nn.Module):
@@ -56,3 +59,30 @@ def conv(inputs: int, outputs: int, seed: int = 0) -> tuple[nn.Module, dict[str,
     model = nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
     sites = find(model, torch.zeros(1, inputs, 8, 8))
     return model, {site.spec.name: site.spec for site in sites}
+
+
+def offered(
+    specs: dict[str, ConvSpec], names: Iterable[str], step: int = 4
+) -> dict[str, dict[Key, Sequence[Rank]]]:
+    """All chains that save MACs, by layer and kind, the cheapest rank first."""
+    return {name: kinds(spec, names, step) for name, spec in specs.items()}
+
+
+def kinds(spec: ConvSpec, names: Iterable[str], step: int) -> dict[Key, Sequence[Rank]]:
+    found: dict[Key, list[Rank]] = {}
+    for name in names:
+        method = methods.get(name)
+        for rank in method.ladder(spec, step=step, count=60):
+            for variant in method.variants_of(spec):
+                key = name, variant, family_of(method, spec, rank)
+                if macs_of(spec, key, rank) < spec.macs:
+                    found.setdefault(key, []).append(rank)
+    return {
+        key: sorted(ranks, key=lambda rank, key=key: macs_of(spec, key, rank))
+        for key, ranks in found.items()
+    }
+
+
+def rank_near(spec: ConvSpec, key: Key, ranks: Sequence[Rank], share: float) -> Rank:
+    """The rank that costs nearest to a share of the layer's MACs."""
+    return min(ranks, key=lambda rank: abs(macs_of(spec, key, rank) - share * spec.macs))

@@ -1,27 +1,31 @@
-"""Curves of errors, without data and with it."""
+"""Curves of errors: rough looks at all kinds of chains, and fits of what is asked for."""
+
+from __future__ import annotations
 
 from itertools import pairwise
 from math import inf
+from statistics import median
+from typing import Any
 
 import convolutions
 import pytest
 import torch
-from replaying import BATCHES, conv, net, specs_of
-from torch import Tensor, nn
-from torch.nn import functional as F
+from replaying import conv, offered, rank_near
+from torch import nn
 
-from factorize import calibrate, find, methods
-from factorize.errors import DataError
-from factorize.fit.layer import fit_layer
+from factorize import find, methods
 from factorize.methods import base
-from factorize.methods.svd import SvdMethod
 from factorize.methods.tucker2 import Tucker2
-from factorize.search.curves import curves
-from factorize.search.error_curve import Curve, Fit, curve_through, family_of
-from factorize.search.reduced import reduced
-from factorize.spec import ConvSpec
-from factorize.tensor.norm import Norm
+from factorize.search import curves as curves_module
+from factorize.search.curves import FAR, LEARNED, LEVELLED, UNKNOWN, Curves
+from factorize.search.error_curve import Curve, Key, curve_through, family_of, macs_of
+from factorize.search.layer_errors import LayerErrors
+from factorize.spec import ConvSpec, Rank
+from factorize.tensor.effort import Effort, with_effort
 from factorize.types import LayerPlan
+
+CP: Key = ("cp", "", ())
+TUCKER2: Key = ("tucker2", "", ())
 
 # A curve
 
@@ -51,176 +55,214 @@ def test_family_is_what_does_not_grow_with_the_rank():
     assert family_of(methods.get("cp"), spec, (40,)) == ()
 
 
-# Curves without data
+# Fits and rough looks, without data
 
 
-def rank_at(method: base.Method, spec: ConvSpec, curve: Curve, macs: int) -> tuple[int, ...]:
-    """The rank of a point of a curve."""
-    return next(
-        rank
-        for rank in method.ladder(spec, step=8, count=10**9)
-        if family_of(method, spec, rank) == curve.family
-        and sum(s.macs for s in method.stages(spec, rank, curve.variant)) == macs
-    )
+def true_error(model: nn.Module, spec: ConvSpec, key: Key, rank: Rank) -> float:
+    """Of a fit as quick as those of a search."""
+    weight: Any = model.get_submodule(spec.name).weight
+    with with_effort(Effort.QUICK):
+        return methods.factorize(LayerPlan(spec, key[0], rank, key[1]), weight).error ** 2
 
 
 @pytest.mark.parametrize("channels", [(24, 16), (72, 96)])
-def test_curves_without_data_are_the_errors_of_factorize(channels):
-    """Exactly for an SVD and for small layers; within 20 % where they are estimated."""
+def test_fits_without_data_are_those_of_factorize(channels: tuple[int, int]):
+    """Exactly for small layers; within 20 % where they are estimated, which rough looks are not."""
     model, specs = conv(*channels)
-    (spec,), weight = specs.values(), model[0].weight  # type: ignore[index]
-    found = curves(model, specs, convolutions.square(), None)["0"]
-    assert {curve.method for curve in found} == set(convolutions.square())
-    for curve in found:
-        method = methods.get(curve.method)
-        exact = isinstance(method, SvdMethod) or max(channels) <= 64
-        points = list(zip(curve.macs, curve.error, strict=True))
-        for macs, error in points[:: 5 if isinstance(method, SvdMethod) else 1]:
-            rank = rank_at(method, spec, curve, macs)
-            plan = LayerPlan(spec, curve.method, rank, curve.variant)
-            true = methods.factorize(plan, weight).error ** 2
-            assert error == pytest.approx(true, rel=1e-6 if exact else 0.2), (curve.key, rank)
+    (spec,), chains = specs.values(), offered(specs, convolutions.square())
+    curves = Curves(model, specs, chains, None)
+    assert {key[0] for key in chains["0"]} == set(convolutions.square())
+    rel = 1e-6 if max(channels) <= 64 else 0.2
+    asked = [
+        (key, rank_near(spec, key, ranks, 0.4))
+        for key, ranks in chains["0"].items()
+        if not curves.layers["0"].is_exact(key)
+    ]
+    before = [curves.error("0", key, macs_of(spec, key, rank)) for key, rank in asked]
+    curves.fit(("0", key, rank) for key, rank in asked)
+    for (key, rank), rough in zip(asked, before, strict=True):
+        true = true_error(model, spec, key, rank)
+        assert curves.error("0", key, macs_of(spec, key, rank)) == pytest.approx(true, rel=rel), key
+        assert 1 / 2 < rough / true < 2, (key, rank)  # random weights: others are farther off
 
 
-def test_stand_in_keeps_a_low_rank():
-    """A layer of Tucker rank (24, 24): its stand-in is reproduced at that rank too."""
+@pytest.mark.parametrize("channels", [(24, 16), (72, 96)])
+def test_an_svd_is_exact_without_a_fit(channels: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    model, specs = conv(*channels)
+    (spec,) = specs.values()
+    chains = offered(specs, ["spatial_svd", "channel_svd", "depthwise_pointwise"])
+    monkeypatch.setattr(LayerErrors, "_fit", None)
+    monkeypatch.setattr(LayerErrors, "rough", None)
+    curves = Curves(model, specs, chains, None)
+    assert len(chains["0"]) >= 4
+    for key, ranks in chains["0"].items():
+        for rank in ranks[:: max(len(ranks) // 4, 1)]:
+            macs = macs_of(spec, key, rank)
+            true = true_error(model, spec, key, rank)
+            assert curves.error("0", key, macs) == pytest.approx(true, rel=1e-6), (key, rank)
+            assert curves.doubt("0", key, macs) == 1
+
+
+def decaying(count: int, channels: int = 24) -> tuple[nn.Sequential, dict[str, ConvSpec]]:
+    """Layers of one shape, of random weights whose spectra fall ever more steeply."""
     torch.manual_seed(0)
-    core, left, right = torch.randn(24, 24, 3, 3), torch.randn(128, 24), torch.randn(128, 24)
-    weight = torch.einsum("abkl,oa,ib->oikl", core, left, right).double()
-    _, specs = conv(128, 128)
-    (spec,), method = specs.values(), methods.get("tucker2")
-    small = reduced(spec, weight, Norm(), Norm())(method.stages(spec, (24, 24), ""))
-    assert small.weight.shape == (64, 64, 3, 3)
-    assert small.error(spec, method, (24, 24), "", seed=0) < 1e-6
-    assert small.error(spec, method, (16, 16), "", seed=0) > 0.1
+    model = nn.Sequential(
+        *(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(count))
+    )
+    for index, layer in enumerate(model):
+        falls = (1 - 0.03 * (index + 1)) ** torch.arange(channels)
+        mix = [torch.linalg.qr(torch.randn(channels, channels))[0] * falls for _ in range(2)]
+        with torch.no_grad():
+            layer.weight.copy_(torch.einsum("oikl,ao,bi->abkl", layer.weight, *mix))  # type: ignore
+    sites = find(model, torch.zeros(1, channels, 8, 8))
+    return model, {site.spec.name: site.spec for site in sites}
 
 
-@pytest.mark.parametrize("variant", ["spatial_first", "pointwise_first"])
-def test_stand_in_has_as_many_groups_as_the_layer(variant):
-    """A share of them would be one, which loses far less."""
-    torch.manual_seed(0)
-    weight = torch.randn(256, 256, 3, 3).double()
-    _, specs = conv(256, 256)
-    (spec,), method = specs.values(), methods.get("grouped")
-    for rank in ((96, 2), (128, 4), (256, 8)):
-        small = reduced(spec, weight, Norm(), Norm())(method.stages(spec, rank, variant))
-        known = method.predicted_error(weight, rank, variant) or 0.0
-        estimated = small.error(spec, method, rank, variant, seed=0)
-        assert estimated == pytest.approx(known**2, rel=0.1), rank
+def test_rough_looks_are_within_a_factor_of_three_and_fits_correct_them():
+    """With spectra that fall: at random ones every look is right."""
+    model, specs = decaying(1)
+    (spec,), names = specs.values(), ["cp", "tucker2", "block_term", "grouped"]
+    chains = offered(specs, names)
+    curves = Curves(model, specs, chains, None)
+    for key, ranks in chains["0"].items():
+        for share in (0.25, 0.5, 0.75):
+            rank = rank_near(spec, key, ranks, share)
+            ratio = curves.error("0", key, macs_of(spec, key, rank))
+            ratio /= true_error(model, spec, key, rank)
+            assert 1 / 3 < ratio < 3, (key, rank, ratio)
 
 
-def test_method_registered_elsewhere_has_a_curve(monkeypatch):
+@pytest.mark.parametrize("key", [CP, TUCKER2])
+def test_a_rank_between_two_fits_is_estimated_within_a_fifth(key: Key):
+    model, specs = decaying(1)
+    (spec,), ranks = specs.values(), offered(specs, [key[0]])["0"][key]
+    curves = Curves(model, specs, {"0": {key: ranks}}, None)
+    ends = [rank_near(spec, key, ranks, share) for share in (0.25, 0.6)]
+    between = rank_near(spec, key, ranks, 0.4)
+    assert between not in ends
+    curves.fit(("0", key, rank) for rank in ends)
+    found = curves.error("0", key, macs_of(spec, key, between))
+    assert found == pytest.approx(true_error(model, spec, key, between), rel=0.2)
+
+
+def test_doubt_falls_with_what_is_fitted():
+    model, specs = decaying(LEARNED + 1)
+    chains = offered(specs, ["cp", "tucker2"])
+    curves, last = Curves(model, specs, chains, None), str(LEARNED)
+    ranks = chains["0"][CP]
+    macs = [macs_of(specs["0"], CP, rank) for rank in ranks]
+    for name in list(specs)[:LEARNED]:
+        assert curves.doubt(name, CP, macs[0]) == curves.doubt(last, CP, macs[0]) == UNKNOWN
+        curves.fit([(name, CP, ranks[0])])
+    assert curves.doubt("0", CP, macs[0]) == curves.doubt("0", CP, macs[0] * 1.3) == 1
+    assert curves.doubt("0", CP, macs[-1]) == FAR
+    assert curves.doubt(last, CP, macs[0]) == LEVELLED
+    assert curves.doubt(last, TUCKER2, macs[0]) == UNKNOWN
+
+
+def test_fits_in_other_layers_tell_how_far_a_method_is_off(monkeypatch: pytest.MonkeyPatch):
+    """Rough looks that are all three times too high."""
+    real = LayerErrors.rough
+    monkeypatch.setattr(LayerErrors, "rough", lambda *a: min(3 * real(*a), 1.0))
+    model, specs = decaying(LEARNED + 1)
+    chains, last = offered(specs, ["cp", "tucker2"]), str(LEARNED)
+    curves = Curves(model, specs, chains, None, probes=(0.3,))
+    rank = rank_near(specs["0"], CP, chains["0"][CP], 0.55)
+    macs = macs_of(specs["0"], CP, rank)
+    before = {key: curves.error(last, key, macs) for key in (CP, TUCKER2)}
+    off = []
+    for name in list(specs)[:LEARNED]:
+        assert curves.error(last, CP, macs) == before[CP]  # a few could be chance
+        rough = curves.error(name, CP, macs)
+        curves.fit([(name, CP, rank)])
+        off.append(curves.error(name, CP, macs) / rough)
+    assert curves.error(last, CP, macs) == pytest.approx(before[CP] * median(off))
+    assert median(off) < 0.5
+    assert curves.error(last, TUCKER2, macs) == before[TUCKER2]
+
+
+# Layers that are alike
+
+
+def test_layers_of_one_shape_are_looked_at_once(monkeypatch: pytest.MonkeyPatch):
+    looked: list[tuple[str, Key]] = []
+    real = LayerErrors.rough
+
+    def rough(self: LayerErrors, key: Key, rank: Rank) -> float:
+        looked.append((self.spec.name, key))
+        return real(self, key, rank)
+
+    monkeypatch.setattr(LayerErrors, "rough", rough)
+    model = nn.Sequential(
+        *(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3)), nn.Conv2d(16, 20, 3, padding=1)
+    )
+    specs = {s.spec.name: s.spec for s in find(model, torch.zeros(1, 16, 8, 8))}
+    chains = offered(specs, ["cp", "tucker2", "spatial_svd"])
+    Curves(model, specs, chains, None)
+    assert {name for name, _ in looked} == {"0", "3"}
+    assert {key[0] for _, key in looked} == {"cp", "tucker2"}
+    assert len(looked) <= len(curves_module.SHARES) * len(set(looked))
+    looked.clear()
+    Curves(model, specs, {**chains, "1": {CP: chains["1"][CP]}}, None)
+    assert {name for name, _ in looked} == {"0", "1", "3"}  # other chains, another look
+
+
+def test_of_layers_that_are_alike_probes_tell_the_levels():
+    model, specs = decaying(4)
+    (spec, *_), chains = specs.values(), offered(specs, ["tucker2", "cp"])
+    blind = Curves(model, specs, chains, None)
+    probed = Curves(model, specs, chains, None, probes=(0.3,))
+    for key in (CP, TUCKER2):
+        rank = rank_near(spec, key, chains["0"][key], 0.4)
+        macs = macs_of(spec, key, rank)
+        assert blind.error("3", key, macs) == blind.error("0", key, macs)
+        true = true_error(model, specs["3"], key, rank)
+        assert 1 / 3 < probed.error("3", key, macs) / true < 3
+        assert blind.error("3", key, macs) > 3 * true
+
+
+@pytest.mark.parametrize("probes", [(), (0.3,)])
+def test_layers_of_zeros_that_are_alike_lose_nothing(probes: tuple[float, ...]):
+    """As the last ones of residual blocks are before training."""
+    model, specs = decaying(2)
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.zero_()  # type: ignore[union-attr, operator]
+    chains = offered(specs, ["cp", "spatial_svd"])
+    curves = Curves(model, specs, chains, None, probes=probes)
+    for name in specs:
+        for key, ranks in chains[name].items():
+            assert curves.error(name, key, macs_of(specs[name], key, ranks[-1])) < 1e-6
+
+
+# What can be offered
+
+
+def test_method_registered_elsewhere_has_a_curve(monkeypatch: pytest.MonkeyPatch):
     class Own(Tucker2):
         name = "own"
 
     monkeypatch.setitem(base._registry, "own", Own())
     model, specs = conv(24, 16)
-    found = curves(model, specs, ["own", "tucker2"], None)["0"]
-    assert [curve.method for curve in found] == ["own", "tucker2"]
-    assert found[0].error == found[1].error
+    chains = offered(specs, ["own", "tucker2"])
+    curves, own = Curves(model, specs, chains, None), ("own", "", ())
+    ranks = chains["0"][TUCKER2]
+    assert chains["0"][own] == ranks
+    sizes = [macs_of(specs["0"], TUCKER2, rank) for rank in ranks]
+    for _ in range(2):
+        for macs in sizes:
+            assert curves.error("0", own, macs) == curves.error("0", TUCKER2, macs)
+        curves.fit(("0", key, ranks[1]) for key in (own, TUCKER2))
 
 
-def test_layers_that_share_a_weight_are_fitted_once(monkeypatch):
-    model, _ = conv(16, 16)
-    model.append(nn.Conv2d(16, 16, 3, bias=False))  # type: ignore[operator]
-    model[1].weight = model[0].weight  # type: ignore[index, union-attr]
-    specs = {s.spec.name: s.spec for s in find(model, torch.zeros(1, 16, 8, 8))}
-    made = []
-    monkeypatch.setattr(
-        methods, "factorize", lambda layer, *a, _f=methods.factorize, **k: made.append(layer)
-        or _f(layer, *a, **k),
-    )  # fmt: skip
-    cp, tucker2 = ("cp", "", ()), ("tucker2", "", ())
-    found = curves(model, specs, {"0": [cp], "1": [cp, tucker2]}, None)
-    assert {layer.spec.name for layer in made} == {"0"}
-    assert len({(layer.method, layer.rank) for layer in made}) == len(made)
-    assert [curve.method for curve in found["0"]] == ["cp"]
-    assert [curve.method for curve in found["1"]] == ["cp", "tucker2"]
-    assert found["0"][0].error == found["1"][0].error
-    assert found["0"][0].macs[0] > found["1"][0].macs[0]  # of its own, smaller map
-
-
-def test_of_widths_only_those_nearest_to_what_is_asked_for_are_fitted(monkeypatch):
-    model, specs = conv(32, 32)
-    every = {curve.family for curve in curves(model, specs, ["block_term"], None)["0"]}
-    assert every == {(8,), (16,)}
-    made = set()
-    monkeypatch.setattr(
-        methods, "factorize", lambda layer, *a, _f=methods.factorize, **k: made.add(layer.rank[1:])
-        or _f(layer, *a, **k),
-    )  # fmt: skip
-    for asked, fitted in (((4, 8), [(8,)]), ((11, 100), [(8,), (16,)]), ((100,), [(16,)])):
-        made.clear()
-        keys = [("block_term", "", (width,)) for width in asked]
-        found = curves(model, specs, {"0": keys}, None)["0"]
-        assert sorted(curve.family for curve in found) == sorted(made) == fitted
-
-
-# Curves with data
-
-
-def test_curves_with_data_are_those_of_fits_and_tell_their_kernels():
-    model = net()
-    specs = specs_of(model)
-    moments = calibrate.collect(model, specs, BATCHES)
-    told: list[tuple[str, Fit]] = []
-    found = curves(
-        model, specs, ["spatial_svd", "cp"], iter(moments.layers.items()),
-        on_fit=lambda name, fit: told.append((name, fit)),
-    )  # fmt: skip
-    assert set(found) == {"a", "b", "twice"}
-    for name, of_layer in found.items():
-        weight: Tensor = model.get_submodule(name).weight.detach().double()  # type: ignore
-        fits = {(f.key, f.macs): f for n, f in told if n == name}
-        assert any(f.key is None for n, f in told if n == name)
-        for curve in of_layer:
-            for macs, error in zip(curve.macs, curve.error, strict=True):
-                fit = fits[curve.key, macs]
-                assert error <= fit.error + 1e-12
-                parts = moments.layers[name].fit
-                off = Norm(parts.second).relative_error(weight, fit.kernel)
-                assert fit.error <= 1.01
-                if fit.bias is None:
-                    assert fit.error == pytest.approx(off**2, rel=1e-6)
-
-
-def test_calibration_that_lacks_a_layer_is_told():
-    model = net()
-    specs = specs_of(model)
-    moments = calibrate.collect(model, {"a": specs["a"]}, BATCHES)
-    with pytest.raises(DataError, match=r"^b: the calibration must have the moments"):
-        curves(model, specs, ["spatial_svd"], moments.layers.items())
-
-
-def test_large_layer_with_data_is_estimated_in_the_norm_of_its_outputs():
-    """Inputs of low rank: far less is lost than the weight alone tells."""
-    model, specs = conv(80, 80)
-    mixing = torch.randn(80, 8, generator=torch.Generator().manual_seed(2))
-    x = torch.einsum("ci,nihw->nchw", mixing, torch.randn(20, 8, 8, 8))
-    moments = calibrate.collect(model, specs, [x])
-    names = ["tucker2", "spatial_svd", "depthwise_pointwise"]
-    known = {c.key: c for c in curves(model, specs, names, moments.layers.items())["0"]}
-    blind = {c.key: c for c in curves(model, specs, names, None)["0"]}
-    share = specs["0"].macs * 0.35
-    assert known.keys() == blind.keys()
-    for key in known:
-        if key[0] != "depthwise_pointwise":  # it cannot use that the channels are mixed
-            assert known[key].at(share) < 0.3 * blind[key].at(share), key
-
-
-def test_estimates_with_data_are_near_the_errors_of_fits():
-    """Inputs that are smooth, and whose channels have much in common."""
-    model, specs = conv(72, 72)
-    generator = torch.Generator().manual_seed(3)
-    mixing = torch.randn(72, 72, generator=generator) * 0.97 ** torch.arange(72)
-    noise = F.avg_pool2d(torch.randn(60, 72, 12, 12, generator=generator), 3, 1)
-    moments = calibrate.collect(model, specs, [torch.einsum("ci,nihw->nchw", mixing, noise)])
-    names = ["tucker2", "spatial_svd", "channel_svd"]
-    ratios = {}
-    for curve in curves(model, specs, names, moments.layers.items())["0"]:
-        macs, error = curve.macs[0], curve.error[0]
-        rank = rank_at(methods.get(curve.method), specs["0"], curve, macs)
-        plan = LayerPlan(specs["0"], curve.method, rank, curve.variant)
-        made = fit_layer(plan, model[0], moments.layers["0"], seed=0)  # type: ignore[index]
-        ratios[curve.key] = error / made.error**2
-    assert all(0.7 < ratio < 1.5 for ratio in ratios.values()), ratios
+def test_each_step_tells_how_far_it_is():
+    told: list[tuple[str, int, int]] = []
+    model, specs = decaying(2)
+    chains = offered(specs, ["cp"])
+    curves = Curves(model, specs, chains, None, progress=lambda *step: told.append(step[:3]))
+    curves.fit([("0", CP, chains["0"][CP][0]), ("1", CP, chains["1"][CP][0])])
+    assert told == [
+        *(("look at layers", n, 2) for n in (1, 2)),
+        *(("look at chains", n, 2) for n in (1, 2)),
+        *(("fit chains", n, 2) for n in (1, 2)),
+    ]

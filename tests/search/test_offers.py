@@ -102,14 +102,14 @@ def test_the_fastest_of_slower_chains_is_kept_for_the_report():
     assert found["a"].slower is not None
     offer, time = found["a"].slower
     assert offer.rank == (16,)
-    assert time == ChainTime(12.0, 12 / 1.05, 1.05, pytest.approx(0.95), pytest.approx(1.15))
+    assert replace(time, low=0, high=0) == ChainTime(12.0, 12 / 1.05, 1.05, 0, 0)
+    assert (time.low, time.high) == pytest.approx((0.95, 1.15))
     assert reasons == {}
 
 
 def test_ranks_keep_to_the_hardwares_steps():
-    blocked = {**SMOOTH, 68: 1.0, 72: 1.0}
-    wide = {"in_channels": 128, "out_channels": 128}
-    found, _ = offered([site("a", **wide)], Times(blocked), never_slower=False)
+    wide = site("a", in_channels=128, out_channels=128)
+    found, _ = offered([wide], Times({**SMOOTH, 68: 1.0, 72: 1.0}), never_slower=False)
     assert len(ranks(found["a"])) >= 3
     assert all(rank % 16 == 0 for rank in ranks(found["a"]))
 
@@ -145,10 +145,9 @@ def test_tied_layers_are_one():
 
 
 def test_which_layers_may_be_replaced():
-    pointwise = {"kernel": (1, 1), "padding": (0, 0)}
     sites = [
         site("first", in_channels=3),
-        site("pointwise", **pointwise),
+        site("pointwise", kernel=(1, 1), padding=(0, 0)),
         site("grouped", groups=2),
         site("blocked", blocked="has a hook"),
         site("last"),

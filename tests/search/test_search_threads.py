@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from time import sleep
 from typing import Any
 
 import pytest
 import torch
+from replaying import offered
 from torch import Tensor, nn
 
 from factorize import calibrate, find, methods
 from factorize.fit import FitConfig
-from factorize.search import reduced as reduced_module
-from factorize.search.curves import curves
-from factorize.search.error_curve import Fit
+from factorize.search.curves import Curves
+from factorize.search.error_curve import Fit, macs_of
 from factorize.search.fits import Fits
 from factorize.spec import Rank
-from factorize.tensor.norm import Norm
 from factorize.tensor.threads import MOST, in_threads
 from factorize.types import Factorization, LayerPlan, Plan
 
@@ -121,24 +118,6 @@ def test_what_waits_for_a_thread_is_dropped_where_the_caller_gives_up(threads: i
     assert 3 not in begun
 
 
-def test_a_stand_in_is_made_once_for_all_threads(monkeypatch: pytest.MonkeyPatch):
-    made, spec = [], find(nn.Conv2d(72, 72, 3), torch.zeros(1, 72, 4, 4))[0].spec
-    roots = reduced_module._roots
-
-    def slow(norm: Norm, weight: Tensor) -> tuple[Tensor, Tensor]:
-        made.append(weight.shape)
-        sleep(0.05)  # so that all others ask meanwhile
-        return roots(norm, weight)
-
-    monkeypatch.setattr(reduced_module, "_roots", slow)
-    weight = torch.randn(72, 72, 3, 3, dtype=torch.float64)
-    stand_in = reduced_module.reduced(spec, weight, Norm(), Norm())
-    stages = methods.get("cp").stages(spec, (8,), "")
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(stand_in, [stages] * 4))
-    assert made == [(72, 72, 3, 3), (36, 36, 3, 3)]
-
-
 def test_a_layer_is_fitted_once_for_all_plans(monkeypatch: pytest.MonkeyPatch):
     fitted: list[tuple[str, Rank]] = []
     factorize = methods.factorize
@@ -167,7 +146,7 @@ def test_curves_and_what_is_told_do_not_depend_on_threads(threads: int, calibrat
     model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(6)))
     specs = {site.spec.name: site.spec for site in find(model, torch.zeros(1, 8, 6, 6))}
     told: dict[int, list[tuple[str, Fit]]] = {1: [], threads: []}
-    found = {}
+    found, chains = {}, offered(specs, ["spatial_svd", "channel_svd", "cp"])
     images = [torch.randn(4, 8, 6, 6)]
     moments = calibrate.collect(model, specs, images).layers if calibrated else {}
     model[2].eval()
@@ -180,16 +159,17 @@ def test_curves_and_what_is_told_do_not_depend_on_threads(threads: int, calibrat
             fits.append((name, fit))
             training.update(module.training for module in model.modules())
 
-        found[count] = curves(
-            model, specs, ["spatial_svd", "channel_svd", "cp"], moments.items() or None,
-            on_fit=tell,
-        )  # fmt: skip
+        curves = Curves(model, specs, chains, moments.items() or None, on_fit=tell, probes=(0.3,))
+        curves.fit((name, key, kinds[key][1]) for name, kinds in chains.items() for key in kinds)
+        found[count] = [
+            curves.error(name, key, macs_of(specs[name], key, rank))
+            for name, kinds in chains.items()
+            for key, ranks in kinds.items()
+            for rank in ranks
+        ]
     torch.set_num_threads(threads)
-    assert list(found[1]) == list(found[threads]) == [str(n) for n in range(6)]
-    for name, alone in found[1].items():
-        for one, other in zip(alone, found[threads][name], strict=True):
-            assert one.key == other.key
-            assert one.error == pytest.approx(other.error, rel=1e-6)
+    assert len(set(found[1])) > 6 * 3
+    assert found[threads] == pytest.approx(found[1], rel=1e-6)
     names = [[(name, fit.key, fit.macs) for name, fit in fits] for fits in told.values()]
     assert names[0] == names[-1]
     assert training == {False}  # whoever asks for a weight would change the mode of its layer

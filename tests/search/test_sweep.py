@@ -31,13 +31,13 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is computed: one entry each time."""
     done: list[str] = []
     module = import_module("factorize.search.prepare")
-    curves = module.curves
+    curves = module.Curves
 
     def counted(*args: Any, **options: Any) -> Any:
         done.append("curves")
         return curves(*args, **options)
 
-    monkeypatch.setattr(module, "curves", counted)
+    monkeypatch.setattr(module, "Curves", counted)
     return done
 
 
@@ -100,8 +100,8 @@ def test_the_knee_is_where_loss_begins_to_rise():
 
     flat_then_steep = {s: found(s, loss) for s, loss in
                        ((1.5, 0.010), (2.0, 0.011), (3.0, 0.013), (4.0, 1.0))}  # fmt: skip
-    assert sweep._knee(flat_then_steep) == 3.0
-    assert sweep._knee({s: found(s, 0.1) for s in (1.5, 2.0)}) == 2.0
+    assert sweep._knee(flat_then_steep, "speedup") == 3.0
+    assert sweep._knee({s: found(s, 0.1) for s in (1.5, 2.0)}, "speedup") == 2.0
 
 
 @pytest.mark.parametrize(("sweep", "pick", "message"), [

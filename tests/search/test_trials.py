@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from searching import EXAMPLE, PIXELS, Machine, images, installed, plain, prepared
+from searching import EXAMPLE, PIXELS, Machine, Residual, images, installed, plain, prepared
 from torch import Tensor, nn
 
 from factorize import find
@@ -19,7 +19,7 @@ from factorize.measure import accuracy
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.plan import Budget
 from factorize.search.fits import HOLDOUT, Fits
-from factorize.search.held_out import Losses, losses_of, standard_error
+from factorize.search.held_out import Losses, Reference, losses_of, standard_error
 from factorize.search.prepare import prepare
 from factorize.search.trials import MORE, Choice, Trials
 from factorize.types import Data, LayerPlan, Plan, Speedup
@@ -54,6 +54,11 @@ def pair(several: bool = False) -> tuple[nn.Module, nn.Module]:
     return (Several(other), Several(one)) if several else (other, one)
 
 
+def judged_by() -> tuple[nn.Module, Reference]:
+    model, original = pair()
+    return model, Reference(original, "cpu", memory=1e9)
+
+
 BATCHES = [(part,) for part in PIXELS.split(25)]  # 25, 25, 10
 
 
@@ -72,18 +77,19 @@ def test_the_mean_over_images_is_what_accuracy_measures(
     outputs: Outputs, several: bool, count: int | None, wanted: Any
 ):
     model, reference = pair(several)
-    losses = losses_of(model, reference, BATCHES, outputs, "cpu")
+    original = Reference(reference, "cpu", memory=1e9)
+    losses = losses_of(model, original, BATCHES, outputs, "cpu")
     found = accuracy(model, BATCHES, reference=reference, labelled=False, outputs=outputs)
     rel = 0.05 if several else 1e-6  # outputs without a row for each image: batches count alike
     assert losses.mean() == pytest.approx(wanted(found), rel=rel)
     assert count is None or losses.shape == (count,)
     assert (losses >= 0).all()
-    same = losses_of(reference, reference, BATCHES, outputs, "cpu")
+    same = losses_of(reference, original, BATCHES, outputs, "cpu")
     assert same == pytest.approx(0, abs=1e-12)
 
 
 def test_losses_are_of_images_in_their_order():
-    model, reference = pair()
+    model, reference = judged_by()
     every = losses_of(model, reference, BATCHES, UNDECLARED, "cpu")
     alone = losses_of(model, reference, [(PIXELS[30:31],)], UNDECLARED, "cpu")
     assert every[30] == pytest.approx(alone[0], rel=1e-4)
@@ -91,12 +97,12 @@ def test_losses_are_of_images_in_their_order():
 
 
 def test_outputs_that_are_not_numbers_lose_all_and_those_of_other_shapes_nothing_tells():
-    model, reference = pair()
+    model, reference = judged_by()
     with torch.no_grad():
         model[3].weight.fill_(float("nan"))  # type: ignore[index, operator, union-attr]
     assert (losses_of(model, reference, BATCHES, UNDECLARED, "cpu") == np.inf).all()
     with pytest.raises(DataError, match="differ in shape .* a loss of your own"):
-        losses_of(nn.Sequential(reference, nn.Linear(5, 4)), reference, BATCHES, UNDECLARED, "cpu")
+        losses_of(nn.Sequential(model, nn.Linear(5, 4)), reference, BATCHES, UNDECLARED, "cpu")
     with pytest.raises(DataError, match="at least one sample"):
         losses_of(model, reference, [], UNDECLARED, "cpu")
 
@@ -166,7 +172,7 @@ def trials(known: Known, speeds: dict[str, float]) -> Trials:
     return found
 
 
-# Noise of 0.1 in each: a standard error of 0.0045 on 1,000 images, of 0.002 on 5,000.
+# Noise of 0.1 in each: a standard error of 0.0045 on 1,000 images, of 0.0032 on 2,000.
 @pytest.mark.parametrize(
     ("means", "taken", "closer"),
     [
@@ -224,7 +230,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     return installed(monkeypatch, tmp_path_factory.mktemp("machine"))
 
 
-@pytest.mark.parametrize("budget", [Budget(speedup=1.5), Budget(macs=0.5)], ids=str)
+@pytest.mark.parametrize("budget", [Budget(speedup=1.3), Budget(macs=0.5)], ids=str)
 @pytest.mark.parametrize("noise", [0.0, 10.0])
 def test_a_search_takes_the_fastest_of_those_that_are_not_told_apart(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, budget: Budget, noise: float
@@ -241,13 +247,14 @@ def test_a_search_takes_the_fastest_of_those_that_are_not_told_apart(
         return 1.0 - 0.1 * judged.index(plan.layers) + values - values.mean()
 
     monkeypatch.setattr(Fits, "losses", losses)
-    options: dict[str, Any] = {"data": images(), "config": FitConfig(how="weights")}
-    if budget.speedup:
-        search = prepared(machine, plain(), **options)
-    else:
-        search = prepare(plain(), EXAMPLE, names=["spatial_svd", "cp"], **options)
+    options: dict[str, Any] = {"data": images(), "config": FitConfig(how="weights"),
+                               "names": ["spatial_svd", "cp"]}  # fmt: skip
+    model = Residual().eval()
+    search = prepared(machine, model, **options) if budget.speedup else prepare(
+        model, EXAMPLE, **options
+    )  # fmt: skip
     found = search.within(budget)
-    assert len(found.trials) > 2
+    assert len(found.trials) == len(judged) >= 2
     (taken,) = [number for number, row in enumerate(found.trials) if row["taken"]]
     if not noise:
         assert taken == len(found.trials) - 1
