@@ -55,12 +55,12 @@ def main() -> None:
 
 
 def _run(chosen: Task, options: argparse.Namespace, shares: list[float], seed: int) -> None:
-    names = options.methods.split(",")
+    names = options.methods.split(",") if options.methods else []
     wanted = [
         {"net": options.net, "method": method, "share": share, "seed": seed,
          "sensitivity": options.sensitivity}
         for share in shares
-        for method in ("auto", *names, *(f"{name}, uniform" for name in UNIFORM))
+        for method in ("auto", *names, *(f"{name}, uniform" for name in UNIFORM if names))
     ]  # fmt: skip
     missing = [key for key in wanted if not any(key.items() <= r.items() for r in _rows(options))]
     if not missing:

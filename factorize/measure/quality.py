@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from factorize.errors import DataError
+from factorize.measure.reference import Reference
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.tensor.call import batch_size, call, evaluating, input_on, model_on, to_model
 from factorize.tensor.output_kinds import (
@@ -29,7 +30,7 @@ def accuracy(
     batches: Iterable[Batch],
     *,
     device: torch.device | str = "cpu",
-    reference: nn.Module | None = None,
+    reference: nn.Module | Reference | None = None,
     labelled: bool = True,
     classes: int | None = None,
     outputs: Outputs = UNDECLARED,
@@ -69,23 +70,27 @@ def accuracy(
         If there are no samples, labels are missing or do not fit the outputs, or there is
         neither a reference nor logits, and so nothing to measure.
     """
-    models = [model_on(m, device) for m in (model, reference) if m is not None]
+    if isinstance(reference, nn.Module):
+        reference = Reference(reference, device)
+    itself = reference is not None and reference.model is model
+    running = model_on(model, device)
     scores = _Scores(outputs, classes)
-    with evaluating(*models):
+    with evaluating(running):
         for batch in batches:
             if labelled and len(batch) < 2:
                 raise DataError("dataset: has no labels. Pass batches of (images, labels).")
             images, size = input_on(batch[0], device), batch_size(batch[0])
             labels = batch[1].to(device) if labelled else None
             try:
-                output, *expected = (call(m, to_model(images, m)) for m in models)
+                expected = None if reference is None else reference(images)
+                output = expected if itself else call(running, to_model(images, running))
             except Exception as error:  # whatever a model's forward may raise
                 raise DataError(
                     f"dataset: the model must run on its batches, got for {_shape(images)} "
                     f"{type(error).__name__}: {' '.join(str(error).split())}. Give images of the "
                     "shape that it takes."
                 ) from error
-            scores.add(output, expected[0] if expected else None, labels, size, batch)
+            scores.add(output, expected, labels, size, batch)
             if progress is not None:
                 progress(size)
     return scores.result()

@@ -9,6 +9,7 @@ from torch import nn
 
 from factorize.errors import DataError
 from factorize.measure.quality import accuracy, agreement_on_random_input
+from factorize.measure.reference import Reference
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.tensor.call import evaluating
 from factorize.types import Data, Metric
@@ -49,7 +50,7 @@ def metric_values(metric: Metric, model: nn.Module) -> dict[str, float]:
 
 
 def worth(
-    original: nn.Module,
+    original: nn.Module | Reference,
     model: nn.Module,
     example_input: Any,
     *,
@@ -85,7 +86,12 @@ def worth(
         )
     elif metric is None:
         values |= agreement_on_random_input(
-            model, original, example_input, seed=seed, samples=RANDOM_SAMPLES, outputs=outputs
+            model,
+            original if isinstance(original, nn.Module) else original.model,
+            example_input,
+            seed=seed,
+            samples=RANDOM_SAMPLES,
+            outputs=outputs,
         )
     return values
 

@@ -104,7 +104,7 @@ def _scores(request: Request, data: Data, batches: list[Batch]) -> str:
     """What is known of the original alone; beside itself it agrees with itself."""
     one = Data(batches, batches, labelled=data.labelled, classes=data.classes, outputs=data.outputs)
     values = worth(
-        request.model, request.model, request.example_input, metric=None, data=one,
+        request.reference, request.model, request.example_input, metric=None, data=one,
         device=request.device, seed=request.seed,
     )  # fmt: skip
     own = {"top1", "top5", data.outputs.score_name if data.outputs.score else ""}

@@ -10,14 +10,14 @@ from torch import nn
 
 from factorize import graph, tune
 from factorize.fit import apply_, as_fitted, fit, fit_remarks, rebased
-from factorize.measure import worth
+from factorize.measure import Reference, worth
 from factorize.plan import load_plan, save_plan
 from factorize.report import CONTROL
 from factorize.run.checks import check_not_empty, check_runs, class_remark
 from factorize.run.jobs import control, control_checkpoint, tuned
 from factorize.run.made_up import seen_by
 from factorize.run.make_plan import ruled_plan
-from factorize.run.records import Compressed, Cut, Journal, Request
+from factorize.run.records import KEPT, Compressed, Cut, Journal, Request
 from factorize.run.rounds import Selection, Wish, of_round, searched
 from factorize.run.steps import copied
 from factorize.search import SearchConfig, droppable, run_search
@@ -87,11 +87,14 @@ def _cut(
         _rate_original(request, journal)
         if wish.budget is not None and wish.budget.max_drop is not None:
             droppable(journal.quality["original"], request.outputs)
+        seen = request.reference
+        if reference is not request.model:
+            seen = Reference(reference, request.device, KEPT)
         with journal.timed("search"):
             outcome = run_search(
                 reference, request.example_input, wish.budget, wish.search or SearchConfig(),
                 request.timer, data=request.data, fit=request.fit,
-                rate=lambda one: _rated(request, one, reference, journal),
+                rate=lambda one: _rated(request, one, seen, journal),
                 device=request.device, stopwatch=journal.stopwatch,
                 **wish.selection.searched(), **common,
             )  # fmt: skip
@@ -247,16 +250,16 @@ def _rate(request: Request, journal: Journal, step: str, model: nn.Module) -> No
 
 
 def _rated(
-    request: Request, model: nn.Module, original: nn.Module, journal: Journal
+    request: Request, model: nn.Module, original: Reference, journal: Journal
 ) -> dict[str, Any]:
     with journal.timed("evaluate"):
         return _quality(request, model, original)
 
 
 def _quality(
-    request: Request, model: nn.Module, original: nn.Module | None = None
+    request: Request, model: nn.Module, original: Reference | None = None
 ) -> dict[str, Any]:
     return worth(
-        original or request.model, model, request.example_input, data=request.data,
+        original or request.reference, model, request.example_input, data=request.data,
         metric=request.metric, device=request.device, seed=request.seed, outputs=request.outputs,
     )  # fmt: skip

@@ -10,12 +10,15 @@ from torch import nn
 
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig, Fitted
-from factorize.measure import LatencyModel
+from factorize.measure import LatencyModel, Reference
 from factorize.outputs import Outputs
 from factorize.search import Outcome
 from factorize.system.stopwatch import Stopwatch
 from factorize.tune import FinetuneConfig, FinetuneResult, Recalibration
 from factorize.types import Data, Metric, Plan, Progress
+
+KEPT = 5e8
+"""Bytes of the original's outputs, which each step of a run is compared with."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Request:
         What the chains are fitted to, by `fit` and the data there is.
     timer
         Measures the time of layers.
+    reference
+        The model, whose outputs are kept.
     """
 
     model: nn.Module
@@ -43,6 +48,7 @@ class Request:
     device: str
     seed: int
     progress: Progress | None
+    reference: Reference
 
     def tell(self, step: str) -> None:
         """Tell that a step begins whose length is not known."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from factorize import methods
 from factorize.fit import FitConfig, Fitted, apply_, fit
 from factorize.graph import effective_weight
-from factorize.measure import accuracy
+from factorize.measure import Reference, accuracy
 from factorize.outputs import UNDECLARED
-from factorize.search.held_out import Losses, Reference, losses_of
+from factorize.search.held_out import Losses, losses_of
 from factorize.system.stopwatch import Stopwatch
 from factorize.tensor.call import batch_size
 from factorize.tensor.threads import in_threads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from factorize.errors import DataError
 from factorize.outputs import Outputs
@@ -20,38 +18,6 @@ from factorize.types import Batch
 
 Losses = NDArray[np.float64]
 """One for each image, or for each batch where a loss is of batches; their mean is the net's."""
-
-
-class Reference:
-    """The original's outputs for batches, computed once as far as memory goes.
-
-    A batch is known by its bytes: whatever order a loader gives them in, none is taken for another.
-
-    Parameters
-    ----------
-    memory
-        Bytes of outputs to keep.
-    """
-
-    def __init__(self, model: nn.Module, device: str, memory: float) -> None:
-        self.model, self.device, self.left = model, device, memory
-        self._known: dict[bytes | None, Any] = {}
-
-    def __call__(self, images: Any) -> Any:
-        """The original's output for a batch that is on its device."""
-        key = _digest(images)
-        if key in self._known:
-            return tree_map(_cloned, self._known[key])  # a user's loss may change it in place
-        model = model_on(self.model, self.device)
-        with evaluating(model):
-            output = call(model, to_model(images, model))
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        size = sum(leaf.numel() * leaf.element_size() for leaf in tensors)
-        if key is not None and size <= self.left:
-            self.left -= size
-            # A copy: a view would hold on to more.
-            self._known[key] = tree_map(_cloned, output)
-        return output
 
 
 def losses_of(
@@ -109,25 +75,6 @@ def losses_of(
     if len(largest) == len(sizes):  # the last batch may be a small one
         largest = largest * np.array(sizes) / np.mean(sizes)
     return np.nan_to_num(largest, nan=np.inf, posinf=np.inf)
-
-
-def _digest(images: Any) -> bytes | None:
-    """None where there is more in a batch than tensors and plain values."""
-    digest = hashlib.blake2b(digest_size=20)
-    for leaf in tree_leaves(images):
-        if isinstance(leaf, Tensor):
-            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-            plain = leaf.detach().cpu().contiguous().view(-1)
-            digest.update(plain.view(torch.uint8).numpy().data)
-        elif leaf is None or isinstance(leaf, (bool, int, float, str)):
-            digest.update(repr(leaf).encode())
-        else:
-            return None
-    return digest.digest()
-
-
-def _cloned(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def standard_error(losses: Losses, others: Losses) -> float:
