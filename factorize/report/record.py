@@ -81,8 +81,8 @@ class SearchReport:
         Of the whole net: ``original``, ``compressed``.
     measured
         The whole net on the target; None where no time was asked for.
-    chains_timed, chains_cached, curves_made, curves_cached
-        Measured or computed in this run, and known from earlier ones. A curve is of a layer's loss.
+    chains_timed, chains_cached, errors_made, errors_cached
+        Measured or computed in this run, and known from earlier ones: times of chains, and errors.
     trials
         What each one tried, its predicted and its measured loss and time.
     reached
@@ -98,8 +98,8 @@ class SearchReport:
     chains_cached: int
     trials: tuple[dict[str, Any], ...]
     reached: bool
-    curves_made: int = 0
-    curves_cached: int = 0
+    errors_made: int = 0
+    errors_cached: int = 0
 
 
 @dataclass(frozen=True)

@@ -195,8 +195,8 @@ def run_search(
         chains_cached=latency.cached,
         trials=found.trials,
         reached=True,
-        curves_made=known.made,
-        curves_cached=known.found,
+        errors_made=known.made,
+        errors_cached=known.found,
     )
     offered = {
         name: methods.get(offer.method).stages(layer.spec, offer.rank, offer.variant)

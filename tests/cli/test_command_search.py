@@ -248,7 +248,7 @@ def test_ctrl_c_in_a_search_writes_nothing(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for place in ("search.prepare.layers_of", "search.prepare.curves", "search.sweep._point"):
+    for place in ("search.prepare.layers_of", "search.prepare.Curves", "search.sweep._point"):
         with monkeypatch.context() as patch:
             patch.setattr(f"factorize.{place}", interrupt)
             ran = factorize("--sweep", "1.3")

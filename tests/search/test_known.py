@@ -53,8 +53,8 @@ def searched(model: nn.Module | None = None, **how: Any) -> tuple[factorize.Plan
 def test_a_second_search_computes_no_error_and_chooses_as_if_it_had(filled: Any) -> None:
     _, plan, first = filled
     again, second = searched()
-    assert (second.curves_made, second.curves_cached) == (0, first.curves_made)
-    assert first.curves_made > 0
+    assert (second.errors_made, second.errors_cached) == (0, first.errors_made)
+    assert first.errors_made > 0
     assert (again, second.trials) == (plan, first.trials)
 
 
@@ -63,7 +63,7 @@ def test_of_another_budget_only_more_fits_are_computed(
 ) -> None:
     monkeypatch.setattr(LayerErrors, "rough", None)
     _, other = searched(budget=Budget(macs=0.4))
-    assert other.curves_made < filled[2].curves_made < 2 * other.curves_cached
+    assert other.errors_made < filled[2].errors_made < 2 * other.errors_cached
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def test_of_another_budget_only_more_fits_are_computed(
 )
 def test_nothing_is_known_of_another_run(filled: Any, how: dict[str, Any]) -> None:
     _, report = searched(**how)
-    assert report.curves_made > 0
-    assert report.curves_cached == 0
+    assert report.errors_made > 0
+    assert report.errors_cached == 0
     if "refresh" in how:
-        assert report.curves_made == filled[2].curves_made
-        assert searched()[1].curves_made == 0
+        assert report.errors_made == filled[2].errors_made
+        assert searched()[1].errors_made == 0
 
 
 def test_of_another_net_only_the_layers_that_are_the_same(filled: Any) -> None:
@@ -85,8 +85,8 @@ def test_of_another_net_only_the_layers_that_are_the_same(filled: Any) -> None:
     with torch.no_grad():
         last.weight[0, 0, 0, 0] += 1e-6
     _, changed = searched(model)
-    assert 0 < changed.curves_made < filled[2].curves_made
-    assert changed.curves_cached > filled[2].curves_made / 2
+    assert 0 < changed.errors_made < filled[2].errors_made
+    assert changed.errors_cached > filled[2].errors_made / 2
 
 
 @pytest.mark.parametrize("where", ["at the third", "at the last"])
@@ -95,7 +95,7 @@ def test_an_interrupted_search_keeps_what_it_computed(
 ) -> None:
     monkeypatch.setattr(known_module, "_context", lambda method: {"another": method})
     real, count = KnownErrors.put, 0
-    kept = 3 if where == "at the third" else filled[2].curves_made
+    kept = 3 if where == "at the third" else filled[2].errors_made
 
     def put(self: KnownErrors, *entry: Any) -> None:
         nonlocal count
@@ -109,15 +109,15 @@ def test_an_interrupted_search_keeps_what_it_computed(
         with pytest.raises(KeyboardInterrupt):
             searched()
     _, resumed = searched()
-    assert resumed.curves_cached == kept
-    assert resumed.curves_made == filled[2].curves_made - kept
+    assert resumed.errors_cached == kept
+    assert resumed.errors_made == filled[2].errors_made - kept
 
 
 def test_another_code_knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_module, "_context", lambda method: {"code": "another"})
-    assert searched()[1].curves_cached == 0
+    assert searched()[1].errors_cached == 0
     monkeypatch.setattr(known_module, "_context", lambda method: None)
-    assert searched()[1].curves_cached == 0
+    assert searched()[1].errors_cached == 0
 
 
 def test_every_file_that_decides_an_error_is_part_of_the_key() -> None:
@@ -140,7 +140,7 @@ def test_every_file_that_decides_an_error_is_part_of_the_key() -> None:
 
 def test_divergences_want_every_kernel() -> None:
     _, report = searched(search=factorize.SearchConfig("kl"))
-    assert (report.curves_made, report.curves_cached) == (0, 0)
+    assert (report.errors_made, report.errors_cached) == (0, 0)
 
 
 def test_errors_are_the_same_to_the_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
