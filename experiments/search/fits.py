@@ -73,7 +73,7 @@ def _errors(chosen: Task) -> Iterator[dict[str, Any]]:
                     stages = method.stages(spec, rank, method.variants[0])
                     return sum(stage.macs for stage in stages) / spec.macs
 
-                rank = min(ladder, key=lambda r: abs(left(r) - share))  # noqa: B023
+                rank = min(ladder, key=lambda r: abs(left(r) - share))
                 row: dict[str, Any] = {"layer": name, "method": method.name, "share": left(rank)}
                 plan = LayerPlan(spec, method.name, rank, method.variants[0])
                 for effort in Effort:

@@ -33,8 +33,8 @@ def _commands(rows: list[dict[str, Any]] | None) -> list[str]:
     machine = rows[-1]["environment"]
     lines = [
         "## Whole commands", "",
-        f"{machine['cpu']}, {machine['cores']} cores, idle, torch {machine['torch']}, one run each.",
-        "Steps are those that the report has, in seconds; *search* is what is left of it.", "",
+        f"{machine['cpu']}, {machine['cores']} cores, idle, torch {machine['torch']}, one run",
+        "each. Steps are those that the report has, in seconds; *search* is what is left of it.", "",
         "| net | budget | code | seconds | of it the search | peak GB | top-1, dB or KL | steps |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -65,21 +65,28 @@ _STEPS = (
 
 
 def _accuracy() -> list[str]:
-    before = json.loads((HERE.parent / "auto" / "results.json").read_text())
-    now = _read("auto.json") or []
+    before, now = (_read(name) or [] for name in ("auto_before.json", "auto.json"))
     lines = [
         "## What the nets keep", "",
-        "`auto` by MACs, nothing trained, 1,000 training images, on all test images: the mean of the",
-        "seeds (the range). *Before* is `experiments/auto/results.json`.", "",
-        "| net | MACs | seeds | before | now |", "| --- | --- | --- | --- | --- |",
+        "`auto` by MACs, nothing trained, 1,000 training images, on all test images: the mean of",
+        "the seeds (the range), and the loss on the training images (KL).", "",
+        "| net | MACs | seeds | before | loss | now | loss |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for net, share in dict.fromkeys((row["net"], row["share"]) for row in now):
         key = {"net": net, "share": share, "method": "auto", "sensitivity": "error"}
-        ours = {r["seed"]: r["score"] for r in now if key.items() <= r.items()}
-        theirs = {r["seed"]: r["score"] for r in before if key.items() <= r.items()}
-        theirs = {seed: score for seed, score in theirs.items() if seed in ours}
-        cells = (_spread(list(values.values())) for values in (theirs, ours))
-        lines.append(f"| {net} | {share:g} | {len(ours)} | {' | '.join(cells)} |")
+        ours, theirs = (
+            {row["seed"]: row for row in rows if key.items() <= row.items()}
+            for rows in (now, before)
+        )
+        both = sorted(ours.keys() & theirs.keys())
+        if not both:
+            continue
+        cells = []
+        for rows in (theirs, ours):
+            cells.append(_spread([rows[seed]["score"] for seed in both]))
+            cells.append(_spread([rows[seed]["judged_loss"] for seed in both], 4))
+        lines.append(f"| {net} | {share:g} | {len(both)} | {' | '.join(cells)} |")
     return [*lines, ""] if now else []
 
 
@@ -88,8 +95,8 @@ def _fits(content: dict[str, Any] | None) -> list[str]:
         return []
     lines = [
         "## Less work for a fit", "",
-        "Squared errors beside those of whole fits, geometric mean over three layers of ResNet-20 and",
-        "0.3 and 0.6 of their MACs (the largest), and the time beside theirs:", "",
+        "Squared errors beside those of whole fits, geometric mean over three layers of ResNet-20",
+        "and 0.3 and 0.6 of their MACs (the largest), and the time beside theirs:", "",
         "| method | quick | time | rough | time |", "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     rows = content["errors"]
