@@ -34,7 +34,7 @@ def _commands(rows: list[dict[str, Any]] | None) -> list[str]:
     lines = [
         "## Whole commands", "",
         f"{machine['cpu']}, {machine['cores']} cores, idle, torch {machine['torch']}, one run",
-        "each. Steps are those that the report has, in seconds; *search* is what is left of it.", "",
+        "each. Steps are those that the report has, in seconds; *search* is the rest of it.", "",
         "| net | budget | code | seconds | of it the search | peak GB | top-1, dB or KL | steps |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
