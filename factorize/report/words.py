@@ -104,7 +104,7 @@ def verdict(report: Report) -> tuple[str, bool] | None:
         told = f"NOT MEASURABLE: the machine was too busy: {measured}"
         return f"{told}; run again when it is quiet{paid}", False
     search = report.search
-    swept = report.curve and search and "macs" not in search.budget
+    swept = report.curve and not any(0 < (one.wanted or 1) < 1 for one in report.curve)  # speeds
     timed = search and (swept or {"speedup", "max_drop"} & search.budget.keys())
     advice = "" if timed else f"; fewer MACs are not always faster: ask for {ASK}"
     if speed.speedup <= 1:

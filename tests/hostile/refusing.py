@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 MEMORY = 1 << 30  # bytes on top of what the imports take
-SECONDS = 20  # of processor time; the slowest refusal takes a tenth of that
+SECONDS = 120  # of processor time: whole runs take half of that on a slow machine
 LONGEST = 1000  # characters that a person may be asked to read
 
 MARKER = "it-ran"  # the file that crafted programs make
