@@ -45,14 +45,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     options = parser.parse_args()
     chosen = task("resnet20", options.data)
-    content = {
+    content: dict[str, Any] = {
         "environment": environment(),
         "threads": torch.get_num_threads(),
         "errors": list(_errors(chosen)),
-        "nets": list(_nets(chosen)),
+        "nets": [],
     }
-    (HERE / "fits.json").write_text(json.dumps(content, indent=1) + "\n")
-    write()
+    for row in _nets(chosen):
+        content["nets"].append(row)
+        (HERE / "fits.json").write_text(json.dumps(content, indent=1) + "\n")
+        write()
 
 
 def _errors(chosen: Task) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,8 @@ import torch
 from torch import nn
 
 MEMORY = 1 << 30  # bytes on top of what the imports take
+_FIRST = ("images: ", "input: ", "original: ")
+_PROGRESS = re.compile(r"[a-z][\w -]* (\d+/\d+)?  ")
 SECONDS = 120  # of processor time: whole runs take half of that on a slow machine
 LONGEST = 1000  # characters that a person may be asked to read
 
@@ -95,9 +98,12 @@ def check_refused(case: Case, tmp_path: Path) -> None:
 
 
 def error_of(ran: Ran) -> str:
-    """All that was said but for what went in, and what the original scored on it."""
+    """All that was said but for what went in, what the original scored on it, and progress.
+
+    A line of progress is told every half minute: on a slow machine.
+    """
     lines = ran.err.splitlines(keepends=True)
-    while lines and lines[0].startswith(("images: ", "input: ", "original: ")):
+    while lines and (lines[0].startswith(_FIRST) or _PROGRESS.match(lines[0])):
         lines.pop(0)
     return "".join(lines)
 
