@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from factorize.tensor.call import call, evaluating, model_on, to_model
 
@@ -48,8 +48,9 @@ class Reference:
 
 def _digest(images: Any) -> bytes | None:
     """None where there is more in a batch than tensors and plain values."""
-    digest = hashlib.blake2b(digest_size=20)
-    for leaf in tree_leaves(images):
+    leaves, structure = tree_flatten(images)
+    digest = hashlib.blake2b(str(structure).encode(), digest_size=20)
+    for leaf in leaves:
         if isinstance(leaf, Tensor):
             digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
             plain = leaf.detach().cpu().contiguous().view(-1)

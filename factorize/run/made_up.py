@@ -74,7 +74,8 @@ def make_up(
     if progress:
         progress("make images up", 0, 0, {})
     shape = example_input.shape[1:]
-    most = max(int(PASS_MACS / max(count(model, example_input[:1]).macs, 1)), FEWEST)
+    macs = count(model, example_input).macs / len(example_input)
+    most = max(int(PASS_MACS / max(macs, 1)), FEWEST)
     return synthetic_data(
         shape, preprocessing=wish.preprocessing, batch_size=wish.batch_size,
         suit=suiting(model, outputs, device, seed), count=min(count_for(shape), most), seed=seed,

@@ -34,10 +34,7 @@ class Losses:
         self._curves, self._watch, self._stopwatch = curves, watch, stopwatch
         # MACs of one use of the layer; those of the offer are of all.
         self._places = {
-            (name, offer): (
-                key,
-                macs_of(layer.spec, key, offer.rank),
-            )
+            (name, offer): (key, macs_of(layer.spec, key, offer.rank))
             for name, layer in layers.items()
             for offer in layer.offers
             for key in [key_of(layer.spec, offer)]

@@ -148,6 +148,8 @@ def run_search(
     timed = bool(config.sweep) or (budget is not None and budget.timed)
     stopwatch = stopwatch or Stopwatch()
     cache = NumberCache(default_cache_path("errors"), of="errors")
+    # Before all else, as a net that the target cannot read is told so by it.
+    timer = Assembled(model, example_input, latency.target) if config.shares else None
     with KnownErrors(cache, refresh=latency.refresh) as known:
         search = prepare(
             model, example_input, target=latency.target, latency=latency if timed else None,
@@ -159,7 +161,8 @@ def run_search(
         )  # fmt: skip
         curve = Sweep((), None)
         if config.points:
-            timer = search.assembled or Assembled(model, example_input, latency.target)
+            timer = timer or search.assembled
+            assert timer is not None
             curve = sweep(search, config.over, config.points, config.pick, budget, timer, rate,
                           progress)  # fmt: skip
             assert curve.found is not None

@@ -30,8 +30,8 @@ for ResNet-20 that is worth 3 % of its MACs. Its steps cost less, those of a few
 of the budget an optimum on steps leaves less than one step of a layer."""
 RIVALS = 1  # methods by themselves that the mix is measured against
 UNEVEN = 2.0
-"""Ratio of what methods lose over what was predicted, from which on predictions are corrected: two
-fits of one plan, to other images, differ by a half (`experiments/search`)."""
+"""Ratio of what methods lose over what was predicted, from which on predictions are corrected:
+smaller ones may be the chance of a fit."""
 RETRIES = 2  # where the net, once fitted, is not as fast any more as when it was chosen
 
 
@@ -59,8 +59,8 @@ class Search:
         """The best that was found within a budget, `max_drop` left aside.
 
         Where there are images, what assembled nets really lose is measured: of the mix of all
-        methods and of the most promising methods by themselves. Each method's losses are corrected
-        by that, and the choice is made anew. Fitting takes minutes, and the speed of a machine
+        methods and of the most promising method by itself. Where one loses far more than predicted
+        beside the other, losses are corrected by that, and the choice is made anew. Fitting takes minutes, and the speed of a machine
         drifts: the best is timed again then, and where it is too slow by now, or far faster than
         asked, it is chosen anew too.
 

@@ -11,9 +11,9 @@ from enum import IntEnum
 class Effort(IntEnum):
     """How far a fit goes.
 
-    ``WHOLE`` stops where more brings next to nothing. ``QUICK`` takes a half to a third of the
-    time, and moments of fewer patches; its squared errors are 1.0 to 1.2 times as large on trained
-    kernels, chance aside (`experiments/search`). Those of ``ROUGH`` are up to a few times as large.
+    ``WHOLE`` stops where more brings next to nothing. ``QUICK`` takes moments of fewer patches and,
+    where fits are swept, about a third of the time; its squared errors are 1.0 to 1.2 times as
+    large on trained kernels, on average (`experiments/search`). Those of ``ROUGH`` are up to a few times as large.
     """
 
     ROUGH = 0
