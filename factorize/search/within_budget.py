@@ -60,9 +60,9 @@ class Search:
 
         Where there are images, what assembled nets really lose is measured: of the mix of all
         methods and of the most promising method by itself. Where one loses far more than predicted
-        beside the other, losses are corrected by that, and the choice is made anew. Fitting takes minutes, and the speed of a machine
-        drifts: the best is timed again then, and where it is too slow by now, or far faster than
-        asked, it is chosen anew too.
+        beside the other, losses are corrected by that, and the choice is made anew. Fitting takes
+        minutes, and the speed of a machine drifts: the best is timed again then, and where it is
+        too slow by now, or far faster than asked, it is chosen anew too.
 
         Raises
         ------

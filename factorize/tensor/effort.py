@@ -13,7 +13,8 @@ class Effort(IntEnum):
 
     ``WHOLE`` stops where more brings next to nothing. ``QUICK`` takes moments of fewer patches and,
     where fits are swept, about a third of the time; its squared errors are 1.0 to 1.2 times as
-    large on trained kernels, on average (`experiments/search`). Those of ``ROUGH`` are up to a few times as large.
+    large on trained kernels, on average (`experiments/search`). Those of ``ROUGH`` are up to a few
+    times as large.
     """
 
     ROUGH = 0
