@@ -71,9 +71,8 @@ class SearchConfig:
                 "sweep goes through speedups, and macs through shares. Leave one of them out."
             )
         if self.pick != "knee" and self.pick not in self.points:
-            raise BudgetError(
-                f"pick must be knee or one of {self.points}, got {self.pick}. Correct it."
-            )
+            points = self.points or "the points of a sweep, of which there is none"
+            raise BudgetError(f"pick must be knee or one of {points}, got {self.pick}. Correct it.")
 
     @property
     def over(self) -> Literal["speedup", "macs"]:
