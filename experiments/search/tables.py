@@ -118,7 +118,7 @@ def _fits(content: dict[str, Any] | None) -> list[str]:
         own = [r for r in nets if (r["rank"], r["effort"], r["patches"]) == (rank, effort, patches)]
         seconds = mean(row["seconds"] for row in own)
         kl = _spread([row["kl"] for row in own], 4)
-        shown = f"{patches:,}" if effort == "WHOLE" else f"{patches // 2:,}"
+        shown = f"{patches:,}" if effort == "WHOLE" else f"{patches // 4:,}"
         lines.append(f"| {effort.lower()} | {shown} | {rank} | {kl} | {seconds:.0f} |")
     return [*lines, ""]
 
