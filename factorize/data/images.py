@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from factorize.errors import DataError
+from factorize.tensor.call import forward_batch
 from factorize.types import Batch, Data, Preprocessing
 
 NO_TEST = "no test split: nothing can be reported on test images"
@@ -235,6 +236,8 @@ def build(
 
     # A small training set is cut into more batches: an epoch of a few steps teaches nothing.
     batch_size = min(loading.batch_size, max(8, len(rest) // 32))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    forward = {"batch_size": min(loading.batch_size, forward_batch(train[0][0], device))}
     return Data(
         train=loader(
             Subset(train, rest),
@@ -243,8 +246,8 @@ def build(
             sampler=Shuffled(len(rest), loading.seed),
             drop_last=len(rest) > batch_size,  # a last batch of one has no batch statistics
         ),
-        holdout=loader(Subset(train, held), loading),
-        test=None if test is None else loader(test, loading),
+        holdout=loader(Subset(train, held), loading, **forward),
+        test=None if test is None else loader(test, loading, **forward),
         labelled=train.labels is not None,
         classes=classes,
         source=source,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from factorize import calibrate, tune
 from factorize.fit.config import FitConfig
@@ -13,7 +13,7 @@ from factorize.fit.layer import Fitted
 from factorize.fit.layerwise import fit_outputs, fit_weights
 from factorize.fit.reconstruct import reconstruct
 from factorize.fit.sequential import fit_sequential
-from factorize.tensor.call import batch_size, rows_of, to_model
+from factorize.tensor.call import FEWEST, batch_size, forward_batch, rows_of, to_model
 from factorize.types import Data, Plan, Progress
 
 
@@ -80,8 +80,16 @@ def calibration_images(model: nn.Module, data: Data, count: int, seed: int) -> l
         torch.manual_seed(seed)
         missing = count
         for batch in data.train:
-            batches.append(to_model(rows_of(batch[0], slice(missing)), model))
-            missing -= batch_size(batches[-1])
+            images = to_model(rows_of(batch[0], slice(missing)), model)
+            missing -= batch_size(images)
+            batches += _parts(images)
             if missing <= 0:
                 break
     return batches
+
+
+def _parts(images: Any) -> list[Any]:
+    """A batch in parts that are quick to run, of which fits have each image twice."""
+    if not isinstance(images, Tensor) or images.ndim < 3:
+        return [images]
+    return list(images.split(max(forward_batch(images[0], images.device) // 2, FEWEST)))

@@ -7,7 +7,6 @@ from factorize.measure.interleave import Chain, ChainTime, in_units
 from factorize.measure.latency_model import LatencyModel
 from factorize.measure.pairs import speedup, speedups
 from factorize.measure.quality import accuracy, agreement_on_random_input
-from factorize.measure.reference import Reference
 from factorize.measure.runtimes import Runtime, Target
 from factorize.measure.splice import splice
 from factorize.measure.worth import as_metric, measured_on, metric_values, worth
@@ -17,7 +16,6 @@ __all__ = [
     "ChainTime",
     "LatencyModel",
     "NumberCache",
-    "Reference",
     "Runtime",
     "Target",
     "accuracy",

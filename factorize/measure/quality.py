@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from factorize.errors import DataError
-from factorize.measure.reference import Reference
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.tensor.call import batch_size, call, evaluating, input_on, model_on, to_model
 from factorize.tensor.output_kinds import (
@@ -22,6 +21,7 @@ from factorize.tensor.output_kinds import (
     own_loss,
     own_score,
 )
+from factorize.tensor.reference import Reference
 from factorize.types import Batch
 
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from factorize.errors import DataError
 from factorize.measure.quality import accuracy, agreement_on_random_input
-from factorize.measure.reference import Reference
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.tensor.call import evaluating
+from factorize.tensor.reference import Reference
 from factorize.types import Data, Metric
 
 RANDOM_SAMPLES = 32

@@ -15,7 +15,7 @@ from factorize.data.synthetic import MadeUp
 from factorize.errors import DataError, RankError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
-from factorize.measure import Reference, Target, as_metric, runtimes
+from factorize.measure import Target, as_metric, runtimes
 from factorize.plan import Budget, save_plan
 from factorize.report import Report, write_html
 from factorize.run.checks import (
@@ -34,12 +34,13 @@ from factorize.run.made_up import check_real, data_of, make_up
 from factorize.run.make_plan import ruled_plan
 from factorize.run.pipeline import cut_and_tune, tune_original
 from factorize.run.rebuild import unfitted
-from factorize.run.records import KEPT, Journal, Request
+from factorize.run.records import Journal, Request
 from factorize.run.rounds import CHECKPOINT, Selection, Wish, of_round, rounds_of, work_files
 from factorize.run.steps import beside, copied
 from factorize.search import SearchConfig, latency_model
 from factorize.system import processes
 from factorize.tensor.call import batch_size
+from factorize.tensor.reference import KEPT, Reference
 from factorize.tensor.wrappers import prepared
 from factorize.types import Data, Metric, Plan, Progress
 

@@ -10,17 +10,18 @@ from torch import nn
 
 from factorize import graph, tune
 from factorize.fit import apply_, as_fitted, fit, fit_remarks, rebased
-from factorize.measure import Reference, worth
+from factorize.measure import worth
 from factorize.plan import load_plan, save_plan
 from factorize.report import CONTROL
 from factorize.run.checks import check_not_empty, check_runs, class_remark
 from factorize.run.jobs import control, control_checkpoint, tuned
 from factorize.run.made_up import seen_by
 from factorize.run.make_plan import ruled_plan
-from factorize.run.records import KEPT, Compressed, Cut, Journal, Request
+from factorize.run.records import Compressed, Cut, Journal, Request
 from factorize.run.rounds import Selection, Wish, of_round, searched
 from factorize.run.steps import copied
 from factorize.search import SearchConfig, droppable, run_search
+from factorize.tensor.reference import KEPT, Reference
 
 REMEMBERED = 2.0
 """Points of top-1 by which known images are answered better than new ones, that are told."""

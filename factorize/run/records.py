@@ -10,15 +10,13 @@ from torch import nn
 
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig, Fitted
-from factorize.measure import LatencyModel, Reference
+from factorize.measure import LatencyModel
 from factorize.outputs import Outputs
 from factorize.search import Outcome
 from factorize.system.stopwatch import Stopwatch
+from factorize.tensor.reference import Reference
 from factorize.tune import FinetuneConfig, FinetuneResult, Recalibration
 from factorize.types import Data, Metric, Plan, Progress
-
-KEPT = 5e8
-"""Bytes of the original's outputs, which each step of a run is compared with."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from factorize import methods
 from factorize.fit import FitConfig, Fitted, apply_, fit
 from factorize.graph import effective_weight
-from factorize.measure import Reference, accuracy
+from factorize.measure import accuracy
 from factorize.outputs import UNDECLARED
 from factorize.search.held_out import Losses, losses_of
 from factorize.system.stopwatch import Stopwatch
 from factorize.tensor.call import batch_size
+from factorize.tensor.reference import Reference
 from factorize.tensor.threads import in_threads
 from factorize.types import Batch, Data, Factorization, LayerPlan, Plan, Progress
 

@@ -22,6 +22,7 @@ from factorize.tensor.output_kinds import (
     own_loss,
     own_score,
 )
+from factorize.tensor.reference import Reference
 from factorize.types import Data
 
 
@@ -122,7 +123,9 @@ def label_loss(
     return F.cross_entropy(logits, wanted, label_smoothing=smoothing)
 
 
-def holdout_scores(model: nn.Module, original: nn.Module, data: Data) -> tuple[float, float | None]:
+def holdout_scores(
+    model: nn.Module, reference: Reference, data: Data
+) -> tuple[float, float | None]:
     """Distance to the original on the held-out images, and the score where there is one.
 
     The score, higher is better, is the user's own, or top-1 where labels can be used. Both models
@@ -130,10 +133,10 @@ def holdout_scores(model: nn.Module, original: nn.Module, data: Data) -> tuple[f
     """
     total, scored, count, labelled = 0.0, 0.0, 0, True
     outputs = data.outputs
-    with evaluating(model, original):
+    with evaluating(model):
         for batch in data.holdout:
             images, size = to_model(batch[0], model), batch_size(batch[0])
-            student, teacher = call(model, images), call(original, images)
+            student, teacher = call(model, images), reference(images)
             total += float(distance(student, teacher, outputs, batch)) * size
             count += size
             if outputs.score is not None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from factorize.errors import DataError
 from factorize.system import processes
+from factorize.tensor.reference import KEPT, Reference
 from factorize.tune.distance import channels_last, holdout_scores, placed
 from factorize.tune.guard import accelerator_on
 from factorize.tune.loop import Training
@@ -121,12 +122,13 @@ def finetune(
     ):
         length(data.train)  # what cannot be tuned on is told before anything is computed
         origin = {**origin, "lr": config.lr}
+        reference = Reference(original, accelerator.device, KEPT)
         if config.lr is None:
             with suppress(DataError):  # the first scores of the training tell it too
-                start = processes.first(lambda: holdout_scores(model, original, data)[0])
+                start = processes.first(lambda: holdout_scores(model, reference, data)[0])
                 config = config.near(start)
         training = Training(
-            model, original, data, config, accelerator, progress, score, origin, name
+            model, reference, data, config, accelerator, progress, score, origin, name
         )
         interrupted = training.run()
         state = training.state

@@ -22,6 +22,7 @@ from torch import nn
 from factorize.errors import DataError, ModelLoadError, ProcessError
 from factorize.system import processes
 from factorize.system.signals import Terminated, collected, uninterrupted
+from factorize.tensor.reference import Reference
 from factorize.tune import checkpoint
 from factorize.tune.batch_norm import fix, together
 from factorize.tune.distance import holdout_scores
@@ -41,7 +42,7 @@ class Training:
     def __init__(
         self,
         model: nn.Module,
-        original: nn.Module,
+        reference: Reference,
         data: Data,
         config: FinetuneConfig,
         accelerator: Any,
@@ -50,15 +51,15 @@ class Training:
         origin: Mapping[str, Any],
         name: str,
     ) -> None:
-        self.model, self.original, self.data, self.config = model, original, data, config
+        self.model, self.reference, self.data, self.config = model, reference, data, config
         self.device, self.score, self.name = accelerator.device, score, name
         self.progress = progress if processes.is_main() else None
         self.per_epoch = length(data.train)
-        self.step = Step(model, original, data, config, accelerator)
+        self.step = Step(model, reference.model, data, config, accelerator)
         self.feed = Feed(data.train, accelerator.device)
         settings = {k: v for k, v in asdict(config).items() if k not in _OF_A_RUN}
         self.fingerprint = checkpoint.fingerprint(
-            model, original, **origin, **settings, data=data.source, batches=self.per_epoch
+            model, reference.model, **origin, **settings, data=data.source, batches=self.per_epoch
         )
         self.state = checkpoint.RunState(best=checkpoint.snapshot(model))
         self.stopped: str | None = None
@@ -207,7 +208,7 @@ class Training:
                     state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
 
     def _scores(self) -> tuple[float, float]:
-        far, top1 = holdout_scores(self.model, self.original, self.data)
+        far, top1 = holdout_scores(self.model, self.reference, self.data)
         if self.score is not None:
             return far, float(self.score(self.model))
         return far, -far if top1 is None else top1

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from factorize.tensor.call import batch_size, call, evaluating, to_model
+from factorize.tensor.reference import KEPT, Reference
 from factorize.tune.distance import holdout_scores, placed
 from factorize.tune.order import ordered
 from factorize.types import Data, Progress
@@ -97,12 +98,13 @@ def recalibrate(
         reason = "the model has no batch-norm layer with running statistics"
         return Recalibration(False, None, None, 0, reason)
     with placed(device, model, original):
-        before = _judged(model, original, data)
+        reference = Reference(original, device, KEPT)
+        before = _judged(model, reference, data)
         saved = _saved(layers)
         kept = False
         try:
             seen = _estimate(model, layers, saved, data, progress)
-            after = _judged(model, original, data)
+            after = _judged(model, reference, data)
             kept = math.isfinite(after) and not after >= before  # a ``before`` of nan loses
         finally:
             if not kept:
@@ -144,9 +146,9 @@ def _saved(layers: list[_BatchNorm]) -> list[dict[str, Tensor]]:
     return [{k: v.clone() for k, v in layer.named_buffers()} for layer in layers]
 
 
-def _judged(model: nn.Module, original: nn.Module, data: Data) -> float:
+def _judged(model: nn.Module, reference: Reference, data: Data) -> float:
     """The distance from the original's held-out outputs, or minus the user's own score."""
-    distance, score = holdout_scores(model, original, data)
+    distance, score = holdout_scores(model, reference, data)
     return distance if data.outputs.score is None or score is None else -score
 
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from factorize import find
 from factorize.errors import DataError
 from factorize.fit import FitConfig
-from factorize.measure import Reference, accuracy
+from factorize.measure import accuracy
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.plan import Budget
 from factorize.search.fits import HOLDOUT, Fits
 from factorize.search.held_out import Losses, losses_of, standard_error
 from factorize.search.prepare import prepare
 from factorize.search.trials import MORE, Choice, Trials
+from factorize.tensor.reference import Reference
 from factorize.types import Data, LayerPlan, Plan, Speedup
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|onnxscript")

@@ -11,6 +11,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from factorize.tensor.call import call, evaluating, model_on, to_model
 
+KEPT = 5e8
+"""Bytes of the outputs that each step of a run is compared with."""
+
 
 class Reference:
     """A model that others are compared with: its outputs for a batch are computed once.

@@ -10,9 +10,9 @@ import torch
 from searching import PIXELS, plain
 from torch import Tensor, nn
 
-from factorize.measure import Reference
 from factorize.outputs import UNDECLARED
 from factorize.search.held_out import losses_of
+from factorize.tensor.reference import Reference
 
 PARTS = list(PIXELS.split(10))
 
