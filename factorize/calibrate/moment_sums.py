@@ -50,6 +50,8 @@ class MomentSums:
         self.second: tuple[Tensor, ...] = ()
         self.mean = self.cross = self.output_mean = self.output_second = torch.zeros(())
         self.with_outputs = False
+        self._held: list[tuple[Tensor, Tensor | None]] = []  # windows, outputs
+        self._weight = 0.0  # of those that are held
         self.images = self.count = self.positions = 0
 
     @staticmethod
@@ -57,7 +59,9 @@ class MomentSums:
         """Bytes of the sums, with `cross` where outputs are given."""
         length = _length(spec)
         values = sum(n * n for n in _sizes(spec)) + length
-        return 8 * (values + (spec.out_channels * (length + 2) if outputs else 0))
+        own = spec.out_channels if outputs else 0
+        held = 4 * _block_rows(spec) * (length + own)
+        return held + 8 * (values + own * (length + 2))
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Add one call: x (N, C, *spatial), and (N, O, ...) if other outputs than its own count.
@@ -73,9 +77,9 @@ class MomentSums:
             assert self.with_outputs == (y is not None), "outputs at every call or at none"
             area = area_of(self.spec, pixels)
             weight = len(x) * area / max(len(index), 1)
-            for rows in index.split(min(_BLOCK_ROWS, max(_BLOCK_VALUES // _length(self.spec), 1))):
+            for rows in index.split(_block_rows(self.spec)):
                 outputs = None if y is None else outputs_at(self.spec, y.detach(), rows)
-                self._add_block(windows_at(self.spec, pixels, rows), outputs, weight)
+                self._hold(windows_at(self.spec, pixels, rows), outputs, weight)
         self.images += len(x)
         self.count += len(index)
         self.positions += len(x) * area
@@ -95,6 +99,7 @@ class MomentSums:
             Nothing was added, or something that is not finite.
         """
         label, total = self.spec.label, self.positions
+        self._add_held()
         if not self.count:
             raise DataError(
                 f"{label}: must be called with the calibration images, and was not. "
@@ -122,6 +127,7 @@ class MomentSums:
             output_second=output_second,
         )
 
+    @torch.inference_mode(False)  # sums outlive the mode of the model's pass
     def _start(self, pixels: Tensor, *, with_outputs: bool) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -137,6 +143,22 @@ class MomentSums:
 
     def _output_sums(self) -> tuple[Tensor, ...]:
         return (self.cross, self.output_mean, self.output_second) if self.with_outputs else ()
+
+    def _hold(self, windows: Tensor, outputs: Tensor | None, weight: float) -> None:
+        """Keep patches until they fill a block: adding (D, D) costs as much for one patch."""
+        rows = len(windows) + sum(len(held) for held, _ in self._held)
+        if rows > _block_rows(self.spec) or weight != self._weight:
+            self._add_held()
+        self._held.append((windows, outputs))
+        self._weight = weight
+
+    @torch.inference_mode(False)
+    def _add_held(self) -> None:
+        if self._held:
+            windows, outputs = zip(*self._held, strict=True)
+            self._held = []
+            joined = torch.cat(outputs) if self.with_outputs else None
+            self._add_block(torch.cat(windows), joined, self._weight)
 
     def _add_block(self, windows: Tensor, outputs: Tensor | None, weight: float) -> None:
         """Add patches (n, K, C) and outputs (n, O), each standing for `weight` positions."""
@@ -162,6 +184,11 @@ class MomentSums:
 def _length(spec: ConvSpec) -> int:
     """D."""
     return spec.in_channels * prod(spec.kernel)
+
+
+def _block_rows(spec: ConvSpec) -> int:
+    """Patches in a block, at most."""
+    return min(_BLOCK_ROWS, max(_BLOCK_VALUES // _length(spec), 1))
 
 
 def _sizes(spec: ConvSpec) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import convolutions
 import pytest
@@ -190,7 +191,25 @@ def test_moments_agree_with_unfold_on_real_numbers():
     second = sums.finish().second[0]
     torch.testing.assert_close(second, patches.T @ patches / len(patches), rtol=1e-6, atol=1e-7)
     assert torch.equal(second, second.T)
-    assert MomentSums.memory(sums.spec) == 8 * (45 * 45 + 45)
+    held = 4 * 2048 * 45  # patches that wait for more, in float32
+    assert MomentSums.memory(sums.spec) == held + 8 * (45 * 45 + 45)
+
+
+def test_patches_of_small_batches_are_multiplied_in_blocks(monkeypatch: pytest.MonkeyPatch):
+    x, sizes = whole(10, 2, 6, 6), []
+    add = MomentSums._add_block
+
+    def noted(sums: MomentSums, windows: torch.Tensor, *rest: Any) -> None:
+        sizes.append(len(windows))
+        add(sums, windows, *rest)
+
+    monkeypatch.setattr(moments_module, "_BLOCK_ROWS", 100)
+    monkeypatch.setattr(MomentSums, "_add_block", noted)
+    sums = MomentSums(spec_of(nn.Conv2d(2, 3, 3, padding=1), "a"), per_image=None, seed=0)
+    for image in x.split(1):
+        sums.add(image)
+    assert sums.finish().count == sum(sizes) == 360
+    assert sizes == [72, 72, 72, 72, 72]  # two images each
 
 
 def test_sampled_moments_are_unbiased_over_maps_of_different_sizes():
@@ -238,8 +257,10 @@ def test_long_patches_are_separated_at_equal_traces(monkeypatch):
     close(torch.einsum("ikjk->ij", product), torch.einsum("ikjk->ij", full))
     close(torch.einsum("ikil->kl", product), torch.einsum("ikil->kl", full))
     assert torch.equal(moments().cross, exact.cross)
-    assert MomentSums.memory(spec_of(conv, "a")) == 8 * (9 + 36 + 18)
-    assert MomentSums.memory(spec_of(conv, "a"), outputs=True) == 8 * (9 + 36 + 18 + 2 * 18 + 4)
+    assert MomentSums.memory(spec_of(conv, "a")) == 4 * 2048 * 18 + 8 * (9 + 36 + 18)
+    assert MomentSums.memory(spec_of(conv, "a"), outputs=True) == (
+        4 * 2048 * (18 + 2) + 8 * (9 + 36 + 18 + 2 * 18 + 4)
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])

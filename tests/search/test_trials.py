@@ -18,6 +18,7 @@ from factorize.fit import FitConfig
 from factorize.measure import accuracy
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.plan import Budget
+from factorize.search import within_budget
 from factorize.search.fits import HOLDOUT, Fits
 from factorize.search.held_out import Losses, losses_of, standard_error
 from factorize.search.prepare import prepare
@@ -248,6 +249,7 @@ def test_a_search_takes_the_fastest_of_those_that_are_not_told_apart(
         return 1.0 - 0.1 * judged.index(plan.layers) + values - values.mean()
 
     monkeypatch.setattr(Fits, "losses", losses)
+    monkeypatch.setattr(within_budget, "RIVALRY", 100.0)
     options: dict[str, Any] = {"data": images(), "config": FitConfig(how="weights"),
                                "names": ["spatial_svd", "cp"]}  # fmt: skip
     model = Residual().eval()
@@ -265,3 +267,15 @@ def test_a_search_takes_the_fastest_of_those_that_are_not_told_apart(
     else:
         assert found.choice.plan.factorized
         assert {layer.method for layer in found.choice.plan.factorized} == {"spatial_svd"}
+
+
+@pytest.mark.parametrize(("rivalry", "nets"), [(1.0, 1), (100.0, 2)])
+def test_a_method_that_promises_far_more_loss_than_the_mix_is_not_fitted_alone(
+    monkeypatch: pytest.MonkeyPatch, rivalry: float, nets: int
+):
+    monkeypatch.setattr(within_budget, "RIVALRY", rivalry)
+    search = prepare(
+        Residual().eval(), EXAMPLE, data=images(), config=FitConfig(how="weights"),
+        names=["spatial_svd", "cp"],
+    )  # fmt: skip
+    assert len(search.within(Budget(macs=0.5)).trials) == nets
