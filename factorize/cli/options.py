@@ -20,8 +20,8 @@ _MODEL, _CHOICE, _BUDGET, _TARGET, _DATA, _FIT, _TUNING, _RUN = (
 )  # fmt: skip
 
 Model = Annotated[str, typer.Argument(
-    help="A checkpoint (.pt .pth .th .safetensors), a pickled module, torchvision:NAME, or "
-    "digits.", show_default=False)]
+    help="A checkpoint (.pt .pth .th .safetensors), a pickled module, an ONNX file (.onnx), "
+    "torchvision:NAME, or digits.", show_default=False)]
 Rank = Annotated[str | None, typer.Option(
     help="An integer for all layers (clamped to each layer's maximum), a share of the maximum "
     "such as 0.25, or vbmf.", rich_help_panel=_CHOICE)]
@@ -102,7 +102,8 @@ TrustPickle = Annotated[bool, typer.Option(
 InputShape = Annotated[str | None, typer.Option(
     metavar="C,H,W",
     help="Shape of one input, also C,L or C,D,H,W; known for torchvision's classifiers and taken "
-    "from --data.", rich_help_panel=_MODEL)]
+    "from --data. Several inputs of an ONNX file by name: image=1x3x480x640,mask=1x1x480x640.",
+    rich_help_panel=_MODEL)]
 Data = Annotated[str | None, typer.Option(
     metavar="SOURCE",
     help="A folder in ImageFolder layout (train/, val/ or test/), a folder of images, .npz "

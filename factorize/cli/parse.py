@@ -54,9 +54,30 @@ def json_object(text: str | None) -> dict[str, Any] | None:
     return value
 
 
+def shapes_of(text: str | None) -> dict[str, tuple[int, ...]] | None:
+    """Shapes by name, as in image=1x3x480x640,mask=1x1x480x640; None where there are no names."""
+    if text is None or "=" not in text:
+        return None
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in text.split(","):
+        name, _, sizes = part.rpartition("=")
+        try:
+            shapes[name.strip()] = tuple(int(size) for size in sizes.split("x"))
+        except ValueError:
+            name = ""
+        if not name or min(shapes[name.strip()]) < 1:
+            raise DataError(
+                "--input-shape by name must be such as image=1x3x480x640,mask=1x1x480x640, got "
+                f"{text!r}."
+            )
+        if math.prod(shapes[name.strip()]) > _MOST_VALUES:
+            raise DataError(f"--input-shape must have up to {_MOST_VALUES:,} values, got {part!r}.")
+    return shapes
+
+
 def shape_of(text: str | None) -> tuple[int, ...] | None:
     """Channels and one to three sizes: C,L or C,H,W or C,D,H,W."""
-    if text is None:
+    if text is None or "=" in text:
         return None
     try:
         shape = tuple(int(part) for part in text.replace("x", ",").split(","))
@@ -122,8 +143,10 @@ def preprocessing_of(
 
 def example(
     loaded: LoadedModel, shape: tuple[int, ...] | None, data: Data | None, seed: int
-) -> torch.Tensor:
+) -> Any:
     """One random input of the model's dtype; its shape from the option, the model or the data."""
+    if loaded.example is not None:
+        return loaded.example
     if shape is None and data is not None:
         shape = tuple(next(iter(data.holdout))[0].shape[1:])
     if shape is None:
@@ -133,6 +156,13 @@ def example(
         )
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, *shape, generator=generator).to(model_dtype(loaded.model))
+
+
+def sizes_of(sample: Any) -> str:
+    """The shape of an input without the batch, or of each by name."""
+    if isinstance(sample, dict):
+        return ", ".join(f"{name} {sizes_of(one)}" for name, one in sample.items())
+    return "x".join(map(str, sample.shape[1:]))
 
 
 def budget_of(**limits: float | None) -> Budget | None:
