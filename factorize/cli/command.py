@@ -98,6 +98,7 @@ def run(
     data: options.Data = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    scale: options.Scale = None,
     resize: options.Resize = None,
     crop: options.Crop = None,
     batch_size: options.BatchSize = 128,
@@ -173,7 +174,7 @@ def run(
         import_function(one, error=DataError) if one else None for one in (evaluate, loss, score)
     )
     shape = shape_of(input_shape) or loaded.input_shape
-    preprocessing = preprocessing_of(loaded, mean, std, resize, crop)
+    preprocessing = preprocessing_of(loaded, mean, std, scale, resize, crop)
 
     images: Data | MadeUp | None = None
     if is_synthetic(data):

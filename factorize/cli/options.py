@@ -110,9 +110,13 @@ Data = Annotated[str | None, typer.Option(
     "with images and labels or a folder of them, digits, module:function that returns loaders, "
     "or synthetic: images made up, which is the default.", rich_help_panel=_DATA)]
 Mean = Annotated[str | None, typer.Option(
-    metavar="A,B,C", help="Subtracted per channel from pixels in 0..1.", rich_help_panel=_DATA)]
+    metavar="A,B,C", help="Subtracted per channel from pixels in 0..1, or 0..SCALE.",
+    rich_help_panel=_DATA)]
 Std = Annotated[str | None, typer.Option(
     metavar="A,B,C", help="Divided by, per channel.", rich_help_panel=_DATA)]
+Scale = Annotated[float | None, typer.Option(
+    help="What white is for the model, and what --mean and --std are in: 255 where it takes pixels "
+    "as they are. Default: 1.", rich_help_panel=_DATA)]
 Resize = Annotated[int | None, typer.Option(
     help="Shorter side in pixels.", rich_help_panel=_DATA)]
 Crop = Annotated[int | None, typer.Option(

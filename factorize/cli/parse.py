@@ -107,7 +107,12 @@ def image_shape(data: str, shape: tuple[int, ...] | None) -> tuple[int, ...] | N
 
 
 def preprocessing_of(
-    loaded: LoadedModel, mean: str | None, std: str | None, resize: int | None, crop: int | None
+    loaded: LoadedModel,
+    mean: str | None,
+    std: str | None,
+    scale: float | None,
+    resize: int | None,
+    crop: int | None,
 ) -> Preprocessing | None:
     """What the options say, over what the architecture's own weights were trained with."""
 
@@ -122,8 +127,11 @@ def preprocessing_of(
     if (mean is None) != (std is None):
         raise DataError("--mean and --std go together: give both.")
     base = loaded.preprocessing
-    if mean is None and resize is None and crop is None:
+    if all(one is None for one in (mean, scale, resize, crop)):
         return base
+    white = 1.0 if scale is None else scale
+    if not (math.isfinite(white) and white > 0):
+        raise DataError(f"--scale must be a finite number above 0 such as 255, got {scale}.")
     if mean is not None and std is not None:
         means, stds = numbers("--mean", mean), numbers("--std", std)
         finite = all(map(math.isfinite, (*means, *stds)))
@@ -132,6 +140,9 @@ def preprocessing_of(
                 "--mean and --std must have one finite number per channel, std above 0, got "
                 f"{mean} and {std}."
             )
+        means, stds = (tuple(one / white for one in values) for values in (means, stds))
+    elif scale is not None:
+        means, stds = (0.0,), (1 / white,)
     else:
         means, stds = (base.mean, base.std) if base else ((0.0,), (1.0,))
     return Preprocessing(

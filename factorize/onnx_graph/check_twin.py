@@ -47,8 +47,9 @@ def check_twin(twin: Twin, example_input: Any) -> tuple[str, ...]:
         wanted = dict(zip(names, session.run(names, arrays(twin, given)), strict=True))
     except Exception as error:  # the runtime has dozens
         raise ModelLoadError(
-            f"{file.path}: ONNX Runtime must run it on {_sizes(given)}, got {brief(error)}. Give "
-            "the size that it takes with --input-shape, or export it again."
+            f"{file.path}: ONNX Runtime must run it on {_sizes(given)}, got "
+            f"{brief(error).rstrip('.')}. Give the size that it takes with --input-shape, or "
+            "export it again."
         ) from error
     try:
         with evaluating(twin):

@@ -62,7 +62,7 @@ class _Making:
         self.readers = Counter(outputs)
         self.makers = {name: node for node in self.graph.node for name in node.output}
         for node in self.graph.node:
-            alias = node.op_type == "Identity" and node.input[0] in self.protos
+            alias = node.op_type == "Identity" and {*node.input} & self.protos.keys()
             if alias and node.output[0] not in outputs:
                 self.protos[node.output[0]] = self.protos[node.input[0]]
         for node in self.graph.node:
@@ -76,7 +76,16 @@ class _Making:
         if node.output and node.output[0] in self.protos:
             return
         name = self.name_of(node)
-        module, layer, operator = self.made(node, name)
+        try:
+            module, layer, operator = self.made(node, name)
+        except ModelLoadError:
+            raise
+        except Exception as error:  # the converter has dozens, and a damaged node any
+            raise ModelLoadError(
+                f"{self.file.path}: node {name}, {node.op_type} of opset {self.file.opset}, cannot "
+                f"be computed in torch: {brief(error)}. Export the model without it, or give the "
+                "PyTorch model."
+            ) from error
         if module is not None:
             self.modules[name] = module
         inputs = tuple(node.input) if layer is None else (node.input[0],)
@@ -105,17 +114,8 @@ class _Making:
             return *made, None
         if reason:
             self.alone.append((name, reason))
-        try:
-            protos = {n: self.proto(n) for n in dict.fromkeys(node.input) if n in self.protos}
-            operator = operator_of(self.in_float(node), protos, self.file.opset)
-        except ModelLoadError:
-            raise
-        except Exception as error:  # the converter has dozens
-            raise ModelLoadError(
-                f"{self.file.path}: node {name}, {node.op_type} of opset {self.file.opset}, cannot "
-                f"be computed in torch: {brief(error)}. Export the model without it, or give the "
-                "PyTorch model."
-            ) from error
+        protos = {n: self.proto(n) for n in dict.fromkeys(node.input) if n in self.protos}
+        operator = operator_of(self.in_float(node), protos, self.file.opset)
         if isinstance(operator, nn.Module):
             for part in operator.modules():
                 setattr(part, LEFT_ALONE, "it is in a graph inside of a node")

@@ -181,6 +181,11 @@ def read_onnx(path: Path) -> OnnxFile:
     graph = proto.graph
     if not graph.node or not graph.output:
         raise ModelLoadError(f"{path}: must have nodes and outputs, got none. Export it again.")
+    if dumb := [node for node in graph.node if not (node.output and node.output[0])]:
+        raise ModelLoadError(
+            f"{path}: every node must have an output, got none of {dumb[0].op_type} "
+            f"{dumb[0].name!r}. Export it again."
+        )
     if graph.sparse_initializer:
         raise ModelLoadError(
             f"{path}: its weights must be dense, got {len(graph.sparse_initializer)} sparse "
