@@ -21,7 +21,7 @@ from factorize.export.to_onnx import OnnxCheck
 from factorize.export.traces import STEPS, first_line
 from factorize.onnx_graph import Twin
 from factorize.onnx_graph.check_twin import alike
-from factorize.tensor.call import input_on, model_on, onnx_session
+from factorize.tensor.call import batch_size, input_on, model_on, onnx_session
 from factorize.types import Plan
 
 
@@ -59,9 +59,9 @@ def _written(
 ) -> OnnxCheck:
     proto = write_onnx(original, compressed, plan, file)
     _check(original, file, path)
-    axes = _axes(original, input_on(example_input, "cpu"))
-    names = [value.name for value in original.onnx_file.inputs]
-    called = PlainCall(compressed, _tensors(names, input_on(example_input, "cpu")), by_name=True)
+    tensors = _tensors(original, input_on(example_input, "cpu"))
+    axes = _axes(original, tensors)
+    called = PlainCall(compressed, tensors, by_name=True)
     max_abs, max_rel, tolerance = compare(
         called, [*_inputs(called, axes)], file, "onnxruntime", path, half=original.onnx_file.half,
         fed=lambda one: [*compressed.fed(tuple(one)).values()],
@@ -103,12 +103,10 @@ def _inputs(called: PlainCall, axes: FreeAxes) -> Iterator[list[Tensor]]:
         yield resized([*called.tensors.values()], axes.sizes(changed), generator)
 
 
-def _axes(twin: Twin, example_input: Any) -> FreeAxes:
+def _axes(twin: Twin, tensors: dict[str, Tensor]) -> FreeAxes:
     """The axes that the file leaves open, as far as it takes other sizes than the example's."""
     import sympy
 
-    names = [value.name for value in twin.onnx_file.inputs]
-    tensors = _tensors(names, example_input)
     dims, axes = [], {}
     for value in twin.onnx_file.inputs:
         tensor, shape = tensors[value.name], []
@@ -145,8 +143,14 @@ def _axes(twin: Twin, example_input: Any) -> FreeAxes:
     return FreeAxes(tuple(found), fixed)
 
 
-def _tensors(names: list[str], example_input: Any) -> dict[str, Tensor]:
-    if isinstance(example_input, dict):
-        return {name: example_input[name] for name in names}
-    values = example_input if isinstance(example_input, tuple) else (example_input,)
-    return dict(zip(names, values, strict=True))
+def _tensors(twin: Twin, example_input: Any) -> dict[str, Tensor]:
+    """An input of the twin by name, as many samples as the file wants."""
+    names = [value.name for value in twin.onnx_file.inputs]
+    if not isinstance(example_input, dict):
+        values = example_input if isinstance(example_input, tuple) else (example_input,)
+        example_input = dict(zip(names, values, strict=True))
+    more = max(twin.onnx_form.batch, 1) // batch_size(example_input) or 1
+    return {
+        name: example_input[name].repeat(more, *(1,) * (example_input[name].ndim - 1))
+        for name in names
+    }

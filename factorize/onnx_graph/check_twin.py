@@ -13,10 +13,11 @@ from torch import Tensor
 from factorize.errors import ModelLoadError
 from factorize.onnx_graph.twin import Twin
 from factorize.system.imports import brief
-from factorize.tensor.call import evaluating, onnx_session
+from factorize.tensor.call import evaluating, onnx_session, to_model
 
 TOLERANCE = 1e-4  # of the largest value
 HALF_TOLERANCE = 2e-2
+_SAMPLES = 4
 _AT_ONCE = 16  # nodes whose outputs are looked at together
 
 
@@ -69,6 +70,31 @@ def check_twin(twin: Twin, example_input: Any) -> tuple[str, ...]:
             f"{_first_difference(twin, given) or 'none by itself'}. Give the PyTorch model."
         )
     return _settle_batch(twin, given, names)
+
+
+def check_batch(twin: Twin, inputs: Any) -> None:
+    """Check the first samples of a batch, in case real numbers tell what random ones do not.
+
+    Raises
+    ------
+    ModelLoadError
+        Twin and file differ.
+    """
+    file, size = twin.onnx_file, max(twin.onnx_form.batch, 1)
+    session = onnx_session(file.path, 1)
+    given = to_model(_named(twin, inputs), twin)
+    for start in range(_SAMPLES):
+        some = {name: v[start : start + 1] for name, v in given.items()}
+        if not all(len(v) for v in some.values()):
+            return
+        some = {n: v.repeat(size, *(1,) * (v.ndim - 1)) for n, v in some.items()}
+        if not alike(twin, some, session):
+            raise ModelLoadError(
+                f"{file.path}: its twin in torch must give what ONNX Runtime gives within "
+                f"{tolerance(twin):g} for image {start} of the data too; the first node that "
+                f"differs: {_first_difference(twin, some) or 'none by itself'}. Give the PyTorch "
+                "model."
+            )
 
 
 def alike(twin: Twin, given: Mapping[str, Tensor], session: Any) -> bool:

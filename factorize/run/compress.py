@@ -207,7 +207,10 @@ def compress(
     if isinstance(data, Data):
         data = replace(data, outputs=meant)
     how = fit.resolved(data)
-    targets = _targets(target, device, threads, batch_size(example_input))
+    samples = batch_size(example_input)
+    if isinstance(model, Twin):
+        samples = max(samples, model.onnx_form.batch)
+    targets = _targets(target, device, threads, samples)
     if isinstance(model, Twin):  # nobody runs it in torch
         targets = targets[:1]
     timer = latency_model(targets[0], refresh=refresh)

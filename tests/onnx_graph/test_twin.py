@@ -16,6 +16,7 @@ from torch import nn
 from factorize.errors import ModelLoadError
 from factorize.graph import find
 from factorize.models.load_model import load_model
+from factorize.onnx_graph import check_batch, operators
 
 
 def reasons(path: Path, x: torch.Tensor) -> dict[str, str | None]:
@@ -117,6 +118,36 @@ def test_a_fixed_batch_is_freed_in_the_twin_alone(tmp_path: Path) -> None:
     np.testing.assert_allclose(together.numpy(), np.concatenate(alone), atol=1e-5)
     written(path, tmp_path / "out" / "net.onnx", image())
     assert apart(path, tmp_path / "out" / "net.onnx", image()) < 1e-5
+
+
+def test_a_larger_fixed_batch(tmp_path: Path) -> None:
+    weights = {"w": random(8, 3, 3, 3), "shape": np.array([4, -1]), "v": random(448, 4, scale=0.1)}
+    nodes = [node("Conv", "x w", "a", "conv"), node("Reshape", "a shape", "b"),
+             node("MatMul", "b v", "y", "last")]  # fmt: skip
+    path = save(tmp_path / "net.onnx", nodes, weights, inputs={"x": (4, 3, 9, 10)})
+    x = image(4, 3, 9, 10)
+    with torch.no_grad():
+        alone = [twin_of(path, image())(one[None]) for one in x]
+    np.testing.assert_allclose(torch.cat(alone).numpy(), run(path, x)[0], atol=1e-4)
+    written(path, tmp_path / "out" / "net.onnx", image())
+    assert apart(path, tmp_path / "out" / "net.onnx", x) < 1e-5
+    weights["shape"] = np.array([-1, 448])
+    nodes.insert(1, node("Add", "a across", "c"))  # of the samples, each has its own
+    nodes[2].input[0], weights["across"] = "c", random(4, 1, 1, 1)
+    save(path, nodes, weights, inputs={"x": (4, 3, 9, 10)})
+    with pytest.raises(ModelLoadError, match="its batch must be 1 or free, got 4"):
+        twin_of(path, image())
+
+
+def test_real_images_are_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large values, in which a random example has none."""
+    monkeypatch.setitem(operators._OURS, "Gather", lambda given, x, i: x.clamp(max=50)[:, :2])
+    nodes = [node("Conv", "x w", "a", "conv"), node("Gather", "a i", "y", "pick", axis=1)]
+    weights = {"w": random(4, 3, 1, 1), "i": np.array([0, 1])}
+    twin = twin_of(save(tmp_path / "net.onnx", nodes, weights), image())
+    check_batch(twin, image(6, 3, 9, 10))
+    with pytest.raises(ModelLoadError, match=r"for image 1 .* differs: pick \(Gather of opset 13"):
+        check_batch(twin, torch.stack([image()[0], 200 * image()[0]]))
 
 
 def test_where_samples_mix_they_go_through_one_by_one(tmp_path: Path) -> None:
@@ -259,8 +290,6 @@ def test_what_the_converter_cannot_do_is_refused_by_name(tmp_path: Path) -> None
 def test_a_twin_that_differs_is_refused_by_the_first_node_that_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from factorize.onnx_graph import operators
-
     weights = {"w": random(3, 3, 1, 1), "shape": np.array([0, 3, -1])}
     nodes = [node("Conv", "x w", "a", "conv"), node("Slice", "a s e", "b", "cut"),
              node("Relu", "b", "c"), node("Reshape", "c shape", "y")]  # fmt: skip
