@@ -50,6 +50,7 @@ def save(
         [helper.make_tensor_value_info(name, kind, None) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
         doc_string="a net",
+        value_info=[helper.make_tensor_value_info(nodes[0].output[0], kind, None)],
     )  # fmt: skip
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version,

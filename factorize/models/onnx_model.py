@@ -50,8 +50,6 @@ def load(source: Source) -> LoadedModel:
 
 def _shape(file: OnnxFile, value: Any, source: Source) -> tuple[int, ...] | None:
     """Of an input with one sample; None where the file does not say it."""
-    if not value.type.HasField("tensor_type"):
-        raise ModelLoadError(f"{file.path}: {value.name} must be a tensor. Export it again.")
     if source.shapes and value.name in source.shapes:
         return source.shapes[value.name]
     dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from factorize.errors import ModelLoadError
-from factorize.onnx_graph.twin import Twin
+from factorize.onnx_graph.twin import Twin, joined
 from factorize.system.imports import brief
 from factorize.tensor.call import evaluating, onnx_session, to_model
 
@@ -155,12 +155,10 @@ def _settle_batch(twin: Twin, given: Mapping[str, Tensor], names: Sequence[str])
                 alone = [twin.values(one, names) for one in (given, other)]
                 both = {n: torch.cat([v[:1], other[n][:1]]) for n, v in given.items()}
                 together = twin.values(both, names)
+            firsts = {n: joined([_part(one[n], size) for one in alone]).numpy() for n in names}
         except Exception as error:  # whatever the net says to another size
             return brief(error)
-        apart = max(
-            difference(together[n], torch.cat([one[n][: len(one[n]) // size] for one in alone])
-                       .numpy()) for n in names
-        )  # fmt: skip
+        apart = max(difference(together[n], firsts[n]) for n in names)
         return None if apart <= tolerance(twin) else f"outputs differ by {apart:.3g}"
 
     reason = mixes()
@@ -178,6 +176,11 @@ def _settle_batch(twin: Twin, given: Mapping[str, Tensor], names: Sequence[str])
         )
     twin.onnx_form = replace(form, one_by_one=True)
     return (f"images go through one by one: a batch does not ({reason})",)
+
+
+def _part(value: Tensor, parts: int) -> Tensor:
+    """The first of so many parts."""
+    return value[: len(value) // parts] if value.ndim else value
 
 
 def _first_difference(twin: Twin, given: Mapping[str, Tensor]) -> str | None:

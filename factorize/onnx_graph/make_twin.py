@@ -56,6 +56,7 @@ class _Making:
         self.modules: dict[str, nn.Module] = {}
         self.used: dict[str, None] = {}  # constants that are read while the twin runs
         self.arrays: dict[str, np.ndarray] = {}
+        self.taken: set[str] = set()
         self.folders: set[str] = set()
         self.alone: list[tuple[str, str]] = []
         outputs = [value.name for value in self.graph.output]
@@ -210,6 +211,7 @@ class _Making:
             tries = (base if i == 0 else f"{base}_{i}" for i in range(len(self.graph.node) + 9))
             name = next(one for one in tries if one and self.free(one))
         parts = name.split(".")
+        self.taken.add(name)
         self.folders |= {".".join(parts[:i]) for i in range(1, len(parts))}
         return name
 
@@ -217,12 +219,12 @@ class _Making:
         """Whether a module may have the name: no other has, and none leads through it."""
         parts = name.split(".")
         above = [".".join(parts[:i]) for i in range(1, len(parts))]
-        taken = {step.name for step in self.steps}
         return (
             name.isprintable()
             and len(name) <= 200
-            and name not in taken | self.folders
-            and taken.isdisjoint(above)
+            and name not in self.taken
+            and name not in self.folders
+            and self.taken.isdisjoint(above)
             and all(parts)
             and not any(hasattr(nn.Module, p) or p in _OWN or p.startswith("onnx_") for p in parts)
         )

@@ -186,6 +186,11 @@ def read_onnx(path: Path) -> OnnxFile:
             f"{path}: every node must have an output, got none of {dumb[0].op_type} "
             f"{dumb[0].name!r}. Export it again."
         )
+    if odd := [value for value in (*graph.input, *graph.output) if not _is_tensor(value)]:
+        raise ModelLoadError(
+            f"{path}: inputs and outputs must be tensors of numbers, got {odd[0].name}. Export it "
+            "with such."
+        )
     if graph.sparse_initializer:
         raise ModelLoadError(
             f"{path}: its weights must be dense, got {len(graph.sparse_initializer)} sparse "
@@ -195,6 +200,13 @@ def read_onnx(path: Path) -> OnnxFile:
         if is_external(tensor):
             file.place_of(tensor)
     return file
+
+
+def _is_tensor(value: Any) -> bool:
+    from onnx import TensorProto
+
+    no_number = (TensorProto.UNDEFINED, TensorProto.STRING)
+    return value.type.HasField("tensor_type") and value.type.tensor_type.elem_type not in no_number
 
 
 def is_external(tensor: Any) -> bool:

@@ -115,7 +115,7 @@ class Twin(nn.Module):
         runs = [
             self._run({n: v[i : i + 1] for n, v in given.items()}, wanted) for i in range(samples)
         ]
-        return {name: torch.cat([one[name] for one in runs]) for name in wanted}
+        return {name: joined([one[name] for one in runs]) for name in wanted}
 
     def _run(self, given: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
         values: dict[str, Any] = {"": None}
@@ -206,6 +206,11 @@ class Twin(nn.Module):
     def extra_repr(self) -> str:
         """The file."""
         return str(self.onnx_file.path)
+
+
+def joined(values: Sequence[Tensor]) -> Tensor:
+    """What one node gave for each of several samples, together."""
+    return torch.cat([*values]) if values[0].ndim else torch.stack([*values])
 
 
 def _with_ends(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -147,6 +147,14 @@ def sparse_weights(folder: Path) -> Arguments:
     return small(folder, change)
 
 
+@CORPUS.case("inputs and outputs must be tensors of numbers, got y")
+def an_output_of_texts(folder: Path) -> Arguments:
+    def change(model: Any) -> None:
+        model.graph.output[0].type.tensor_type.elem_type = TensorProto.STRING
+
+    return small(folder, change)
+
+
 @CORPUS.case("net.onnx: every node must have an output")
 def a_node_without_outputs(folder: Path) -> Arguments:
     return small(folder, lambda model: model.graph.node.append(node("Identity", "", "")))

@@ -166,6 +166,16 @@ def test_where_samples_mix_they_go_through_one_by_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(together.numpy(), np.concatenate(alone), atol=1e-5)
 
 
+def test_outputs_without_a_batch_axis(tmp_path: Path) -> None:
+    nodes = [node("Conv", "x w", "a", "conv"), node("ReduceMean", "a", "y", keepdims=0)]
+    path = save(tmp_path / "net.onnx", nodes, {"w": random(8, 3, 3, 3)})
+    x = image(2, 3, 9, 10)
+    with torch.no_grad():
+        together = twin_of(path, image())(x)
+    alone = [run(path, one[None])[0] for one in x]
+    np.testing.assert_allclose(together.numpy(), np.array(alone), rtol=1e-5)
+
+
 def test_images_with_the_colours_last_are_turned(tmp_path: Path) -> None:
     weights = {"w": random(8, 3, 3, 3)}
     nodes = [node("Transpose", "x", "a", perm=[0, 3, 1, 2]), node("Conv", "a w", "y", "conv")]
