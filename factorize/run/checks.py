@@ -23,7 +23,7 @@ from factorize.errors import (
 )
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
-from factorize.measure import Target
+from factorize.measure import Target, runtimes
 from factorize.onnx_graph import Twin
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.plan import Budget
@@ -66,7 +66,8 @@ def check_twins(twin: Twin, onnx: OnnxConfig | None, target: Target | None) -> N
             f"{file.path}: --opset, --input-names, --output-names and --onnx-float16 are for "
             "PyTorch models: an ONNX file keeps its own. Leave them out."
         )
-    if target and target.runtime == "onnxruntime" and twin.onnx_form.batch not in (0, target.batch):
+    reads_files = target is not None and runtimes.get(target.runtime).reads == "onnx"
+    if target and reads_files and twin.onnx_form.batch not in (0, target.batch):
         raise ExportError(
             f"{file.path}: --batch must be that of the file, {twin.onnx_form.batch}, got "
             f"{target.batch}. Export it with a free batch."
