@@ -107,10 +107,8 @@ class _Writer:
         new = {**dict(after.named_parameters()), **dict(after.named_buffers())}
         node = self.at.get(step.makes[0])
         for name, (index, swap) in step.layer.tensors.items():
-            if node is not None and not _equal(old[name], new[name]):
-                value = new[name].detach()
-                read = self.read(node, index, old[name], value, step, swap=swap)
-                node.input[index] = read
+            if node is not None:
+                node.input[index] = self.read(node, index, old[name], new[name], step, swap=swap)
 
     def read(
         self,

@@ -143,7 +143,7 @@ class _Making:
         if not made:
             if node.op_type == "MatMul" or not self.known(node, 1):
                 return None
-            return "it has attributes that no module of torch has"
+            return "no module of torch computes all of it"
         if node.output[0] not in self.own:
             return "it is in a function of the file"
         if node.op_type == "Gemm" and self.file.opset < 7:
