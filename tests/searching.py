@@ -77,7 +77,7 @@ class Machine:
                        1.01 * ratio)  # fmt: skip
 
     def speedups(
-        self, folder: Path, original: nn.Module, compressed: nn.Module, example_input: Any,
+        self, files: Any, original: nn.Module, compressed: nn.Module, example_input: Any,
         targets: list[Target],
     ) -> list[Speedup]:  # fmt: skip
         """In place of `measure.speedups`: of the real nets, their convolutions as they are."""

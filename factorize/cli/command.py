@@ -29,6 +29,8 @@ from factorize.cli.parse import (
     preprocessing_of,
     rank_of,
     shape_of,
+    shapes_of,
+    sizes_of,
     sweep_of,
     usage,
 )
@@ -51,7 +53,7 @@ from factorize.report import (
     verdict,
 )
 from factorize.run.checks import check_not_empty, resolve_device
-from factorize.run.compress import OUTPUTS, Result, compress
+from factorize.run.compress import Result, compress, outputs_of
 from factorize.run.make_plan import make_plan, search_plan
 from factorize.run.rounds import Selection, Wish
 from factorize.search import SearchConfig
@@ -96,6 +98,7 @@ def run(
     data: options.Data = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    scale: options.Scale = None,
     resize: options.Resize = None,
     crop: options.Crop = None,
     batch_size: options.BatchSize = 128,
@@ -165,12 +168,13 @@ def run(
         weights=weights,
         key=key,
         trust_pickle=trust_pickle,
+        shapes=shapes_of(input_shape),
     )
     metric, own_loss, own_score = (
         import_function(one, error=DataError) if one else None for one in (evaluate, loss, score)
     )
     shape = shape_of(input_shape) or loaded.input_shape
-    preprocessing = preprocessing_of(loaded, mean, std, resize, crop)
+    preprocessing = preprocessing_of(loaded, mean, std, scale, resize, crop)
 
     images: Data | MadeUp | None = None
     if is_synthetic(data):
@@ -181,7 +185,8 @@ def run(
             batch_size=batch_size, seed=seed, workers=workers, skip_bad=skip_bad,
         )  # fmt: skip
     sample = example(loaded, shape, images if isinstance(images, Data) else None, seed)
-    described = f"{loaded.arch}, input {'x'.join(map(str, sample.shape[1:]))}"
+    described = f"{loaded.arch}, input {sizes_of(sample)}"
+    notes = (*loaded.notes, *(loaded.check(sample) if loaded.check else ()))
 
     fitting = FitConfig(
         fit, images=calibration_images, memory=calibration_memory * 1e9,  # type: ignore[arg-type]
@@ -209,7 +214,7 @@ def run(
         _out.print(plan_table(planned, times))
         if found is not None:
             _out.print(Text(forecast(found.outcome.report), style="bold"), soft_wrap=True)
-        for note in loaded.notes:
+        for note in notes:
             _out.print(Text(f"note: {note}", style="yellow"))
         check_not_empty(planned)
         return
@@ -232,7 +237,7 @@ def run(
                 onnx=OnnxConfig(opset, names_of(input_names), names_of(output_names), onnx_float16),
                 refresh=refresh, out=folder, force=force, device=device, threads=threads,
                 command=shlex.join(["factorize", *sys.argv[1:]]), seed=seed, name=loaded.arch,
-                notes=loaded.notes, progress=bars.update, **layers, **ranks,
+                notes=notes, progress=bars.update, **layers, **ranks,
             )  # fmt: skip
         by_time = sweep is not None or (budget is not None and budget.timed)
         _finish(result, folder, described, timed=by_time)
@@ -262,7 +267,7 @@ def main() -> None:
 def _finish(result: Result, folder: Path, described: str, *, timed: bool) -> None:
     report = result.report
     show(report, _out)
-    written = [name for name in OUTPUTS if (folder / name).exists()]
+    written = [name for name in outputs_of(result.model) if (folder / name).exists()]
     line = f"\n{described}: written to {folder}{os.sep}: {', '.join(written)}"
     _out.print(line, markup=False, highlight=False, soft_wrap=True)
     if any(one and one["interrupted"] for one in (report.finetuning, report.control)):

@@ -20,6 +20,8 @@ ONNX, and reported: accuracy against measured speedup.
 
 - `factorize resnet.pt --speedup 2 --data imagenet/`: twice as fast, as accurate as can be
 
+- `factorize detector.onnx --macs 0.5 --data photos/`: an ONNX file, which stays one
+
 - `factorize resnet.pt --sweep auto --data imagenet/`: the accuracy-speedup curve
 
 - `factorize resnet.pt --rank 0.25 --dry-run`: what would be done to which layer

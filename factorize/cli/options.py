@@ -20,8 +20,8 @@ _MODEL, _CHOICE, _BUDGET, _TARGET, _DATA, _FIT, _TUNING, _RUN = (
 )  # fmt: skip
 
 Model = Annotated[str, typer.Argument(
-    help="A checkpoint (.pt .pth .th .safetensors), a pickled module, torchvision:NAME, or "
-    "digits.", show_default=False)]
+    help="A checkpoint (.pt .pth .th .safetensors), a pickled module, an ONNX file (.onnx), "
+    "torchvision:NAME, or digits.", show_default=False)]
 Rank = Annotated[str | None, typer.Option(
     help="An integer for all layers (clamped to each layer's maximum), a share of the maximum "
     "such as 0.25, or vbmf.", rich_help_panel=_CHOICE)]
@@ -102,16 +102,21 @@ TrustPickle = Annotated[bool, typer.Option(
 InputShape = Annotated[str | None, typer.Option(
     metavar="C,H,W",
     help="Shape of one input, also C,L or C,D,H,W; known for torchvision's classifiers and taken "
-    "from --data.", rich_help_panel=_MODEL)]
+    "from --data. Several inputs of an ONNX file by name: image=1x3x480x640,mask=1x1x480x640.",
+    rich_help_panel=_MODEL)]
 Data = Annotated[str | None, typer.Option(
     metavar="SOURCE",
     help="A folder in ImageFolder layout (train/, val/ or test/), a folder of images, .npz "
     "with images and labels or a folder of them, digits, module:function that returns loaders, "
     "or synthetic: images made up, which is the default.", rich_help_panel=_DATA)]
 Mean = Annotated[str | None, typer.Option(
-    metavar="A,B,C", help="Subtracted per channel from pixels in 0..1.", rich_help_panel=_DATA)]
+    metavar="A,B,C", help="Subtracted per channel from pixels in 0..1, or 0..SCALE.",
+    rich_help_panel=_DATA)]
 Std = Annotated[str | None, typer.Option(
     metavar="A,B,C", help="Divided by, per channel.", rich_help_panel=_DATA)]
+Scale = Annotated[float | None, typer.Option(
+    help="What white is for the model, and what --mean and --std are in: 255 where it takes pixels "
+    "as they are. Default: 1.", rich_help_panel=_DATA)]
 Resize = Annotated[int | None, typer.Option(
     help="Shorter side in pixels.", rich_help_panel=_DATA)]
 Crop = Annotated[int | None, typer.Option(

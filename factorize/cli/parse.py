@@ -54,9 +54,30 @@ def json_object(text: str | None) -> dict[str, Any] | None:
     return value
 
 
+def shapes_of(text: str | None) -> dict[str, tuple[int, ...]] | None:
+    """Shapes by name, as in image=1x3x480x640,mask=1x1x480x640; None where there are no names."""
+    if text is None or "=" not in text:
+        return None
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in text.split(","):
+        name, _, sizes = part.rpartition("=")
+        try:
+            shapes[name.strip()] = tuple(int(size) for size in sizes.split("x"))
+        except ValueError:
+            name = ""
+        if not name or min(shapes[name.strip()]) < 1:
+            raise DataError(
+                "--input-shape by name must be such as image=1x3x480x640,mask=1x1x480x640, got "
+                f"{text!r}."
+            )
+        if math.prod(shapes[name.strip()]) > _MOST_VALUES:
+            raise DataError(f"--input-shape must have up to {_MOST_VALUES:,} values, got {part!r}.")
+    return shapes
+
+
 def shape_of(text: str | None) -> tuple[int, ...] | None:
     """Channels and one to three sizes: C,L or C,H,W or C,D,H,W."""
-    if text is None:
+    if text is None or "=" in text:
         return None
     try:
         shape = tuple(int(part) for part in text.replace("x", ",").split(","))
@@ -86,7 +107,12 @@ def image_shape(data: str, shape: tuple[int, ...] | None) -> tuple[int, ...] | N
 
 
 def preprocessing_of(
-    loaded: LoadedModel, mean: str | None, std: str | None, resize: int | None, crop: int | None
+    loaded: LoadedModel,
+    mean: str | None,
+    std: str | None,
+    scale: float | None,
+    resize: int | None,
+    crop: int | None,
 ) -> Preprocessing | None:
     """What the options say, over what the architecture's own weights were trained with."""
 
@@ -101,8 +127,11 @@ def preprocessing_of(
     if (mean is None) != (std is None):
         raise DataError("--mean and --std go together: give both.")
     base = loaded.preprocessing
-    if mean is None and resize is None and crop is None:
+    if all(one is None for one in (mean, scale, resize, crop)):
         return base
+    white = 1.0 if scale is None else scale
+    if not (math.isfinite(white) and white > 0):
+        raise DataError(f"--scale must be a finite number above 0 such as 255, got {scale}.")
     if mean is not None and std is not None:
         means, stds = numbers("--mean", mean), numbers("--std", std)
         finite = all(map(math.isfinite, (*means, *stds)))
@@ -111,6 +140,9 @@ def preprocessing_of(
                 "--mean and --std must have one finite number per channel, std above 0, got "
                 f"{mean} and {std}."
             )
+        means, stds = (tuple(one / white for one in values) for values in (means, stds))
+    elif scale is not None:
+        means, stds = (0.0,), (1 / white,)
     else:
         means, stds = (base.mean, base.std) if base else ((0.0,), (1.0,))
     return Preprocessing(
@@ -122,8 +154,10 @@ def preprocessing_of(
 
 def example(
     loaded: LoadedModel, shape: tuple[int, ...] | None, data: Data | None, seed: int
-) -> torch.Tensor:
+) -> Any:
     """One random input of the model's dtype; its shape from the option, the model or the data."""
+    if loaded.example is not None:
+        return loaded.example
     if shape is None and data is not None:
         shape = tuple(next(iter(data.holdout))[0].shape[1:])
     if shape is None:
@@ -133,6 +167,13 @@ def example(
         )
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, *shape, generator=generator).to(model_dtype(loaded.model))
+
+
+def sizes_of(sample: Any) -> str:
+    """The shape of an input without the batch, or of each by name."""
+    if isinstance(sample, dict):
+        return ", ".join(f"{name} {sizes_of(one)}" for name, one in sample.items())
+    return "x".join(map(str, sample.shape[1:]))
 
 
 def budget_of(**limits: float | None) -> Budget | None:

@@ -13,10 +13,12 @@ from torch import nn
 
 from factorize import methods
 from factorize.errors import ExportError
+from factorize.export.onnx_back import export_back
 from factorize.export.program import export_program
 from factorize.export.to_onnx import OnnxCheck, OnnxConfig, export_onnx
 from factorize.export.traces import Traces
 from factorize.export.weights import save_weights
+from factorize.onnx_graph import OnnxFile, Twin
 from factorize.types import Plan
 
 
@@ -30,11 +32,20 @@ class Exports:
         Of ``model.onnx``; None where it could not be exported.
     failures
         One line for each file of the compressed model that could not be made.
+    source
+        The ONNX file that the original came in, where it did.
     """
 
     folder: Path
     check: OnnxCheck | None = None
     failures: list[str] = field(default_factory=list)
+    source: OnnxFile | None = None
+
+    @property
+    def onnx_files(self) -> tuple[Path, Path]:
+        """The original and the compressed net's."""
+        original = self.source.path if self.source else self.folder / "original.onnx"
+        return original, self.folder / "model.onnx"
 
     @property
     def sizes(self) -> dict[str, dict[str, int]]:
@@ -45,6 +56,8 @@ class Exports:
                 file = self.folder / f"{stem}.{kind}"
                 if file.exists():
                     sizes.setdefault(kind, {})[role] = file.stat().st_size
+        if self.source and self.check:
+            sizes["onnx"] = {"original": self.source.bytes, "compressed": self.check.bytes}
         return sizes
 
 
@@ -66,6 +79,9 @@ def export_all(
         Of both ONNX files.
     """
     folder, failures = made.folder, made.failures
+    if isinstance(original, Twin):
+        _export_twin(made, original, compressed, plan, example_input)
+        return
     traces = Traces(compressed, example_input)
     chains = {layer.spec.name: len(methods.chain_of(layer)) for layer in plan.factorized}
     with _noting(failures, "model.safetensors", folder):
@@ -81,6 +97,19 @@ def export_all(
     if made.check is not None:
         with _noting(failures, "original.onnx, to compare the time in ONNX Runtime", folder):
             export_onnx(original, example_input, folder / "original.onnx", config=config)
+
+
+def _export_twin(
+    made: Exports, original: Twin, compressed: nn.Module, plan: Plan, example_input: Any
+) -> None:
+    """Write ``model.onnx`` from the file that the original is the twin of."""
+    folder, made.source = made.folder, original.onnx_file
+    assert isinstance(compressed, Twin)
+    with _noting(made.failures, "model.safetensors", folder):
+        save_weights(compressed, folder / "model.safetensors")
+        save_weights(original, folder / "original.safetensors")
+    with _noting(made.failures, "model.onnx", folder):
+        made.check = export_back(original, compressed, plan, example_input, folder / "model.onnx")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from factorize.errors import ExportError
 from factorize.export.alone import run_alone
-from factorize.export.traces import Traced, first_line
+from factorize.export.plain_call import PlainCall
+from factorize.export.traces import first_line
 from factorize.tensor.call import evaluating, model_dtype
 
 TOLERANCE = 1e-4  # largest relative difference of an exported model's outputs
@@ -24,12 +25,21 @@ TOLERANCES = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def compare(
-    traced: Traced, file: Path, runtime: str, path: str | Path, *, half: bool = False
+    called: PlainCall,
+    inputs: Sequence[list[Tensor]],
+    file: Path,
+    runtime: str,
+    path: str | Path,
+    *,
+    half: bool = False,
+    fed: Callable[[list[Tensor]], list[Tensor]] = list,
 ) -> tuple[float, float, float]:
-    """Compare a file with the model that it was made of, on random input of several sizes.
+    """Compare a file with the model that it was made of, on inputs of several sizes.
 
     Parameters
     ----------
+    called, inputs
+        The model, and what it is called with.
     file
         The file as it is now, in a folder of its own.
     runtime
@@ -38,6 +48,8 @@ def compare(
         What the file will be called.
     half
         Whether the file computes in float16, whatever the model does.
+    fed
+        The tensors of one call as the file takes them.
 
     Returns
     -------
@@ -50,13 +62,13 @@ def compare(
     ExportError
         The file does not run alone, or its outputs differ.
     """
-    model = traced.called.model
+    model = called.model
     tolerance = TOLERANCES.get(torch.float16 if half else model_dtype(model), TOLERANCE)
-    inputs, expected = list(traced.inputs()), []
+    expected = []
     for one in inputs:
         try:
             with evaluating(model):
-                leaves = tree_leaves(traced.called(one))
+                leaves = tree_leaves(called(one))
         except Exception as error:
             raise ExportError(
                 f"{path}: the model must take inputs of {_sizes(one)}, got {first_line(error)}. "
@@ -64,8 +76,8 @@ def compare(
             ) from error
         expected.append([v for v in leaves if isinstance(v, Tensor)])
     max_abs = max_rel = 0.0
-    for one, want, got in zip(inputs, expected, _alone(traced, inputs, file, runtime, path),
-                              strict=True):  # fmt: skip
+    made = _alone(called, inputs, file, runtime, path, fed)
+    for one, want, got in zip(inputs, expected, made, strict=True):
         wanted, shapes = [tuple(v.shape) for v in want], [tuple(v.shape) for v in got]
         if shapes != wanted:
             raise ExportError(
@@ -87,7 +99,12 @@ def compare(
 
 
 def _alone(
-    traced: Traced, inputs: Sequence[list[Tensor]], file: Path, runtime: str, path: str | Path
+    called: PlainCall,
+    inputs: Sequence[list[Tensor]],
+    file: Path,
+    runtime: str,
+    path: str | Path,
+    fed: Callable[[list[Tensor]], list[Tensor]],
 ) -> list[list[Tensor]]:
     """Run a file on inputs in a process that has imported nothing but its runtime."""
     with tempfile.TemporaryDirectory() as exchange:
@@ -96,10 +113,10 @@ def _alone(
         )
         if runtime == "torch":
             whole = BytesIO()  # where the disk is full, torch's own writer does not say so
-            torch.save([traced.called.arguments(one) for one in inputs], whole)
+            torch.save([called.arguments(one) for one in inputs], whole)
             given.write_bytes(whole.getbuffer())
         else:
-            arrays = _numbered([[v.numpy() for v in one] for one in inputs])
+            arrays = _numbered([[v.numpy() for v in fed(one)] for one in inputs])
             with given.open("wb") as out:
                 np.savez(out, **arrays)
         code = run_alone(runtime, Path(exchange), file, len(inputs))

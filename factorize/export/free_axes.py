@@ -104,7 +104,7 @@ class FreeAxes:
         fixed = [
             f"{name} {dim}"
             for shape in self.dims[:1]
-            for name, dim in zip(_names(shape), shape, strict=True)
+            for name, dim in zip(axis_names(shape), shape, strict=True)
             if name and not _symbols(dim)
         ]
         parts = [f"any {', '.join(free)}"] if free else []
@@ -126,7 +126,7 @@ def free_axes(program: Any, tensors: Mapping[str, Tensor], samples: int) -> Free
     ranges = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
     taken: dict[str, int] = {}
     for shape, tensor in zip(dims, tensors.values(), strict=True):
-        for name, dim, size in zip(_names(shape), shape, tensor.shape, strict=True):
+        for name, dim, size in zip(axis_names(shape), shape, tensor.shape, strict=True):
             for symbol in _symbols(dim):
                 if str(symbol) in axes:
                     continue
@@ -155,7 +155,7 @@ def resized(
     return [resize(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=True)]
 
 
-def _names(shape: Sequence[Any]) -> tuple[str, ...]:
+def axis_names(shape: Sequence[Any]) -> tuple[str, ...]:
     """Names of the axes of an input; channels have none."""
     spatial = AXES.get(len(shape), ())
     others = ("" for _ in shape[1 : len(shape) - len(spatial)])

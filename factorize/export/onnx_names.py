@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.export.graph_signature import OutputKind, TensorArgument
@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from factorize.errors import ExportError
 from factorize.export.free_axes import FreeAxes
+from factorize.onnx_graph import subgraphs, value_names
 
 
 def output_names(program: Any, inputs: Sequence[str]) -> list[str]:
@@ -54,7 +55,7 @@ def name_inputs_and_outputs(graph: Any, inputs: Sequence[str], outputs: Sequence
         )
     _own_outputs(graph)
     new = dict(zip((v.name for v in (*graph.input, *graph.output)), both, strict=True))
-    used = {*_value_names(graph), *both}
+    used = {*value_names(graph), *both}
     for name in both:
         if name not in new:  # the name of another value
             other = next(f"{name}_{i}" for i in range(len(used)) if f"{name}_{i}" not in used)
@@ -78,7 +79,7 @@ def strip(model: Any) -> None:
     """Take out what exporters note of where a graph was made: source lines, classes, paths."""
     del model.metadata_props[:]
     model.ClearField("doc_string")
-    for graph in (model.graph, *_subgraphs(model.graph)):
+    for graph in (model.graph, *subgraphs(model.graph)):
         for one in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info,
                     *graph.initializer):  # fmt: skip
             one.ClearField("doc_string")
@@ -103,25 +104,9 @@ def _own_outputs(graph: Any) -> None:
 
 
 def _rename(graph: Any, new: Mapping[str, str]) -> None:
-    for one in (graph, *_subgraphs(graph)):
+    for one in (graph, *subgraphs(graph)):
         for value in (*one.input, *one.output, *one.value_info, *one.initializer):
             value.name = new.get(value.name, value.name)
         for node in one.node:
             node.input[:] = [new.get(name, name) for name in node.input]
             node.output[:] = [new.get(name, name) for name in node.output]
-
-
-def _value_names(graph: Any) -> set[str]:
-    names: set[str] = set()
-    for one in (graph, *_subgraphs(graph)):
-        names |= {v.name for v in (*one.input, *one.initializer)}
-        names |= {name for node in one.node for name in node.output}
-    return names
-
-
-def _subgraphs(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield inner
-                yield from _subgraphs(inner)

@@ -73,6 +73,7 @@ def output_folder(
                 (out / name).unlink(missing_ok=True)
             for name in names:
                 if Path(staging.name, name).exists():
+                    (out / name).parent.mkdir(parents=True, exist_ok=True)
                     Path(staging.name, name).replace(out / name)
             for name in () if keep_work else work(out):
                 (out / name).unlink(missing_ok=True)

@@ -71,5 +71,5 @@ def _write(traced: Traced, file: Path, path: str | Path) -> tuple[str, ...]:
         raise ExportError(
             f"{path}: must be one that torch.export can save, got {first_line(error)}. Not written."
         ) from error
-    compare(traced, file, "torch", path)
+    compare(traced.called, [*traced.inputs()], file, "torch", path)
     return traced.axes.names

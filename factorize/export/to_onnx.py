@@ -193,7 +193,9 @@ def _write(
             f"{path}: the model must be expressible in ONNX, got {first_line(error)}. "
             f"{_mismatch()}Not written."
         ) from error
-    max_abs, max_rel, tolerance = compare(traced, file, "onnxruntime", path, half=config.half)
+    max_abs, max_rel, tolerance = compare(
+        traced.called, [*traced.inputs()], file, "onnxruntime", path, half=config.half
+    )
     return OnnxCheck(
         nodes=dict(Counter(node.op_type for node in proto.graph.node).most_common()),
         max_abs=max_abs,

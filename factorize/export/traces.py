@@ -27,7 +27,7 @@ from factorize.tensor.wrappers import prepared
 T = TypeVar("T")
 
 _CHATTY = ("onnx_ir", "onnxscript", "torch.onnx", "torch.export")  # their loggers
-_STEPS = (1, 2, 4, 8, 16, 32, 64)
+STEPS = (1, 2, 4, 8, 16, 32, 64)
 _PATIENCE = 60.0  # seconds; attention in windows takes many minutes with free axes
 _CLOSE = 1e-2  # of a program and its model, in any dtype: only whether a size is computed right
 
@@ -168,7 +168,7 @@ def _checked(called: PlainCall, program: ExportedProgram, axes: FreeAxes) -> Ite
     with quiet():
         module = program.module()
     for axis in axes.spatial:
-        for step in _STEPS:
+        for step in STEPS:
             one = replace(axis, step=step)
             shapes = axes.sizes({one.name: one.grown(1)})
             generator = torch.Generator().manual_seed(0)

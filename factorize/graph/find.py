@@ -18,6 +18,7 @@ from factorize.graph.carry import hooks_of
 from factorize.graph.rewrite import dense_module
 from factorize.graph.spec_of import KINDS, is_convolution, is_quantized, spec_of, weight_hooks
 from factorize.graph.watch import Run, Seen, undisturbed, watched
+from factorize.onnx_graph import LEFT_ALONE
 from factorize.spec import ConvSpec
 from factorize.tensor.call import batch_size, evaluating
 from factorize.types import ConvSite
@@ -158,6 +159,8 @@ def _blocked(module: Any, seen: Seen, foreign: list[str]) -> str | None:
 def forbidden(module: Any) -> str | None:
     """Why a module is not a convolution, or linear layer, that another could stand in for."""
     cls: Any = type(module)
+    if reason := vars(module).get(LEFT_ALONE):
+        return reason
     if is_quantized(module):
         return f"{cls.__name__} is quantized: factorize the float model, then quantize"
     plain = next((base for base in KINDS if isinstance(module, base)), None)

@@ -13,6 +13,7 @@ from torch import nn
 from factorize.measure import runtimes
 from factorize.measure.interleave import median_bounds
 from factorize.measure.runtimes.base import Run, Target
+from factorize.onnx_graph import Twin
 from factorize.types import Latency, Speedup
 
 _SECONDS = 3.0  # of timing, enough runs given
@@ -24,7 +25,7 @@ _LIMIT = 30.0  # seconds, however few runs there are
 
 
 def speedups(
-    folder: Path,
+    files: tuple[Path, Path],
     original: nn.Module,
     compressed: nn.Module,
     example_input: Any,
@@ -34,16 +35,17 @@ def speedups(
 
     Parameters
     ----------
-    folder
-        With ``original.onnx`` and ``model.onnx``; without both, targets that read such are left
-        out.
+    files
+        ONNX files of both; where one is not there, targets that read such are left out.
     """
-    files = folder / "original.onnx", folder / "model.onnx"
     nets: dict[str, tuple[Any, Any]] = {"module": (original, compressed)}
     if all(file.exists() for file in files):
         nets["onnx"] = files
     forms = [(target, runtimes.get(target.runtime).reads) for target in targets]
-    return [speedup(target, *nets[form], example_input) for target, form in forms if form in nets]
+    inputs = dict.fromkeys(nets, example_input)
+    if isinstance(original, Twin):
+        inputs["onnx"] = original.fed(example_input)
+    return [speedup(target, *nets[form], inputs[form]) for target, form in forms if form in nets]
 
 
 def speedup(

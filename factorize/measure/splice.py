@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from factorize.measure.onnx_chain import OPSET, chain_nodes, pads_of
+from factorize.onnx_graph import (
+    OPSET,
+    chain_nodes,
+    pads_of,
+    place_auto_pad,
+    place_pads,
+    read_names,
+)
 from factorize.spec import ConvSpec
 
 
@@ -37,7 +44,7 @@ def splice(
     chain_of = {node: chains[layer] for layer, names in nodes.items() for node in names
                 if layer in chains}  # fmt: skip
     makers = {name: node for node in graph.node for name in node.output}
-    spliced, left = [], set()  # left: what the replaced nodes read
+    spliced, left, newer = [], set(), False  # left: what the replaced nodes read
     for node in graph.node:
         chain = chain_of.get(node.name)
         if chain is None:
@@ -50,20 +57,24 @@ def splice(
             source, chain, more = _padding(node, makers.get(node.input[0]), chain)
         new, weights = chain_nodes(chain, source, node.output[0], f"{node.name}.chain", bias)
         if more is not None:
-            _add_pads(next(one for one in new if one.op_type.startswith("Conv")), more)
+            place_pads(new, chain, more)
+        place_auto_pad(new, node)
+        newer = newer or any(one.op_type == "Pad" for one in new)
         spliced += new
         graph.initializer.extend(weights)
         left |= {*node.input}
-    unread = left - _read(graph, spliced)
+    unread = left - read_names(graph, spliced)
     pads = [node for node in spliced if node.op_type == "Pad" and node.output[0] in unread]
     spliced = [node for node in spliced if node not in pads]
-    unread = left.union(*(pad.input for pad in pads)) - _read(graph, spliced)
+    unread = left.union(*(pad.input for pad in pads)) - read_names(graph, spliced)
     kept = [weight for weight in graph.initializer if weight.name not in unread]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    inputs = [value for value in graph.input if value.name not in unread]
+    del graph.node[:], graph.initializer[:], graph.value_info[:], graph.input[:]
+    graph.input.extend(inputs)
     graph.node.extend(spliced)
     graph.initializer.extend(kept)
     for opset in result.opset_import:
-        if opset.domain == "" and any(node.op_type == "Pad" for node in spliced):
+        if opset.domain == "" and newer:
             opset.version = max(opset.version, OPSET)
     return result.SerializeToString()
 
@@ -86,14 +97,3 @@ def _padding(
         return pad.input[0], chain, 0 * ours
     none = (0,) * len(chain[0].kernel)
     return node.input[0], [replace(s, padding=none) for s in chain], 0 * ours
-
-
-def _add_pads(node: Any, more: np.ndarray) -> None:
-    for attribute in node.attribute:
-        if attribute.name == "pads":
-            attribute.ints[:] = [int(pad) for pad in np.add(attribute.ints, more)]
-
-
-def _read(graph: Any, nodes: Sequence[Any]) -> set[str]:
-    """Names of the values that nodes or the graph's outputs are made of."""
-    return {v.name for v in graph.output}.union(*(node.input for node in nodes))

@@ -6,6 +6,7 @@ MODEL is one new file, and one new entry of `load_model.DOORS`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,10 @@ class LoadedModel:
         That of torchvision's own weights, where they have one.
     notes
         What was recognised, renamed or assumed.
+    example
+        An input, where the model takes others than one tensor of numbers.
+    check
+        Checks the model on one sample, before any work; gives more notes.
     """
 
     model: nn.Module
@@ -42,6 +47,8 @@ class LoadedModel:
     input_shape: tuple[int, ...] | None = None
     preprocessing: Preprocessing | None = None
     notes: tuple[str, ...] = ()
+    example: Any = None
+    check: Callable[[Any], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Source:
     weights: str | None = None
     key: str | None = None
     trust_pickle: bool = False
+    shapes: dict[str, tuple[int, ...]] | None = None
 
     @property
     def path(self) -> Path:
@@ -72,8 +80,8 @@ class Door(Protocol):
     Attributes
     ----------
     OPTIONS
-        Those of ``arch``, ``arch_args``, ``weights`` and ``key`` that go with it; where ``arch`` is
-        given, ``arch_args`` are the architecture's.
+        Those of ``arch``, ``arch_args``, ``weights``, ``key`` and ``shapes`` that go with it; where
+        ``arch`` is given, ``arch_args`` are the architecture's.
     """
 
     OPTIONS: tuple[str, ...]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from factorize.errors import ModelLoadError
-from factorize.models import digits, pickled_module, state_dict, torchvision_name
+from factorize.models import digits, onnx_model, pickled_module, state_dict, torchvision_name
 from factorize.models.door import Door, LoadedModel, Source
 
-DOORS: tuple[Door, ...] = (digits, torchvision_name, pickled_module, state_dict)
+DOORS: tuple[Door, ...] = (digits, torchvision_name, onnx_model, pickled_module, state_dict)
 """The first that takes a source loads it; the last takes every file."""
 
 
@@ -25,13 +25,14 @@ def load_model(
     weights: str | None = None,
     key: str | None = None,
     trust_pickle: bool = False,
+    shapes: dict[str, tuple[int, ...]] | None = None,
 ) -> LoadedModel:
     """Load a model without running code from its file.
 
     Parameters
     ----------
     source
-        A file (state dict, bare or in a checkpoint; pickled module; safetensors),
+        A file (state dict, bare or in a checkpoint; pickled module; safetensors; ONNX),
         ``torchvision:NAME``, or ``digits``.
     arch
         What a state dict belongs to: ``torchvision:NAME``, ``package.module:function`` or
@@ -44,13 +45,15 @@ def load_model(
         Of the weights, where a file has several: ``params_ema``, or with dots ``ema.module``.
     trust_pickle
         Run the file's pickle as it is, with classes (and code) from anywhere.
+    shapes
+        Of an ONNX file's inputs, by name, with the batch.
 
     Raises
     ------
     ModelLoadError
         In one line: what is wrong with the file or name, and what to do.
     """
-    given = Source(str(source), arch, arch_args, weights, key, trust_pickle)
+    given = Source(str(source), arch, arch_args, weights, key, trust_pickle, shapes)
     with _process_kept():
         door = next(door for door in DOORS if door.takes(given))
         _check_options(given, door)
@@ -66,6 +69,10 @@ def _check_options(source: Source, door: Door) -> None:
         raise ModelLoadError(f"{source.name}: --weights goes with torchvision:NAME, not with this.")
     if source.key is not None and "key" not in door.OPTIONS:
         raise ModelLoadError(f"{source.name}: --key goes with a file, not with this.")
+    if source.shapes is not None and "shapes" not in door.OPTIONS:
+        raise ModelLoadError(
+            f"{source.name}: --input-shape by name goes with an ONNX file. Give C,H,W."
+        )
     if source.arch_args and source.arch is None and "arch_args" not in door.OPTIONS:
         raise ModelLoadError(f"{source.name}: --arch-args needs --arch.")
 

@@ -23,7 +23,8 @@ from factorize.errors import (
 )
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
-from factorize.measure import Target
+from factorize.measure import Target, runtimes
+from factorize.onnx_graph import Twin
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.plan import Budget
 from factorize.search import SearchConfig
@@ -34,6 +35,7 @@ from factorize.types import Data, LayerPlan, Plan
 
 GUESSED_FROM = 32  # images
 REASONS = 3  # that a message names
+_OWN_NAMES = ("model.onnx", "model.safetensors", "plan.json", "report.json", "report.html")
 
 
 _CONFIGS: dict[str, tuple[tuple[type, ...], type[FactorizeError], str]] = {
@@ -54,6 +56,27 @@ def check_configs(**given: Any) -> None:
         if value is not None and (not isinstance(value, classes) or isinstance(value, bool)):
             wanted = " or ".join(one.__name__ for one in classes)
             raise error(f"{name}: must be {wanted}, got {value!r}. Give {example}.")
+
+
+def check_twins(twin: Twin, onnx: OnnxConfig | None, target: Target | None) -> None:
+    """Raise ExportError for what an ONNX file, which is written as it was, has no room for."""
+    file = twin.onnx_file
+    if onnx not in (None, OnnxConfig()):
+        raise ExportError(
+            f"{file.path}: --opset, --input-names, --output-names and --onnx-float16 are for "
+            "PyTorch models: an ONNX file keeps its own. Leave them out."
+        )
+    reads_files = target is not None and runtimes.get(target.runtime).reads == "onnx"
+    if target and reads_files and twin.onnx_form.batch not in (0, target.batch):
+        raise ExportError(
+            f"{file.path}: --batch must be that of the file, {twin.onnx_form.batch}, got "
+            f"{target.batch}. Export it with a free batch."
+        )
+    if taken := [name for name in file.external if "/" not in name and name in _OWN_NAMES]:
+        raise ExportError(
+            f"{file.path}: its data must be in a file of another name than {taken[0]}, which is "
+            "one of ours. Save it with another location."
+        )
 
 
 def as_target(target: Target | str | None) -> Target | None:

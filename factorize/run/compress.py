@@ -16,12 +16,14 @@ from factorize.errors import DataError, RankError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
 from factorize.measure import Target, as_metric, runtimes
+from factorize.onnx_graph import Twin
 from factorize.plan import Budget, save_plan
 from factorize.report import Report, write_html
 from factorize.run.checks import (
     as_target,
     check_configs,
     check_not_empty,
+    check_twins,
     exists,
     half_remark,
     resolve_device,
@@ -47,6 +49,11 @@ from factorize.types import Data, Metric, Plan, Progress
 OUTPUTS = (
     "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
 )  # fmt: skip
+
+
+def outputs_of(model: nn.Module) -> tuple[str, ...]:
+    """Names of the files of a run; those with an ONNX file's data are called as they were."""
+    return (*OUTPUTS, *(model.onnx_file.external if isinstance(model, Twin) else ()))
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,8 @@ def compress(
     """
     check_configs(plan=plan, budget=budget, search=search, fit=fit, finetune=finetune, onnx=onnx)
     target = as_target(target)
+    if isinstance(model, Twin):
+        check_twins(model, onnx, target)
     model, wrapped = prepared(model)
     device = resolve_device(device)
     metric = as_metric(evaluate)
@@ -199,7 +208,12 @@ def compress(
     if isinstance(data, Data):
         data = replace(data, outputs=meant)
     how = fit.resolved(data)
-    targets = _targets(target, device, threads, batch_size(example_input))
+    samples = batch_size(example_input)
+    if isinstance(model, Twin):
+        samples = max(samples, model.onnx_form.batch)
+    targets = _targets(target, device, threads, samples)
+    if isinstance(model, Twin):  # nobody runs it in torch
+        targets = targets[:1]
     timer = latency_model(targets[0], refresh=refresh)
     processes.join(device)
     if not processes.is_main():
@@ -208,7 +222,10 @@ def compress(
     try:
         with (
             timer.cache,
-            export.output_folder(out, OUTPUTS, overwrite, work_files) as (folder, publish),
+            export.output_folder(out, outputs_of(model), overwrite, work_files) as (
+                folder,
+                publish,
+            ),
         ):
             fit.check_free(overwrite)
             if isinstance(data, MadeUp):

@@ -75,9 +75,11 @@ def deliver(
 def _measure(
     delivered: Delivered, request: Request, made: Compressed, targets: Sequence[Target]
 ) -> None:
-    folder, outcome = delivered.exports.folder, made.cut.outcome
+    outcome = made.cut.outcome
     delivered.speed = tuple(
-        speedups(folder, request.model, made.model, request.example_input, targets)
+        speedups(
+            delivered.exports.onnx_files, request.model, made.model, request.example_input, targets
+        )
     )
     # The first is what layers are timed on too, unless it was left out.
     all_timed = len(delivered.speed) == len(targets)

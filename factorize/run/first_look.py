@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from factorize.measure import worth
+from factorize.onnx_graph import Twin, check_batch
 from factorize.report.words import is_percent, quality_name, quality_text
 from factorize.run.records import Request
 from factorize.tensor.call import batch_size
@@ -39,6 +40,8 @@ def first_look(request: Request) -> dict[str, Any]:
     if data is None:
         return {}
     batches = _first(data.holdout)
+    if isinstance(request.model, Twin) and batches:
+        check_batch(request.model, batches[0][0])
     found = _described(batches, data)
     if not found:
         return {}

@@ -15,6 +15,7 @@ from torch import nn
 
 from factorize import export, graph, methods
 from factorize.measure import Target, in_units, runtimes, speedup, splice
+from factorize.onnx_graph import Twin
 from factorize.types import Factorization, LayerPlan, Speedup
 
 RUNS = 80  # pairs at most; what is delivered is timed again, for longer
@@ -35,9 +36,11 @@ class Assembled:
     """
 
     def __init__(self, model: nn.Module, example_input: Any, target: Target) -> None:
-        self.example_input = example_input
         self.target = target
         runtime = runtimes.get(target.runtime)
+        if isinstance(model, Twin) and runtime.reads == "onnx":
+            example_input = model.fed(example_input)
+        self.example_input = example_input
         self._nets = _FORMS[runtime.reads](model, example_input)
         with runtime.net_runs(target, [self._nets.dense], example_input) as (run,):
             self.units, self.unit_ms = in_units(target, run)
@@ -70,14 +73,17 @@ class _OnnxFiles:
         folder = Path(tempfile.mkdtemp(prefix="factorize-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.dense, self._spliced = folder / "dense.onnx", folder / "spliced.onnx"
-        export.export_onnx(model, example_input, folder / "original.onnx")
-        whole = onnx.load(folder / "original.onnx")
+        if isinstance(model, Twin):
+            whole, self._nodes = model.named_nodes()
+        else:
+            export.export_onnx(model, example_input, folder / "original.onnx")
+            whole = onnx.load(folder / "original.onnx")
+            self._nodes = export.layer_nodes(whole.graph, model)
+            (folder / "original.onnx").unlink()
         onnx.save_model(
             whole, self.dense, save_as_external_data=True, location="weights", size_threshold=4096
         )
-        (folder / "original.onnx").unlink()
         self._onnx = onnx.load(self.dense, load_external_data=False)
-        self._nodes = export.layer_nodes(self._onnx.graph, model)
 
     def replaced(self, layers: Sequence[LayerPlan]) -> Path:
         """The file of the net with chains spliced in; the next one takes its place."""

@@ -14,6 +14,7 @@ from torch import nn
 from factorize.measure import Target, onnx_chain, runtimes
 from factorize.measure.onnx_chain import LARGEST_BLOCK, chain_model
 from factorize.measure.torch_chain import conv
+from factorize.onnx_graph.chain_nodes import _weight as made_up_weight
 from factorize.spec import ConvSpec, Size
 from factorize.tensor.call import onnx_session
 
@@ -46,7 +47,7 @@ def linear(i: int, o: int, **changes) -> ConvSpec:
 def in_torch(stages: tuple[ConvSpec, ...], x: torch.Tensor, prefix: str) -> torch.Tensor:
     module = nn.Sequential(*map(conv, stages))
     for index, (stage, made) in enumerate(zip(stages, module, strict=True)):
-        weight = onnx_chain._weight(stage, f"{prefix}.{index}")
+        weight = made_up_weight(stage, f"{prefix}.{index}")
         weight = weight if stage.kernel else weight.T
         made.weight = nn.Parameter(torch.from_numpy(weight))
         if made.bias is not None:

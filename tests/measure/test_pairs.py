@@ -200,9 +200,10 @@ def test_each_target_gets_the_form_that_it_reads(tmp_path, monkeypatch):
     one, two, x = nn.ReLU(), nn.ReLU(), torch.zeros(1, 3)
     targets = [Target("onnxruntime", 1), Target("torch-cpu", 1)]
     first = relu(tmp_path / "original.onnx")
-    speedups(tmp_path, one, two, x, targets)  # only one of the files is there
+    files = tmp_path / "original.onnx", tmp_path / "model.onnx"
+    speedups(files, one, two, x, targets)  # only one of the files is there
     assert timed == [(targets[1], one, two, x)]
     timed.clear()
     second = relu(tmp_path / "model.onnx")
-    assert len(speedups(tmp_path, one, two, x, targets)) == 2
+    assert len(speedups(files, one, two, x, targets)) == 2
     assert timed == [(targets[0], first, second, x), (targets[1], one, two, x)]

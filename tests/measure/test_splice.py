@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from torch import nn
 
 from factorize import export, methods
 from factorize.graph import find
-from factorize.measure import Target, onnx_chain, splice
+from factorize.measure import Target, splice
 from factorize.measure.torch_chain import conv
+from factorize.onnx_graph import chain_nodes
 from factorize.search import assembled
 from factorize.spec import ConvSpec
 from factorize.tensor.call import onnx_session
@@ -123,7 +125,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture(autouse=True)
 def _same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_chain, "_weight", made_up)
+    monkeypatch.setattr(sys.modules[chain_nodes.__module__], "_weight", made_up)
 
 
 def assert_as_in_torch(exported: Exported, layers: Iterable[str], method: str, variant: int) -> Any:

@@ -6,7 +6,7 @@ import pytest
 from loading import refusal, saved, tiny
 from torch import nn
 
-from factorize.models import digits, load_model, model_file, pickled_module, state_dict
+from factorize.models import digits, load_model, model_file, onnx_model, pickled_module, state_dict
 from factorize.models import torchvision_name as by_name
 from factorize.models.door import Door, LoadedModel, Source
 
@@ -23,6 +23,8 @@ def test_each_kind_has_its_door(tmp_path: Path) -> None:
     assert door_of(Source(module)) is pickled_module
     assert door_of(Source(module, arch="tiny:net")) is state_dict
     assert door_of(Source(weights)) is state_dict
+    assert door_of(Source("net.onnx")) is onnx_model
+    assert door_of(Source("net.ONNX")) is onnx_model
     assert door_of(Source(weights, arch="torchvision:resnet18")) is state_dict
 
 
@@ -42,6 +44,7 @@ def test_a_door_is_one_more_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not loaded.model.training
     assert "--arch goes with a file" in refusal("dense:1x1", arch="tiny:net")
     assert "--weights goes with torchvision:NAME" in refusal("dense:1x1", weights="DEFAULT")
+    assert "goes with an ONNX file" in refusal("dense:1x1", shapes={"x": (1, 3)})
 
 
 @pytest.mark.parametrize("content", [tiny(), tiny().state_dict()], ids=["module", "weights"])
