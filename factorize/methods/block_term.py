@@ -33,7 +33,7 @@ WIDTHS = (4, 8, 16, 32)
 """Tried in a search, the first three that the hardware's step allows."""
 
 ROUGH = 0.01
-"""Share of the kernel's energy: blocks are not swept for less, which `refine` finds faster."""
+"""Share of the squared error: blocks are not swept for less, which `refine` finds faster."""
 
 
 class BlockTerm(Method):
