@@ -1,4 +1,4 @@
-"""Time every method on the 3x3 convolutions of resnet18 and vgg16, at half their MACs.
+"""Time the methods on the 3x3 convolutions of resnet18 and vgg16, at half their MACs.
 
 Beside them, on the same kernels in the same process and alternately: the bare LAPACK calls for the
 methods that are an SVD, tensorly's `partial_tucker` for Tucker-2, its `parafac` for CP. Weights are
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torchvision
 from benchmark_peers import (
+    METHODS,
     PARTIAL_TUCKER,
     peer_of,
     race_parafac,
@@ -236,7 +237,7 @@ def main() -> None:
     """Run, write the results, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nets", nargs="+", default=["resnet18", "vgg16"])
-    parser.add_argument("--methods", nargs="+", choices=methods.names(), default=methods.names())
+    parser.add_argument("--methods", nargs="+", choices=methods.names(), default=METHODS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)

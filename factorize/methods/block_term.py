@@ -32,8 +32,8 @@ WIDTH = 16
 WIDTHS = (4, 8, 16, 32)
 """Tried in a search, the first three that the hardware's step allows."""
 
-ROUGH = 0.01
-"""Share of the kernel's energy: blocks are not swept for less, which `refine` finds faster."""
+ROUGH = 0.03
+"""Share of the squared error: blocks are not swept for less, which `refine` finds faster."""
 
 
 class BlockTerm(Method):

@@ -81,9 +81,14 @@ def factorize(
         found = method.fit(part, layer.rank, layer.variant, stages=alone, norm=norm, seed=seed)
         groups.append(shaped(alone, found))
         kernels.append(chain_kernel(alone, groups[-1]))
-    weights = tuple(torch.cat(of_stage) for of_stage in zip(*groups, strict=True))
-    error = norm.relative_error(exact, torch.cat(kernels))
+    weights = tuple(_joined(list(of_stage)) for of_stage in zip(*groups, strict=True))
+    error = norm.relative_error(exact, _joined(kernels))
     return Factorization(layer.spec, method.name, layer.rank, layer.variant, stages, weights, error)
+
+
+def _joined(groups: list[Tensor]) -> Tensor:
+    """One after the other; one alone is not copied."""
+    return torch.cat(groups) if len(groups) > 1 else groups[0]
 
 
 def predicted_error(

@@ -217,7 +217,7 @@ def _better(
         costlier = macs >= spec.macs and not allow_costlier
         error = predicted_error(method, spec, weight, rank, variant)
         # Rounding must not decide between two orders that are both exact.
-        choices.append((costlier, round(error or 0.0, 12), macs, variant, error))
+        choices.append((costlier, round(error or 0.0, 7), macs, variant, error))
     best = min(choices, key=lambda choice: choice[:3])
     return best[3], best[4]
 

@@ -38,6 +38,8 @@ class Norm:
 
     def energy(self, kernel: Tensor) -> float:
         """``||A||^2`` of a kernel (O, I, *kernel)."""
+        if not self.second:
+            return float(torch.linalg.vector_norm(kernel)) ** 2
         rows = kernel.flatten(1)
         return max(float((self.times(rows) * rows).sum()), 0.0)
 

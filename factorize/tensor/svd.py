@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LARGE = 1024
-"""Of a matrix's smaller side: from here on the Gram matrix is used, which is faster."""
+LARGE, TALL = 1024, 4
+"""A matrix's smaller side, and sides' ratio: from either on the faster Gram matrix is used."""
 
 
 def split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -23,17 +23,17 @@ def split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     -------
     left : (..., m, R)
     right : (..., R, n)
-        ``left @ right`` is the nearest matrix of rank R (Eckart & Young 1936); of a `LARGE` one
-        it is as near but for 1e-8 of the largest singular value.
+        ``left @ right`` is the nearest matrix of rank R (Eckart & Young 1936); of a `LARGE` or
+        `TALL` one it is as near but for 1e-8 of the largest singular value.
     """
     if matrix.shape[-2] < matrix.shape[-1]:  # LAPACK takes up to five times as long for wide ones
         left, right = split(matrix.mT, rank)
         return right.mT, left.mT
-    if _is_large(matrix):
+    if _by_gram(matrix):
         right = leading_subspace(matrix.mT, rank)  # orthonormal: at full rank the product is exact
         left = matrix @ right
-        root = left.norm(dim=0).sqrt()
-        return left / root.clamp_min(1e-150), root.unsqueeze(1) * right.mT
+        root = left.norm(dim=-2, keepdim=True).sqrt()
+        return left / root.clamp_min(1e-150), root.mT * right.mT
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     root = s[..., :rank].sqrt()
     return u[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * vh[..., :rank, :]
@@ -42,12 +42,12 @@ def split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def singular_values(matrix: Tensor) -> Tensor:
     """All singular values, descending, of (..., m, n): (..., min(m, n)).
 
-    Of a `LARGE` matrix those below 1e-8 of the largest one are not resolved.
+    Of a `LARGE` or `TALL` matrix those below 1e-8 of the largest one are not resolved.
     """
     if matrix.shape[-2] < matrix.shape[-1]:
         matrix = matrix.mT
-    if _is_large(matrix):
-        return torch.linalg.eigvalsh(matrix.mT @ matrix).flip(0).clamp_min(0).sqrt()
+    if _by_gram(matrix):
+        return torch.linalg.eigvalsh(matrix.mT @ matrix).flip(-1).clamp_min(0).sqrt()
     return torch.linalg.svdvals(matrix)
 
 
@@ -60,18 +60,19 @@ def leading_subspace(matrix: Tensor, rank: int) -> Tensor:
     Parameters
     ----------
     matrix
-        (m, n), float64.
+        (..., m, n), float64.
     rank
         R in 1..m.
 
     Returns
     -------
-    (m, R) orthonormal columns, the strongest first.
+    (..., m, R) orthonormal columns, the strongest first.
     """
-    _, vectors = torch.linalg.eigh(matrix @ matrix.T)
-    return vectors[:, -rank:].flip(1)
+    _, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+    return vectors[..., -rank:].flip(-1)
 
 
-def _is_large(matrix: Tensor) -> bool:
-    """Of one matrix, at least as high as wide."""
-    return matrix.ndim == 2 and matrix.shape[1] >= LARGE
+def _by_gram(matrix: Tensor) -> bool:
+    """Of a matrix at least as high as wide."""
+    rows, columns = matrix.shape[-2:]
+    return columns >= LARGE or rows >= TALL * columns

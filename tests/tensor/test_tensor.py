@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorly.decomposition import parafac, partial_tucker
 
-from factorize.tensor import svd
+from factorize.tensor import svd, tucker
 from factorize.tensor.cp import _als, cp, exact_rank
 from factorize.tensor.ranks import discarded_share, energy_rank, vbmf_rank
 from factorize.tensor.svd import leading_subspace, singular_values, split
@@ -59,6 +59,47 @@ def test_tucker2_is_no_worse_than_tensorly(ranks: tuple[int, int]) -> None:
         assert torch.allclose(factor.T @ factor, eye, atol=1e-12)
 
 
+@pytest.mark.parametrize("ranks", [(4, 3), (4, 10), (12, 3), (12, 10)])
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+def test_tucker2_of_a_tensor_of_its_ranks_is_exact(ranks: tuple[int, int], noise: float) -> None:
+    """But for what the noise outside of the subspaces is worth."""
+    tensor = torch.einsum("qpk,oq,ip->oik", smooth(4, 3, 9), smooth(12, 4), smooth(10, 3))
+    rest = smooth(12, 10, 9, seed=1)
+    tensor = tensor + noise * tensor.norm() * rest / rest.norm()
+    core, left, right = tucker2(tensor, ranks)
+    error = (torch.einsum("qpk,oq,ip->oik", core, left, right) - tensor).norm() / tensor.norm()
+    assert float(error) <= max(noise, 1e-13)
+
+
+@pytest.mark.parametrize("panel", [1, 4, 128])
+def test_gram_matrices_are_symmetric_whatever_the_panels(panel: int) -> None:
+    tensor, basis = smooth(6, 5, 10), torch.linalg.qr(smooth(6, 3))[0]
+    for given_basis, expected in ((None, tensor), (basis, basis.T @ tensor.flatten(1))):
+        rows = expected.reshape(-1, 10)
+        with patch.object(tucker, "PANEL", panel):
+            gram = tucker._gram(tensor, given_basis)
+        assert torch.allclose(gram, rows.T @ rows, rtol=0, atol=1e-13)
+        assert torch.equal(gram, gram.T)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("ranks", [(3, 4), (7, 6)])
+def test_tucker2_momentum_goes_where_plain_iteration_does(
+    ranks: tuple[int, int], seed: int
+) -> None:
+    """On noise, where it is slow: 100 plain sweeps are no better by much."""
+    generator = torch.Generator().manual_seed(seed)
+    tensor = torch.randn(12, 10, 9, generator=generator, dtype=torch.float64)
+    by_right = torch.linalg.svd(tensor.transpose(0, 1).flatten(1))[0][:, : ranks[1]]
+    for _ in range(100):
+        by_left = torch.linalg.svd((tensor.mT @ by_right).flatten(1))[0][:, : ranks[0]]
+        rows = (by_left.T @ tensor.flatten(1)).reshape(-1, *tensor.shape[1:]).transpose(0, 1)
+        by_right = torch.linalg.svd(rows.flatten(1))[0][:, : ranks[1]]
+    plain = torch.einsum("oik,oq,ip->qpk", tensor, by_left, by_right)
+    found = tucker2(tensor, ranks, tolerance=1e-6)[0]
+    assert float(found.square().sum()) >= 0.99 * float(plain.square().sum())
+
+
 @given(st.tuples(*[st.integers(1, 5)] * 3), st.integers(0, 99))
 def test_cp_at_the_exact_rank_is_exact(shape: tuple[int, ...], seed: int) -> None:
     tensor = smooth(*shape, seed=seed)
@@ -82,14 +123,16 @@ def test_cp_shares_each_component_evenly_among_its_factors() -> None:
     assert torch.allclose(norms, norms[:1].expand_as(norms))
 
 
-@pytest.mark.parametrize(("large", "within"), [(svd.LARGE, 1e-12), (1, 1e-7)])
+@pytest.mark.parametrize(
+    ("large", "tall", "within"), [(99, 99, 1e-12), (1, 99, 1e-7), (99, 1, 1e-7)]
+)
 @given(st.integers(1, 8), st.integers(1, 8), st.data())
 def test_split_is_the_nearest_matrix_of_its_rank(
-    large: int, within: float, rows: int, columns: int, data: st.DataObject
+    large: int, tall: int, within: float, rows: int, columns: int, data: st.DataObject
 ) -> None:
     matrix = smooth(rows, columns, seed=data.draw(st.integers(0, 99)))
     rank = data.draw(st.integers(1, min(rows, columns)))
-    with patch.object(svd, "LARGE", large):
+    with patch.multiple(svd, LARGE=large, TALL=tall):
         left, right = split(matrix, rank)
         found = singular_values(matrix)
     values = torch.linalg.svdvals(matrix)
@@ -103,6 +146,17 @@ def test_split_is_the_nearest_matrix_of_its_rank(
     assert float((basis @ (basis.T @ matrix) - matrix).norm()) == pytest.approx(
         float(error), abs=1e-7
     )
+
+
+def test_split_of_tall_matrices_is_that_of_each() -> None:
+    batch = smooth(3, 4 * svd.TALL, 4)
+    for matrices in (batch, batch.mT):
+        left, right = split(matrices, 2)
+        for matrix, product in zip(matrices, left @ right, strict=True):
+            u, values, vh = torch.linalg.svd(matrix, full_matrices=False)
+            assert torch.allclose(product, u[:, :2] * values[:2] @ vh[:2], atol=1e-12)
+        left, right = split(matrices, 4)
+        assert torch.allclose(left @ right, matrices, rtol=0, atol=1e-14)
 
 
 def test_split_of_a_large_matrix_of_low_rank_is_exact_and_finite() -> None:
