@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -133,9 +134,11 @@ def run(
     compile_: options.Compile = False,
     refresh: options.Refresh = False,
     seed: options.Seed = 0,
+    verbose: options.Verbose = False,
     version: options.Version = False,
 ) -> None:
     """Compress a model; the help text is ``HELP``."""
+    level = logging.DEBUG if verbose else logging.INFO
     if threads:
         torch.set_num_threads(threads)
     resolve_device(device)
@@ -196,7 +199,7 @@ def run(
     if unseen and is_made_up_like(sample):
         images = MadeUp(preprocessing, batch_size)
     if dry_run:
-        with Bars(_err) as bars, log_to(_err):
+        with Bars(_err) as bars, log_to(_err, level):
             if searching:
                 found = search_plan(
                     loaded.model, sample, Wish(None, budget, config, Selection(**layers)),
@@ -228,7 +231,7 @@ def run(
     folder = out or default_out(model)
     before = written(folder)
     try:
-        with Bars(_err) as bars, log_to(_err):
+        with Bars(_err) as bars, log_to(_err, level):
             result = compress(
                 loaded.model, sample, plan=given, budget=budget, target=timed,
                 search=config if searching else None,

@@ -223,6 +223,10 @@ Refresh = Annotated[bool, typer.Option(
 Seed = Annotated[int, typer.Option(
     min=0, max=2**63 - 1, rich_help_panel=_RUN)]
 
+Verbose = Annotated[bool, typer.Option(
+    "--verbose", "-v", help="A line for each layer that is timed or fitted, and how long it took.",
+    rich_help_panel=_RUN)]
+
 
 def _version(wanted: bool) -> None:
     if wanted:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +20,8 @@ from factorize.tensor.moments import (
     target_and_norm,
 )
 from factorize.types import Factorization, LayerPlan, Plan
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def fit_layer(
     Errors are those of the outputs, relative to the outputs wanted (to their deviation from the
     mean where there is a bias).
     """
+    start = time.perf_counter()
     weight = graph.effective_weight(module).to("cpu", torch.float64)
     bias = module.bias if isinstance(module.bias, Tensor) else None
     judged = calibration
@@ -94,9 +99,14 @@ def fit_layer(
             _bias(part, weight, kernel, bias) for part in (calibration.fit, calibration.held_out)
         )
         missed = float((bias - best).square().sum())
+    error = output_error(judged.fit, weight, kernel)
+    _log.debug(
+        "fit %s: %s %s: error %.3g in %.2f s",
+        layer.spec.name, layer.method, made.rank, error, time.perf_counter() - start,
+    )  # fmt: skip
     return replace(
         made,
-        error=output_error(judged.fit, weight, kernel),
+        error=error,
         held_out_error=output_error(judged.held_out, weight, kernel, mean_error=missed),
         bias=bias,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +25,8 @@ from factorize.fit.trace import Shortcut, trace
 from factorize.tensor.call import batch_size, call, evaluating, rows_of
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import LayerPlan, Plan, Progress
+
+_log = logging.getLogger(__name__)
 
 
 def fit_sequential(
@@ -112,7 +116,9 @@ def fit_sequential(
                     continue
                 module = modules[name]
                 if name not in fitted.layers:
+                    start = time.perf_counter()
                     moments = _moments(layers[name], module, lockstep, parts, added.get(name), seed)
+                    _log.debug("moments of %s in %.2f s", name, time.perf_counter() - start)
                     fitted.layers[name] = fit_layer(
                         layers[name], module, moments, any_order=any_order, seed=seed
                     )

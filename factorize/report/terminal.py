@@ -33,7 +33,7 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def log_to(console: Console) -> Iterator[None]:
+def log_to(console: Console, level: int = logging.INFO) -> Iterator[None]:
     """Print what the library logs of its work, a line each, above bars that may be there."""
 
     class Printing(logging.Handler):
@@ -43,7 +43,7 @@ def log_to(console: Console) -> Iterator[None]:
     logger, handler = logging.getLogger("factorize"), Printing()
     before = logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
     logger.propagate = False  # a root logger that the user's own code has set up would say it again
     try:
         yield

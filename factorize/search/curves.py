@@ -197,7 +197,7 @@ class Curves:
                 fit = Fit(task.key, task.macs(layer.spec), layer.rough(task.key, task.rank))
             seconds = time.perf_counter() - start
             _log.debug(
-                "%s: %s %s %s %s: squared error %.3g in %.2f s",
+                "%s, %s: %s %s %s: squared error %.3g in %.2f s",
                 task.step, task.name, *task.key[:2], task.rank, fit.error, seconds,
             )  # fmt: skip
             return fit

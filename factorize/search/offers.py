@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -15,6 +17,8 @@ from factorize.measure import ChainTime, LatencyModel, Target, runtimes
 from factorize.plan import check_globs, skip_reason
 from factorize.spec import ConvSpec, Rank
 from factorize.types import ConvSite, Progress
+
+_log = logging.getLogger(__name__)
 
 TIMED_RANKS = 16  # of a method and layer
 COUNTED_RANKS = 60  # where nothing has to be measured
@@ -146,7 +150,12 @@ def layers_of(
         stays = len(group) <= len(group[0].tied)
         shape = *(replace(spec, name="") for spec in specs), *shared, stays
         if shape not in alike:
+            start = time.perf_counter()
             alike[shape] = _layer(specs, shared, step, latency, never_slower, stays=stays)
+            _log.debug(
+                "chains for %s: %d offered in %.2f s",
+                name, len(alike[shape].offers), time.perf_counter() - start,
+            )  # fmt: skip
         tied = tuple(spec.name for spec in specs[1:])
         layers[name] = replace(alike[shape], spec=specs[0], tied=tied)
         if progress:

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and one line for each kind of bad input."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,16 @@ def test_digits_runs_the_whole_pipeline(factorize, tmp_path: Path) -> None:
     assert "x (" in ran.out  # the speedup and its spread
     assert "model.onnx" in ran.out
     assert not report["failures"]
+
+
+def test_verbose_tells_how_long_each_layer_took(factorize, tmp_path: Path) -> None:
+    net = save_net(tmp_path / "net.pt")
+    what = (net, "--macs", 0.5, "--input-shape", "3,16,16", "--dry-run")
+    ran = factorize(*what, "-v")
+    assert ran.code == 0, ran.err
+    assert re.search(r"chains for \S+: \d+ offered in \d+\.\d\d s", ran.err)
+    assert re.search(r"fit \S+: \w+ \(.*\): error \S+ in \d+\.\d\d s", ran.err)
+    assert " offered in " not in factorize(*what).err
 
 
 def test_dry_run_shows_every_layer_and_writes_nothing(factorize, tmp_path: Path) -> None:
