@@ -55,7 +55,9 @@ class DepthwisePointwise(SvdMethod):
 
     def matrix(self, weight: Tensor, variant: str) -> Tensor:  # noqa: D102
         by_position = weight.flatten(2)  # (O, I, k_h k_w)
-        return by_position.transpose(0, 1) if variant == "depthwise_first" else by_position
+        if variant == "pointwise_first":
+            return by_position
+        return by_position.transpose(0, 1).contiguous()  # a batch that is strided takes three times
 
     def fold(  # noqa: D102
         self, left: Tensor, right: Tensor, weight: Tensor, variant: str

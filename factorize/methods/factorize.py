@@ -95,6 +95,8 @@ def predicted_error(
     method: Method, spec: ConvSpec, weight: Tensor, rank: Rank, variant: str
 ) -> float | None:
     """Relative error of a layer before the fit, where a closed form tells it."""
+    if spec.groups == 1:
+        return method.predicted_error(weight, rank, variant)
     lost = 0.0
     for part in weight.chunk(spec.groups):
         error = method.predicted_error(part, rank, variant)
