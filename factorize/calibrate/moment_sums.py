@@ -17,6 +17,7 @@ LARGEST = 8000
 """Patch length up to which all pairs of entries are kept: (D, D) float64 is 0.5 GB there."""
 
 _BLOCK_ROWS = 2048  # patches in one float32 product: its rounding stays that of a short sum
+_PANEL = 512  # columns of a symmetric product that are made at a time, down to the diagonal
 _BLOCK_VALUES = 2**23  # float32 values gathered at a time: 32 MB
 
 
@@ -105,8 +106,8 @@ class MomentSums:
                 f"{label}: must be called with the calibration images, and was not. "
                 "Leave the layer out, or give images that reach it."
             )
-        second = [part.cpu() for part in self.second]
-        second = [(part + part.T) / (2 * total) for part in second]  # symmetric to the last bit
+        second = [part.cpu() / total for part in self.second]
+        second = [part.tril() + part.tril(-1).T for part in second]
         if len(second) == 2:
             second[1] /= second[1].trace().clamp_min(torch.finfo(torch.float64).tiny)
         found = [*second, *(sums.cpu() / total for sums in (self.mean, *self._output_sums()))]
@@ -167,12 +168,13 @@ class MomentSums:
             sums.add_(values.to(sums.device), alpha=weight)
 
         patches = windows.transpose(1, 2).flatten(1)  # (n, D)
-        if len(self.second) == 1:
-            add(self.second[0], patches.T @ patches)
-        else:
-            channels, by_position = windows.flatten(0, 1), windows.transpose(0, 1).flatten(1)
-            add(self.second[0], channels.T @ channels)  # (C, C)
-            add(self.second[1], by_position @ by_position.T)  # (K, K)
+        factors = [patches]
+        if len(self.second) == 2:
+            factors = [windows.flatten(0, 1), windows.transpose(0, 1).flatten(1).T]  # C, K columns
+        for sums, rows in zip(self.second, factors, strict=True):
+            for start in range(0, len(sums), _PANEL):  # what is above the diagonal is not needed
+                some = slice(start, start + _PANEL)
+                add(sums[some, : some.stop], rows[:, some].T @ rows[:, : some.stop])
         add(self.mean, patches.sum(0))
         if outputs is not None:
             outputs = outputs.to(patches.dtype)

@@ -149,9 +149,10 @@ CONVS = [
 
 
 @pytest.mark.parametrize("conv", CONVS, ids=lambda c: f"{c.padding_mode}-{c.padding}")
-@pytest.mark.parametrize("block", [2048, 7])
-def test_moments_are_those_of_all_patches(conv: nn.Conv2d, block: int, monkeypatch):
+@pytest.mark.parametrize(("block", "panel"), [(2048, 512), (7, 5)])
+def test_moments_are_those_of_all_patches(conv: nn.Conv2d, block: int, panel: int, monkeypatch):
     monkeypatch.setattr(moments_module, "_BLOCK_ROWS", block)
+    monkeypatch.setattr(moments_module, "_PANEL", panel)
     conv = conv.double()
     x = whole(5, 2, 6, 7)
     y = whole(5, 3, *conv(x).shape[2:], seed=2)
