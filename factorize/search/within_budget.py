@@ -30,7 +30,7 @@ for ResNet-20 that is worth 3 % of its MACs. Its steps cost less, those of a few
 of the budget an optimum on steps leaves less than one step of a layer."""
 RIVALS = 1  # methods by themselves that the mix is measured against
 RIVALRY = 1.25
-"""Times the loss predicted of the mix, beyond which a method is not tried alone: of 42 pairs of nets
+"""Times the loss predicted of the mix; beyond it a method is not tried alone. Of 42 pairs of nets
 (`experiments/auto`, `search`) the 8 beyond 1.2 times all lost at least as much as the mix."""
 UNEVEN = 2.0
 """Ratio of what methods lose over what was predicted, from which on predictions are corrected:
