@@ -122,6 +122,15 @@ def run(path: Path, x: Any) -> list[np.ndarray]:
     return session.run(None, {name: value.numpy() for name, value in values.items()})
 
 
+def external(path: Path) -> Path:
+    """The net with its data in a file beside it."""
+    onnx.save(
+        onnx.load(net(path)), path, save_as_external_data=True, location="net.data",
+        size_threshold=0,
+    )  # fmt: skip
+    return path
+
+
 def apart(one: Path, two: Path, x: Any) -> float:
     """Largest difference of two files' outputs, relative to the largest value."""
     pairs = zip(run(one, x), run(two, x), strict=True)

@@ -171,6 +171,8 @@ def read_onnx(path: Path) -> OnnxFile:
     """
     import onnx
 
+    if not path.exists():
+        raise ModelLoadError(f"{path}: no such file. Correct the path.")
     try:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own classes are not public

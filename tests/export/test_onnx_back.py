@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from onnx_files import apart, image, net, node, random, run, save, twin_of, written
+from onnx_files import apart, external, image, net, node, random, run, save, twin_of, written
 
 from factorize.errors import ExportError, OutputError
 from factorize.export import into_onnx
@@ -59,14 +59,6 @@ def constants(path: Path) -> Path:
     for index, one in enumerate(tensors):
         model.graph.node.insert(index, helper.make_node("Constant", [], [one.name], value=one))
     onnx.save(model, path)
-    return path
-
-
-def external(path: Path) -> Path:
-    onnx.save(
-        onnx.load(net(path)), path, save_as_external_data=True, location="net.data",
-        size_threshold=0,
-    )  # fmt: skip
     return path
 
 

@@ -202,6 +202,11 @@ def attributes_of_a_wrong_kind(folder: Path) -> Arguments:
     return small(folder, change)
 
 
+@CORPUS.case("gone.onnx: no such file")
+def a_file_that_is_not_there(folder: Path) -> Arguments:
+    return str(folder / "gone.onnx"), *small(folder)[1:]
+
+
 @CORPUS.case("net.onnx")
 def a_convolution_without_a_weight(folder: Path) -> Arguments:
     def change(model: Any) -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from onnx_files import apart, image, net, node, random, run, save, twin_of, written
+from onnx_files import apart, external, image, net, node, random, run, save, twin_of, written
 from torch import nn
 
 from factorize.errors import ModelLoadError
@@ -78,14 +78,6 @@ def initializers_in_inputs(path: Path) -> Path:
         helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
     )
     onnx.save(model, path)
-    return path
-
-
-def external(path: Path) -> Path:
-    onnx.save(
-        onnx.load(net(path)), path, save_as_external_data=True, location="net.data",
-        size_threshold=0,
-    )  # fmt: skip
     return path
 
 
