@@ -10,7 +10,7 @@ whole net is fitted in about one pass over the images.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -120,10 +120,10 @@ class Lockstep:
     batches
         Images (n, C, H, W), or whatever else the model takes, see `tensor.call`.
     keep
-        Names of layers whose input is kept until `forget` is called for it.
+        Names of layers whose input is kept, and of the layer after whose decision it is dropped.
     memory
-        Bytes that paused batches may hold. Those beyond it start anew for each layer, which takes
-        longer: then the whole costs as many passes as there are layers.
+        Bytes that paused batches may hold. At a layer where they need more, those beyond it start
+        anew for the next one, which takes longer.
     """
 
     def __init__(
@@ -133,12 +133,13 @@ class Lockstep:
         batches: Sequence[Any],
         memory: float,
         *,
-        keep: Iterable[str] = (),
+        keep: Mapping[str, str] | None = None,
     ) -> None:
-        self.keep = set(keep)
+        self.keep = dict(keep or {})
         self.model, self.batches, self.layers, self.memory = model, batches, layers, memory
         self.decisions: list[Decision] = []
-        self._paused: list[_Run] = []
+        self._held: list[int] = []  # bytes per image, paused at each of the stops
+        self._paused: dict[int, _Run] = {}  # by the batch
         self._running: _Run | None = None
         self._hooks: list[Any] = []
 
@@ -151,7 +152,7 @@ class Lockstep:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for run in self._paused:
+        for run in self._paused.values():
             run.cancel()
         for hook in self._hooks:
             hook.remove()
@@ -168,12 +169,15 @@ class Lockstep:
         return first.name if first.arrival else None
 
     def arrivals(self) -> Iterator[Arrival]:
-        """Each batch at that layer."""
-        name = self._paused[0].name
-        for index in range(len(self.batches)):
-            resident = index < len(self._paused)
-            run = self._paused[index] if resident else self._start(index)
+        """Each batch at that layer; to be called once there."""
+        name, stop = self._paused[0].name, len(self.decisions)
+        most = max(self._held[stop : stop + 2])  # what they hold here, and on the way to the next
+        left = self.memory
+        for index, batch in enumerate(self.batches):
+            run = self._paused.pop(index, None)
+            left -= most * batch_size(batch)
             try:
+                run = run or self._start(index)
                 if index:
                     self._resume(run)
                 if run.arrival is None or run.name != name:
@@ -183,18 +187,23 @@ class Lockstep:
                     )
                 yield run.arrival
             finally:
-                if not resident:
-                    run.cancel()
+                if run is not None:
+                    if index == 0 or left >= 0:
+                        self._paused[index] = run
+                    else:
+                        run.cancel()
 
     def decide(self, then: Decision) -> None:
         """What the layer does from here on, in this call of it."""
         self.decisions.append(then)
+        self._forget(self._paused[0].name)
 
-    def forget(self, name: str) -> None:
-        """Keep a layer's input no longer."""
-        self.keep.discard(name)
-        for run in self._paused:
-            run.kept.pop(name, None)
+    def _forget(self, last: str) -> None:
+        """Drop the inputs that were kept until this layer."""
+        for name in [name for name, until in self.keep.items() if until == last]:
+            del self.keep[name]
+            for run in self._paused.values():
+                run.kept.pop(name, None)
 
     def _open(self) -> None:
         names: dict[int, str] = {}
@@ -203,14 +212,8 @@ class Lockstep:
                 names[id(module)] = name
                 register = module.register_forward_hook  # before those that a user has put there
                 self._hooks.append(register(self._hook(name), with_kwargs=True, prepend=True))
-        held = self._held_per_image()
-        needed = [held * batch_size(batch) for batch in self.batches]
-        count, budget = 1, self.memory - needed[0]
-        while count < len(needed) and budget >= needed[count]:
-            budget -= needed[count]
-            count += 1
-        for index in range(count):
-            self._paused.append(self._start(index))
+        self._held = self._held_per_image()
+        self._paused[0] = self._start(0)
 
     def _start(self, index: int) -> _Run:
         return self._run(index, self.batches[index])
@@ -261,20 +264,18 @@ class Lockstep:
 
         return hook
 
-    def _held_per_image(self) -> int:
-        """Bytes that an image holds where it holds most, paused at any of the layers."""
-        most, alive = 0, _Alive()
-        run = self._run(0, rows_of(self.batches[0], slice(1)), alive)
-        try:
+    def _held_per_image(self) -> list[int]:
+        """Bytes that an image holds, paused at each of the layers in turn."""
+        found, alive, keep = [], _Alive(), dict(self.keep)
+        run = self._paused[0] = self._run(0, rows_of(self.batches[0], slice(1)), alive)
+        self._resume(run)
+        while run.arrival is not None:
+            found.append(alive.bytes())
+            self.decide(None)
             self._resume(run)
-            while run.arrival is not None:
-                most = max(most, alive.bytes())
-                self.decisions.append(None)
-                self._resume(run)
-        finally:
-            run.cancel()
-            self.decisions.clear()
-        return most
+        self.decisions.clear()
+        self.keep = keep
+        return found
 
 
 class _Alive(TorchDispatchMode):

@@ -100,7 +100,7 @@ def fit_sequential(
         first = next((index for index, name in enumerate(order) if name in layers), 0)
         norms = {name: norms[name] for name in order[first:] if name in norms}
         batches = [*parts[0], *parts[1]]
-        keep = [shortcut.source for shortcut in added.values()]
+        keep = {added[name].source: name for name in order if name in added}
         stops = {name: modules[name] for name in (*layers, *keep)} | norms
         with Lockstep(model, stops, batches, memory, keep=keep) as lockstep:
             while (name := lockstep.next()) is not None:
@@ -125,9 +125,6 @@ def fit_sequential(
                     if progress:
                         progress("factorize", len(fitted.layers), len(layers), {})
                 lockstep.decide(graph.build_chain(fitted.layers[name], module))
-                source = added.pop(name).source if name in added else ""
-                if source not in (shortcut.source for shortcut in added.values()):
-                    lockstep.forget(source)
             _check_apart(model, batches[0], lockstep.output)
     if missing := [name for name in layers if name not in fitted.layers]:
         raise DataError(

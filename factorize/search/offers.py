@@ -20,7 +20,7 @@ from factorize.types import ConvSite, Progress
 
 _log = logging.getLogger(__name__)
 
-TIMED_RANKS = 16  # of a method and layer
+TIMED_RANKS = 6  # of a method and layer: other kinds of chains lie between them
 COUNTED_RANKS = 60  # where nothing has to be measured
 TIE = 0.01
 """Of the loss, for each stage of a chain that no time was measured of: fewer stages are likely

@@ -27,8 +27,9 @@ from factorize.tensor.effort import Effort, with_effort
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import Data, Progress
 
-REPLAYED = 128
-"""Images that the net is run on with one layer replaced."""
+REPLAYED, FEWEST, MACS = 128, 32, 1e12
+"""Images that the net is run on with one layer replaced, for each layer: at most, at least, and
+what all of these runs may cost."""
 
 
 def prepare(
@@ -110,7 +111,9 @@ def prepare(
         replay = None
         if images:
             try:
-                replay = Replay(model, _first(images), memory=config.memory / 4, kind=kind)
+                most = MACS / max(macs * len(specs) / 2, 1)  # a run begins at its layer
+                some = _first(images, int(min(max(most, FEWEST), REPLAYED)))
+                replay = Replay(model, some, memory=config.memory / 4, kind=kind)
             except IncomparableError:
                 if sensitivity == "kl":
                     raise
@@ -174,9 +177,9 @@ def _nothing(
     )
 
 
-def _first(images: Sequence[Any]) -> list[Any]:
-    """The first `REPLAYED` of the images, in their batches."""
-    kept, missing = [], REPLAYED
+def _first(images: Sequence[Any], missing: int) -> list[Any]:
+    """The first of the images, in their batches."""
+    kept = []
     for batch in images:
         if missing > 0:
             kept.append(rows_of(batch, slice(missing)))

@@ -43,7 +43,24 @@ def test_activations_held_by_a_paused_batch_are_counted() -> None:
     model, x = made(Plain), images(1)
     with Lockstep(model, {"first": model.get_submodule("first")}, [x], 0.0) as lockstep:
         held = lockstep._held_per_image()
-    assert held == 2 * (6 + 8) * 12 * 12 * 8  # input and output, in both networks, in float64
+    assert held == [2 * (6 + 8) * 12 * 12 * 8]  # input and output, in both networks, in float64
+
+
+def test_batches_start_anew_only_where_layers_hold_too_much() -> None:
+    wide = nn.Conv2d(3, 64, 3, padding=1)
+    narrow = [nn.Conv2d(64, 4, 3, stride=4), *(nn.Conv2d(4, 4, 1) for _ in range(5))]
+    model = nn.Sequential(wide, *narrow)
+    starts = []
+    model.register_forward_pre_hook(lambda *_: starts.append(1))
+    layers = {name: module for name, module in model.named_children() if name}
+    x = [torch.randn(2, 3, 16, 16) for _ in range(4)]
+    room = 5 * 2 * 4 * (3 + 64) * 16 * 16  # for two batches where most is held, in both networks
+    with Lockstep(model, layers, x, room) as lockstep:
+        while lockstep.next() is not None:
+            assert [arrival.batch for arrival in lockstep.arrivals()] == [0, 1, 2, 3]
+            lockstep.decide(None)
+    # One to see what is held, four batches, and two of them again after each of the first two.
+    assert len(starts) == 1 + 4 + 2 + 2
 
 
 def state(model: nn.Module) -> list[Any]:
