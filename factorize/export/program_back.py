@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def export_program_back(
     written = _Writing(compressed, plan).program()
     called = _ProgramCall.of(compressed, written, input_on(example_input, "cpu"))
     axes = _axes(called, written)
-    with publishing(path) as temporary:
+    with publishing(path, False) as temporary:
         save_program(written, temporary, path)
         compare(called, [*_inputs(called, axes)], temporary, "torch", path)
     return axes.names
@@ -60,12 +61,14 @@ class _Writing:
     def __init__(self, twin: ProgramTwin, plan: Plan) -> None:
         self.twin, self.form = twin, twin.program_form
         self.old = self.form.program()
+        self.example = self._example()  # of the inputs that it has before any are added
         self.graph = self.old.graph_module.graph
         self.nodes = {node.name: node for node in self.graph.nodes}
         self.fake = detect_fake_mode(
             [node.meta["val"] for node in self.graph.nodes if node.meta.get("val") is not None]
         )
         self.specs = [*self.old.graph_signature.input_specs]
+        self.outputs = [*self.old.graph_signature.output_specs]
         self.state: dict[str, Tensor] = dict(self.old.state_dict)
         self.replaced = {layer.spec.name for layer in plan.factorized}
 
@@ -81,12 +84,12 @@ class _Writing:
         for key, value in self.state.items():
             if key in own and own[key].shape == value.shape:
                 self.state[key] = _like(value, own[key])
-        old, signature = self.old, self.old.graph_signature
+        old = self.old
         old.graph_module.recompile()
         made = ExportedProgram(
             old.graph_module, self.graph,
-            ExportGraphSignature(self.specs, signature.output_specs), self.state,
-            old.range_constraints, old.module_call_graph, self._example(), old.constants,
+            ExportGraphSignature(self.specs, self.outputs), self.state,
+            old.range_constraints, old.module_call_graph, self.example, old.constants,
             verifiers=old.verifiers,
         )  # fmt: skip
         if hasattr(old, "_guards_code"):  # since torch 2.9; a program is checked by them
@@ -110,6 +113,12 @@ class _Writing:
                 value = self.graph.call_function(operator, (value, *held, *more))
             value.meta = {"val": self._value(value)}
         node.replace_all_uses_with(value)
+        self.outputs = [
+            replace(spec, arg=TensorArgument(name=value.name))
+            if spec.arg.name == node.name  # type: ignore[union-attr]
+            else spec
+            for spec in self.outputs
+        ]
         read = node.all_input_nodes
         self.graph.erase_node(node)
         for one in read:
