@@ -14,7 +14,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from factorize.errors import ModelLoadError
 from factorize.program.archive import load_program
 from factorize.program.layers import LAYERS, NORMS, arguments, layer_of, norm_of
-from factorize.program.twin import LayerCall, ProgramForm, ProgramTwin
+from factorize.program.twin import LayerCall, ProgramForm, ProgramTwin, children
 from factorize.system.imports import brief
 from factorize.system.quiet import quiet
 from factorize.tensor.twins import LEFT_ALONE, told_by_reason
@@ -220,8 +220,8 @@ class _Making:
         assert call is not None
         assert call.in_spec is not None
         in_spec, out_spec = call.in_spec, call.out_spec
-        keywords = in_spec.children_specs[1].context
-        count = len(in_spec.children_specs[0].children_specs)
+        keywords = children(in_spec)[1].context
+        count = len(children(children(in_spec)[0]))
         given = [*(call.forward_arg_names or ())][:count]
         given += [f"input_{i}" for i in range(len(given), count)]
         names = (*given, *keywords)

@@ -70,7 +70,7 @@ class ProgramForm:
     @property
     def positions(self) -> int:
         """How many arguments go by position."""
-        return len(self.in_spec.children_specs[0].children_specs)
+        return len(children(children(self.in_spec)[0]))
 
     def program(self) -> ExportedProgram:
         """A fresh one."""
@@ -83,6 +83,11 @@ class ProgramForm:
         if given.keys() != set(self.names):
             raise TypeError(f"takes {', '.join(self.names)}, got {', '.join(given)}")
         return tuple(given[name] for name in at), {name: given[name] for name in by_name}
+
+
+def children(spec: TreeSpec) -> list[TreeSpec]:
+    """What a container has in it."""
+    return spec.children() if hasattr(spec, "children") else spec.children_specs  # before 2.10
 
 
 class ProgramTwin(nn.Module):
