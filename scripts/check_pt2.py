@@ -63,6 +63,7 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(32, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 2, H, W)."""
         one = self.one(x)
         two = self.two(nn.functional.max_pool2d(one, 2))
         y = self.up_two(self.three(nn.functional.max_pool2d(two, 2)))

@@ -15,12 +15,13 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from factorize.errors import ExportError
 from factorize.export.comparison import compare
 from factorize.export.free_axes import FreeAxes, free_axes, resized
 from factorize.export.plain_call import PlainCall
 from factorize.export.program import save_program
 from factorize.export.publish import publishing
-from factorize.export.traces import checked_axes
+from factorize.export.traces import checked_axes, first_line
 from factorize.program import LayerCall, ProgramTwin, call_of
 from factorize.program.check_twin import user_inputs
 from factorize.tensor.call import input_on, model_on
@@ -46,7 +47,12 @@ def export_program_back(
         If the program cannot be saved, or the saved one differs from the twin.
     """
     compressed = model_on(compressed, "cpu")  # type: ignore[assignment]
-    written = _Writing(compressed, plan).program()
+    try:
+        written = _Writing(compressed, plan).program()
+    except Exception as error:  # torch checks a program in dozens of ways
+        raise ExportError(
+            f"{path}: chains must fit into the program, got {first_line(error)}. Not written."
+        ) from error
     called = _ProgramCall.of(compressed, written, input_on(example_input, "cpu"))
     axes = _axes(called, written)
     with publishing(path, False) as temporary:

@@ -52,7 +52,7 @@ _CONTAINERS = {
 }  # fmt: skip
 _DEVICES = ("cuda", "mps", "xpu")
 _FREE = ("as_string", "as_strings")  # values of arguments: torch quotes them where it writes code
-_OBJECTS = ("as_custom_obj", "as_opaque_value", "custom_obj", "opaque_value")
+_OBJECTS = ("as_custom_obj", "as_opaque_value", "custom_obj", "opaque_value", "custom_obj_values")
 
 
 class RefusedError(ValueError):
@@ -76,6 +76,7 @@ def clean_program(text: bytes) -> bytes:
     graph_module = whole["graph_module"]
     # Calls of submodules tell how to take the program apart again, which nobody asks for.
     graph_module["module_call_graph"] = graph_module["module_call_graph"][:1]
+    graph_module["treespec_namedtuple_fields"] = {}  # no container is of such a class
     signature = graph_module["module_call_graph"][0]["signature"]
     for key in ("in_spec", "out_spec"):
         _check_containers(json.loads(signature[key]))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
@@ -237,6 +237,11 @@ class _Making:
         }
         form = ProgramForm(path, archive, self.graph, names, frozen, in_spec, out_spec, self.layers)
         twin = ProgramTwin(form)
+        for node in self.graph.nodes:  # constants are bare attributes, which no device reaches
+            if node.op == "get_attr" and isinstance(
+                held := vars(self.module).get(node.target), Tensor
+            ):
+                twin.register_buffer(node.target, held, persistent=False)
         for held in ("_parameters", "_buffers", "_modules"):
             getattr(twin, held).update(getattr(self.module, held))
         twin._modules.pop("_guards_fn", None)
