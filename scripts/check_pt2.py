@@ -96,7 +96,7 @@ def written(name: str, folder: Path) -> tuple[Path, nn.Module, list[Tensor]]:
     with torch.no_grad():
         net.train()(torch.randn(8, *sizes[0][1:]))
     names = ("height", "width") if len(sizes[0]) == 4 else ("length",)
-    free: dict[int, Any] = {i: step * Dim(n, max=64) for i, n in enumerate(names, 2)}
+    free: dict[int, Any] = {i: step * Dim(n, max=512) for i, n in enumerate(names, 2)}
     if name == "resnet18":  # it takes any size
         free = {i: Dim(n, min=33, max=2048) for i, n in enumerate(names, 2)}
     path = folder / f"{name}.pt2"
