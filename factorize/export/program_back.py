@@ -204,7 +204,15 @@ class _ProgramCall(PlainCall):
 def _axes(called: _ProgramCall, program: ExportedProgram) -> FreeAxes:
     """The free axes of the program, with their steps."""
     axes = free_axes(program, called.tensors, called.samples)
-    return FreeAxes(tuple(checked_axes(called, program, axes)), axes.dims)
+    found = replace(axes, axes=tuple(checked_axes(called, program, axes)))
+    free, tensors = found.places(), [*called.tensors.values()]
+    dims = tuple(  # one that twin and program do not agree on stays as in the example
+        tuple(
+            dim if (i, axis) in free else tensors[i].shape[axis] for axis, dim in enumerate(shape)
+        )
+        for i, shape in enumerate(found.dims)
+    )
+    return replace(found, dims=dims)
 
 
 def _inputs(called: _ProgramCall, axes: FreeAxes) -> Iterator[list[Tensor]]:
