@@ -21,7 +21,7 @@ _MODEL, _CHOICE, _BUDGET, _TARGET, _DATA, _FIT, _TUNING, _RUN = (
 
 Model = Annotated[str, typer.Argument(
     help="A checkpoint (.pt .pth .th .safetensors), a pickled module, an ONNX file (.onnx), "
-    "torchvision:NAME, or digits.", show_default=False)]
+    "an exported program (.pt2), torchvision:NAME, or digits.", show_default=False)]
 Rank = Annotated[str | None, typer.Option(
     help="An integer for all layers (clamped to each layer's maximum), a share of the maximum "
     "such as 0.25, or vbmf.", rich_help_panel=_CHOICE)]

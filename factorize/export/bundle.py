@@ -15,10 +15,12 @@ from factorize import methods
 from factorize.errors import ExportError
 from factorize.export.onnx_back import export_back
 from factorize.export.program import export_program
+from factorize.export.program_back import export_program_back
 from factorize.export.to_onnx import OnnxCheck, OnnxConfig, export_onnx
 from factorize.export.traces import Traces
 from factorize.export.weights import save_weights
 from factorize.onnx_graph import OnnxFile, Twin
+from factorize.program import ProgramTwin
 from factorize.types import Plan
 
 
@@ -93,7 +95,10 @@ def export_all(
             chains=chains, config=config, traces=traces,
         )  # fmt: skip
     with _noting(failures, "model.pt2", folder):
-        export_program(compressed, example_input, folder / "model.pt2", traces=traces)
+        if isinstance(compressed, ProgramTwin):
+            export_program_back(compressed, plan, example_input, folder / "model.pt2")
+        else:
+            export_program(compressed, example_input, folder / "model.pt2", traces=traces)
     if made.check is not None:
         with _noting(failures, "original.onnx, to compare the time in ONNX Runtime", folder):
             export_onnx(original, example_input, folder / "original.onnx", config=config)

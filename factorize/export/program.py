@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from factorize.errors import ExportError
 from factorize.export.comparison import compare
@@ -60,10 +61,23 @@ def export_program(
 
 
 def _write(traced: Traced, file: Path, path: str | Path) -> tuple[str, ...]:
+    save_program(traced.program, file, path)
+    compare(traced.called, [*traced.inputs()], file, "torch", path)
+    return traced.axes.names
+
+
+def save_program(program: ExportedProgram, file: Path, path: str | Path) -> None:
+    """Write a program to a file that will be called ``path``.
+
+    Raises
+    ------
+    ExportError
+        If torch cannot save it.
+    """
     try:
         with quiet():
             whole = BytesIO()  # where the disk is full, torch's own writer ends the process
-            torch.export.save(traced.program, whole)
+            torch.export.save(program, whole)
         file.write_bytes(whole.getbuffer())
     except OSError:
         raise
@@ -71,5 +85,3 @@ def _write(traced: Traced, file: Path, path: str | Path) -> tuple[str, ...]:
         raise ExportError(
             f"{path}: must be one that torch.export can save, got {first_line(error)}. Not written."
         ) from error
-    compare(traced.called, [*traced.inputs()], file, "torch", path)
-    return traced.axes.names

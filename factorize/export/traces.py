@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from io import StringIO
 from typing import Any, TypeVar
 
 import torch
@@ -21,12 +18,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from factorize.errors import ExportError
 from factorize.export.free_axes import AXES, FreeAxes, FreeAxis, Places, free_axes, resized
 from factorize.export.plain_call import PlainCall, plain_call
+from factorize.system.quiet import quiet
 from factorize.tensor.call import evaluating
 from factorize.tensor.wrappers import prepared
 
 T = TypeVar("T")
 
-_CHATTY = ("onnx_ir", "onnxscript", "torch.onnx", "torch.export")  # their loggers
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 _PATIENCE = 60.0  # seconds; attention in windows takes many minutes with free axes
 _CLOSE = 1e-2  # of a program and its model, in any dtype: only whether a size is computed right
@@ -150,13 +147,13 @@ def _trace(called: PlainCall, wanted: Places, batch: Places) -> Traced:
     axes = free_axes(program, called.tensors, called.samples)
     if free_batch and "batch" not in axes.names:
         raise ValueError("the batch size is fixed")  # to samples, which need not be the example's
-    axes = replace(axes, axes=tuple(_checked(called, program, axes)))
+    axes = replace(axes, axes=tuple(checked_axes(called, program, axes)))
     free = axes.places()
     # torch computes with a size that it fixed on the way, in nodes that one fixed before has not.
     return _trace(called, free, batch) if free < wanted else Traced(called, program, axes)
 
 
-def _checked(called: PlainCall, program: ExportedProgram, axes: FreeAxes) -> Iterator[FreeAxis]:
+def checked_axes(called: PlainCall, program: ExportedProgram, axes: FreeAxes) -> Iterator[FreeAxis]:
     """Find the step of each axis: the least at which model and program agree at another size.
 
     torch ties a U-Net's height to no multiple of 8, but neither it nor the program takes others.
@@ -227,23 +224,3 @@ def first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = re.sub(r"\x1b\[\d*m", "", str(error)).strip().splitlines()
     return lines[0].rstrip(".:") if lines else type(error).__name__
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporters' progress and deprecation notices off the console.
-
-    Some libraries set the root logger to INFO, where exporters tell of every node; whoever sets an
-    exporter's own logger wants that.
-    """
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    loggers = [logger for logger in loggers if logger.level == logging.NOTSET]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger in loggers:
-            logger.setLevel(logging.NOTSET)

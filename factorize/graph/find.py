@@ -18,9 +18,9 @@ from factorize.graph.carry import hooks_of
 from factorize.graph.rewrite import dense_module
 from factorize.graph.spec_of import KINDS, is_convolution, is_quantized, spec_of, weight_hooks
 from factorize.graph.watch import Run, Seen, undisturbed, watched
-from factorize.onnx_graph import LEFT_ALONE
 from factorize.spec import ConvSpec
 from factorize.tensor.call import batch_size, evaluating
+from factorize.tensor.twins import LEFT_ALONE
 from factorize.types import ConvSite
 
 

@@ -10,10 +10,19 @@ from typing import Any
 import torch
 
 from factorize.errors import ModelLoadError
-from factorize.models import digits, onnx_model, pickled_module, state_dict, torchvision_name
+from factorize.models import (
+    digits,
+    exported_program,
+    onnx_model,
+    pickled_module,
+    state_dict,
+    torchvision_name,
+)
 from factorize.models.door import Door, LoadedModel, Source
 
-DOORS: tuple[Door, ...] = (digits, torchvision_name, onnx_model, pickled_module, state_dict)
+DOORS: tuple[Door, ...] = (
+    digits, torchvision_name, onnx_model, exported_program, pickled_module, state_dict,
+)  # fmt: skip
 """The first that takes a source loads it; the last takes every file."""
 
 
@@ -32,7 +41,8 @@ def load_model(
     Parameters
     ----------
     source
-        A file (state dict, bare or in a checkpoint; pickled module; safetensors; ONNX),
+        A file (state dict, bare or in a checkpoint; pickled module; safetensors; ONNX;
+        exported program),
         ``torchvision:NAME``, or ``digits``.
     arch
         What a state dict belongs to: ``torchvision:NAME``, ``package.module:function`` or

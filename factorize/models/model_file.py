@@ -191,15 +191,9 @@ def _zip_kind(path: Path) -> str:
     inside = {name.partition("/")[2] for name in names} | set(names)
     if "constants.pkl" in inside:
         raise ModelLoadError(
-            f"{path}: is a TorchScript archive, whose layers cannot be replaced. Convert it: "
-            "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), and pass that "
-            "(with --arch where it is not a torchvision model)."
-        )
-    if inside & {"archive_format", "serialized_exported_program.json"}:
-        raise ModelLoadError(
-            f"{path}: is a torch.export archive (.pt2). Convert it: "
-            "torch.save(torch.export.load(FILE).state_dict, 'weights.pt'), and pass that "
-            "(with --arch where it is not a torchvision model)."
+            f"{path}: is a TorchScript archive, whose layers cannot be replaced. Export the model "
+            "that it was made of, by torch.export (.pt2) or to ONNX, and pass that; or pass its "
+            "weights, torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), with --arch."
         )
     if "data.pkl" not in inside:
         raise ModelLoadError(

@@ -2,13 +2,12 @@
 
 from factorize.onnx_graph.chain_nodes import OPSET, chain_nodes, pads_of, place_auto_pad, place_pads
 from factorize.onnx_graph.check_twin import check_batch, check_twin
-from factorize.onnx_graph.make_twin import LEFT_ALONE, make_twin
+from factorize.onnx_graph.make_twin import make_twin
 from factorize.onnx_graph.onnx_file import OnnxFile, read_onnx
 from factorize.onnx_graph.twin import Twin
 from factorize.onnx_graph.walk import read_names, subgraphs, value_names
 
 __all__ = [
-    "LEFT_ALONE",
     "OPSET",
     "OnnxFile",
     "Twin",

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from factorize.errors import ModelLoadError
-from factorize.onnx_graph.twin import Twin, joined
+from factorize.onnx_graph.twin import Twin
 from factorize.system.imports import brief
 from factorize.tensor.call import evaluating, onnx_session, to_model
+from factorize.tensor.twins import joined
 
 TOLERANCE = 1e-4  # of the largest value
 HALF_TOLERANCE = 2e-2

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import skip_init
 
 from factorize.onnx_graph.walk import attributes
+from factorize.tensor.twins import BatchNorm
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -66,13 +66,6 @@ class Layer:
             x = F.pad(x, tuple(pads))
         y = module(x)
         return F.pad(y, self.behind) if any(self.behind) else y
-
-
-class BatchNorm(_BatchNorm):
-    """A batch norm over any number of axes."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
 
 
 Values = Sequence[Any]

@@ -17,9 +17,7 @@ from factorize.onnx_graph.operators import Operator, operator_of
 from factorize.onnx_graph.twin import Form, Step, Twin
 from factorize.onnx_graph.walk import reads
 from factorize.system.imports import brief
-
-LEFT_ALONE = "left_alone"
-"""Attribute of a module that must stay: the reason, in words."""
+from factorize.tensor.twins import LEFT_ALONE, told_by_reason
 
 _QUANTIZED = ("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger")
 _COLOURS = (1, 3, 4)
@@ -231,12 +229,7 @@ class _Making:
 
     def notes(self) -> Iterator[str]:
         """What has weights and is no layer of the twin's, by reason."""
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.alone:
-            reasons.setdefault(reason, []).append(name)
-        for reason, names in reasons.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            yield f"{names[0]}{more} left alone: {reason}"
+        return told_by_reason(self.alone)
 
 
 _OWN = frozenset(vars(nn.Module()))

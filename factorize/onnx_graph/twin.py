@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from factorize.onnx_graph.layers import Layer
 from factorize.onnx_graph.onnx_file import OnnxFile
 from factorize.onnx_graph.operators import Operator, Reshape
+from factorize.tensor.twins import joined
 
 
 @dataclass(frozen=True)
@@ -206,11 +207,6 @@ class Twin(nn.Module):
     def extra_repr(self) -> str:
         """The file."""
         return str(self.onnx_file.path)
-
-
-def joined(values: Sequence[Tensor]) -> Tensor:
-    """What one node gave for each of several samples, together."""
-    return torch.cat([*values]) if values[0].ndim else torch.stack([*values])
 
 
 def _with_ends(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -18,6 +18,7 @@ from factorize.fit import FitConfig
 from factorize.measure import Target, as_metric, runtimes
 from factorize.onnx_graph import Twin
 from factorize.plan import Budget, save_plan
+from factorize.program import ProgramTwin
 from factorize.report import Report, write_html
 from factorize.run.checks import (
     as_target,
@@ -178,6 +179,8 @@ def compress(
     device = resolve_device(device)
     metric = as_metric(evaluate)
     config = tune.FinetuneConfig(finetune, seed=seed) if isinstance(finetune, int) else finetune
+    if isinstance(model, ProgramTwin) and config.batch_norm == "auto":
+        config = replace(config, batch_norm="fixed")  # as in the file, where they are in eval mode
     fit = fit or FitConfig()
     if rank == "lossless":
         if config.epochs or fit.how not in (None, "weights") or fit.reconstruct:

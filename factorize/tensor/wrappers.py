@@ -125,7 +125,8 @@ def _refusal(model: Any) -> str | None:
     if (name == "ExportedProgram" and place.startswith("torch.export")) or _is_exported(model):
         return (
             "an exported program (torch.export), in which convolutions are no modules. Give the "
-            "nn.Module that was exported, with its state_dict loaded."
+            "nn.Module that was exported, with its state_dict loaded. The command line takes "
+            "files of torch.export.save."
         )
     if isinstance(model, type):
         return f"the class {model.__name__}. Give an instance of it."

@@ -142,16 +142,9 @@ class TestFiles:
         torch.jit.trace(model, torch.rand(1, 3, 64, 64)).save(path)
         message = refusal(path)
         assert "TorchScript" in message
+        assert "by torch.export (.pt2) or to ONNX" in message
         # The advice given must work.
         torch.save(torch.jit.load(path).state_dict(), tmp_path / "weights.pt")
-        assert load_model(tmp_path / "weights.pt").arch == "torchvision:squeezenet1_1"
-
-    def test_exported_program(self, tmp_path: Path) -> None:
-        path = tmp_path / "program.pt2"
-        model = models.squeezenet1_1(num_classes=2).eval()
-        torch.export.save(torch.export.export(model, (torch.rand(1, 3, 64, 64),)), path)
-        assert "torch.export archive" in refusal(path)
-        torch.save(torch.export.load(path).state_dict, tmp_path / "weights.pt")
         assert load_model(tmp_path / "weights.pt").arch == "torchvision:squeezenet1_1"
 
     def test_other_archives(self, tmp_path: Path) -> None:
