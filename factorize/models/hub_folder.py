@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from factorize.errors import ModelLoadError
@@ -71,13 +72,14 @@ def fresh(folder: str | Path) -> nn.Module:
             "have. Pass a fresh original model too."
         )
     config = _read_config(folder, str(folder))
-    if "architecture" in config:
-        return _built(folder, str(folder), pretrained=False)
-    cls, settings = _transformers_class(folder, str(folder), config)
-    try:
-        return cls(settings).eval()
-    except Exception as failure:
-        raise _unusable(str(folder), failure) from failure
+    with torch.random.fork_rng(devices=[]):  # first weights draw from the caller's numbers
+        if "architecture" in config:
+            return _built(folder, str(folder), pretrained=False)
+        cls, settings = _transformers_class(str(folder), config)
+        try:
+            return cls(settings).eval()
+        except Exception as failure:
+            raise _unusable(str(folder), failure) from failure
 
 
 def _downloaded(name: str, trusted: bool) -> Path:
@@ -154,7 +156,7 @@ def _built(folder: Path, name: str, *, pretrained: bool) -> Any:
 def _from_transformers(
     folder: Path, name: str, config: dict[str, Any], trusted: bool
 ) -> LoadedModel:
-    cls, settings = _transformers_class(folder, name, config)
+    cls, settings = _transformers_class(name, config)
     pickled = trusted and not any((folder / file).is_file() for file in _SAFE)
     try:
         model, found = cls.from_pretrained(
@@ -178,7 +180,7 @@ def _from_transformers(
     return replace(loaded, notes=(*notes, *told))
 
 
-def _transformers_class(folder: Path, name: str, config: dict[str, Any]) -> tuple[Any, Any]:
+def _transformers_class(name: str, config: dict[str, Any]) -> tuple[Any, Any]:
     """The class of an image model, and its settings."""
     library = import_extra("transformers", name, extra="hf")
     names = config.get("architectures")
