@@ -3,9 +3,9 @@
     PYTHONPATH=. OMP_NUM_THREADS=1 python scripts/check_timm.py [--only 'mixnet*']
 
 The zoo (`zoo.py`) has one model of every family, at ranks; here are also those whose convolutions
-compute more than torch's: padding by the input's size, standardised weights, experts. None may be replaced as if it were a plain one. Rows go to experiments/timm/results.json one by one.
-Exits 1 where outputs differ, a folder does not load, or a layer with a forward of its own was
-replaced.
+compute more than torch's: padding by the input's size, standardised weights, experts. None may be
+replaced as if it were a plain one. Rows go to experiments/timm/results.json one by one. Exits 1
+where outputs differ, a folder does not load, or a layer with a forward of its own was replaced.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from factorize.models.load_model import load_model
 NAMES = (
     "resnet10t", "resnext26ts", "efficientnet_lite0", "tf_efficientnet_lite0",
     "mobilenetv3_small_050", "convnext_atto", "regnetx_002", "repvgg_a0", "nfnet_l0", "dla34",
-    "ghostnet_100", "ese_vovnet19b_slim", "mixnet_s", "tf_mixnet_s", "res2net50_14w_8s", "edgenext_xx_small",
-    "fastvit_t8", "levit_128s", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224",
-    "resnetv2_50x1_bit", "tf_efficientnet_cc_b0_4e", "mobilevit_xxs", "resnetblur18", "densenet121",
-    "hrnet_w18_small",
+    "ghostnet_100", "ese_vovnet19b_slim", "mixnet_s", "tf_mixnet_s", "res2net50_14w_8s",
+    "edgenext_xx_small", "fastvit_t8", "levit_128s", "vit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224", "resnetv2_50x1_bit", "tf_efficientnet_cc_b0_4e",
+    "mobilevit_xxs", "resnetblur18", "densenet121", "hrnet_w18_small",
 )  # fmt: skip
 RESULTS = Path(__file__).parents[1] / "experiments" / "timm" / "results.json"
 SIDE = 64

@@ -51,7 +51,9 @@ def load(source: Source) -> LoadedModel:
             "pass the model that it was made of."
         )
     config = _read_config(folder, name)
-    _check_weights(folder, name, trusted)
+    # timm reads no weights in several files, and would take a pickle beside them.
+    safe = _SAFE[:1] if "architecture" in config else _SAFE
+    _check_weights(folder, name, safe, trusted)
     if "architecture" in config:
         return _from_timm(folder, name, config)
     return _from_transformers(folder, name, config, trusted)
@@ -125,8 +127,8 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _check_weights(folder: Path, name: str, trusted: bool) -> None:
-    if any((folder / file).is_file() for file in _SAFE):
+def _check_weights(folder: Path, name: str, safe: tuple[str, ...], trusted: bool) -> None:
+    if any((folder / file).is_file() for file in safe):
         return
     pickled = next((file for file in _PICKLED if (folder / file).is_file()), None)
     if pickled and not trusted:
