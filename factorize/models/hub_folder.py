@@ -175,7 +175,7 @@ def _from_transformers(
         )
     check_tensors(model.state_dict(), name)
     dtype, notes = computes_in(model.state_dict().values())
-    shape, steps, told = preprocessing_of(folder, name, settings)
+    shape, steps, told = preprocessing_of(folder, settings)
     if unused := sorted(map(str, found["unexpected_keys"])):
         told = (*told, f"weights not used: {unused[0]} (and {len(unused) - 1} more)")
     loaded = LoadedModel(model.to(dtype), f"{name} ({cls.__name__})", shape, steps)

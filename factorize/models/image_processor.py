@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from factorize.system.imports import brief
 from factorize.types import Preprocessing
 
 _Read = tuple[tuple[int, ...] | None, Preprocessing | None, tuple[str, ...]]
 
 
-def preprocessing_of(folder: Path, name: str, config: Any) -> _Read:
+def preprocessing_of(folder: Path, config: Any) -> _Read:
     """Input (C, H, W), preprocessing, and what to tell of it.
 
     Parameters
@@ -32,28 +34,29 @@ def preprocessing_of(folder: Path, name: str, config: Any) -> _Read:
         processor = transformers.AutoImageProcessor.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-        return _read(processor.to_dict(), channels, own)
+        mean, std, flipped = _affine(processor, channels)
     except Exception as failure:
         return own, None, (f"its preprocessor_config.json cannot be used: {brief(failure)}",)
-
-
-def _read(settings: Mapping[str, Any], channels: int, own: tuple[int, ...] | None) -> _Read:
-    resize, crop, notes = _steps(settings)
-    mean, std = (0.0,), (1.0,)
-    if settings.get("do_normalize", True):
-        mean, std = (_numbers(settings.get(key)) for key in ("image_mean", "image_std"))
-    # x = ((255 p f - offset) - mean) / std of pixels p in 0..1, which ours begin with.
-    white = 255 * settings.get("rescale_factor", 1 / 255)
-    if not settings.get("do_rescale", True):
-        white = 255.0
-    offset = float(bool(settings.get("rescale_offset", False)))
-    mean = tuple((one + offset) / white for one in mean)
-    std = tuple(one / white for one in std)
-    if settings.get("do_flip_channel_order"):
+    resize, crop, notes = _steps(processor.to_dict())
+    if flipped:
         notes += ("takes images as BGR, and files are read as RGB: use --data module:function",)
     side = crop or resize
     shape = (channels, side, side) if side else own
     return shape, Preprocessing(mean, std, resize, crop), notes
+
+
+def _affine(processor: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+    """Mean and std as it applies them, read off a black, a white and a red image; whether BGR.
+
+    Each class has steps of its own: a factor, an offset, a second normalisation.
+    """
+    images = torch.zeros(3, channels, 32, 32, dtype=torch.uint8)
+    images[1], images[2, 0] = 255, 255
+    given = processor(list(images), do_resize=False, do_center_crop=False, return_tensors="pt")
+    black, white, red = given["pixel_values"][..., 0, 0].double()  # (C) each
+    std = 1 / (white - black)
+    mean, std = (tuple(float(f"{v:.7g}") for v in one.tolist()) for one in (-black * std, std))
+    return mean, std, bool(red[0] != white[0])
 
 
 def _steps(settings: Mapping[str, Any]) -> tuple[int | None, int | None, tuple[str, ...]]:
@@ -91,7 +94,3 @@ def _sides(size: Any) -> tuple[int | None, int | None]:
     if isinstance(size, (list, tuple)) and len(size) == 2:
         return size[0], size[1]
     return (size, size) if isinstance(size, int) else (None, None)
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    return tuple(map(float, values)) if isinstance(values, (list, tuple)) else (float(values),)

@@ -31,7 +31,6 @@ def test_each_kind_has_its_door(tmp_path: Path) -> None:
     assert door_of(Source("torchvision:resnet18")) is by_name
     assert door_of(Source("timm:resnet18")) is timm_name
     assert door_of(Source("hf:org/net")) is hub_folder
-    assert door_of(Source(str(tmp_path))) is state_dict  # which refuses it
     (tmp_path / "config.json").touch()
     assert door_of(Source(str(tmp_path))) is hub_folder
     assert door_of(Source(module)) is pickled_module
