@@ -94,11 +94,11 @@ def build(entry: Entry, arguments: dict[str, Any]) -> nn.Module:
         model = timm.create_model(entry.name, **arguments)
     else:
         model = architectures.build(entry.name, arguments)
-    _enliven(model)
+    enliven(model)
     return model.eval()
 
 
-def _enliven(model: nn.Module) -> None:
+def enliven(model: nn.Module) -> None:
     """Redraw constant weights near 0, as of layer scale or a last batch norm: they hide layers."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 HEAVY = (
-    "accelerate", "matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino", "pandas",
-    "sklearn", "tensorly", "torchvision",
+    "accelerate", "huggingface_hub", "matplotlib", "onnx", "onnxruntime", "onnxscript",
+    "openvino", "pandas", "sklearn", "tensorly", "timm", "torchvision", "transformers",
 )  # fmt: skip
 
 LOOK = """

@@ -20,8 +20,9 @@ _MODEL, _CHOICE, _BUDGET, _TARGET, _DATA, _FIT, _TUNING, _RUN = (
 )  # fmt: skip
 
 Model = Annotated[str, typer.Argument(
-    help="A checkpoint (.pt .pth .th .safetensors), a pickled module, an ONNX file (.onnx), "
-    "an exported program (.pt2), torchvision:NAME, or digits.", show_default=False)]
+    help="A checkpoint (.pt .pth .th .safetensors), a pickled module, an ONNX file (.onnx), an "
+    "exported program (.pt2), a folder of timm or transformers, torchvision:NAME, timm:NAME, "
+    "hf:ORG/NAME, or digits.", show_default=False)]
 Rank = Annotated[str | None, typer.Option(
     help="An integer for all layers (clamped to each layer's maximum), a share of the maximum "
     "such as 0.25, or vbmf.", rich_help_panel=_CHOICE)]
@@ -86,12 +87,12 @@ RuntimeTarget = Annotated[str | None, typer.Option(
 Arch = Annotated[str | None, typer.Option(
     metavar="REF",
     help="What a state dict belongs to, where it is not recognised: torchvision:NAME, "
-    "package.module:function or path/file.py:function.", rich_help_panel=_MODEL)]
+    "timm:NAME, package.module:function or path/file.py:function.", rich_help_panel=_MODEL)]
 ArchArgs = Annotated[str | None, typer.Option(
     metavar="JSON", help="Its keyword arguments, such as '{\"num_classes\": 10}'.",
     rich_help_panel=_MODEL)]
 Weights = Annotated[str | None, typer.Option(
-    help="With torchvision:NAME, trained weights to download, such as DEFAULT.",
+    help="With torchvision:NAME or timm:NAME, trained weights to download, such as DEFAULT.",
     rich_help_panel=_MODEL)]
 Key = Annotated[str | None, typer.Option(
     metavar="NAME", help="Which weights of the file to take, such as params_ema; dots for nested "

@@ -232,9 +232,12 @@ def pick_of(text: str | None) -> float | Literal["knee"]:
 def default_out(model: str) -> Path:
     """A folder named after the model, beside it; in the current folder for a name."""
     path = Path(model)
-    if path.exists() and path.is_file():
+    if path.is_file():
         return path.parent / f"{path.stem}-factorized"
-    return Path(f"{model.rpartition(':')[2]}-factorized")
+    if (path / "config.json").is_file():
+        path = path.resolve()  # of . too
+        return path.parent / f"{path.name}-factorized"
+    return Path(f"{model.rpartition(':')[2].rpartition('/')[2]}-factorized")
 
 
 def check_wish(

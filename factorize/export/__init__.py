@@ -1,5 +1,6 @@
 """Files of a model: ONNX, exported program (.pt2) and weights, each checked before it appears."""
 
+from factorize.export import hub_files
 from factorize.export.bundle import Exports, export_all
 from factorize.export.onnx_nodes import layer_nodes
 from factorize.export.output_folder import output_folder
@@ -14,6 +15,7 @@ __all__ = [
     "export_all",
     "export_onnx",
     "export_program",
+    "hub_files",
     "layer_nodes",
     "output_folder",
     "save_weights",

@@ -27,13 +27,13 @@ class LoadedModel:
     model
         On the CPU, in eval mode; float32, or float64 where it was saved so.
     arch
-        ``torchvision:resnet18``, ``path/to/file.py:function``, ``pickled module ResNet`` or
-        ``digits``.
+        ``torchvision:resnet18``, ``timm:resnet18``, ``path/to/file.py:function``,
+        ``pickled module ResNet`` or ``digits``.
     input_shape
         (C, H, W), or with one or three sizes, where known, else None (detectors, video, unknown
         architectures).
     preprocessing
-        That of torchvision's own weights, where they have one.
+        That of the weights, where torchvision, timm or the folder says it.
     notes
         What was recognised, renamed or assumed.
     example

@@ -13,15 +13,18 @@ from factorize.errors import ModelLoadError
 from factorize.models import (
     digits,
     exported_program,
+    hub_folder,
     onnx_model,
     pickled_module,
     state_dict,
+    timm_name,
     torchvision_name,
 )
 from factorize.models.door import Door, LoadedModel, Source
 
 DOORS: tuple[Door, ...] = (
-    digits, torchvision_name, onnx_model, exported_program, pickled_module, state_dict,
+    digits, torchvision_name, timm_name, hub_folder, onnx_model, exported_program, pickled_module,
+    state_dict,
 )  # fmt: skip
 """The first that takes a source loads it; the last takes every file."""
 
@@ -41,16 +44,18 @@ def load_model(
     Parameters
     ----------
     source
-        A file (state dict, bare or in a checkpoint; pickled module; safetensors; ONNX;
-        exported program),
-        ``torchvision:NAME``, or ``digits``.
+        A file (state dict, bare or in a checkpoint; pickled module; safetensors; ONNX; exported
+        program), a folder of timm or transformers (``config.json`` and safetensors),
+        ``torchvision:NAME``, ``timm:NAME``, ``hf:ORG/NAME``, or ``digits``.
     arch
-        What a state dict belongs to: ``torchvision:NAME``, ``package.module:function`` or
-        ``path/to/file.py:function``. None: recognised among torchvision's.
+        What a state dict belongs to: ``torchvision:NAME``, ``timm:NAME``,
+        ``package.module:function`` or ``path/to/file.py:function``. None: recognised among
+        torchvision's.
     arch_args
         Keyword arguments of the architecture.
     weights
-        With ``torchvision:NAME``: torchvision's trained weights to download, such as ``DEFAULT``.
+        With ``torchvision:NAME`` and ``timm:NAME``: their trained weights to download, such as
+        ``DEFAULT``.
     key
         Of the weights, where a file has several: ``params_ema``, or with dots ``ema.module``.
     trust_pickle
@@ -76,7 +81,9 @@ def _check_options(source: Source, door: Door) -> None:
     if source.arch is not None and "arch" not in door.OPTIONS:
         raise ModelLoadError(f"{source.name}: is an architecture already; --arch goes with a file.")
     if source.weights is not None and "weights" not in door.OPTIONS:
-        raise ModelLoadError(f"{source.name}: --weights goes with torchvision:NAME, not with this.")
+        raise ModelLoadError(
+            f"{source.name}: --weights goes with torchvision:NAME or timm:NAME, not with this."
+        )
     if source.key is not None and "key" not in door.OPTIONS:
         raise ModelLoadError(f"{source.name}: --key goes with a file, not with this.")
     if source.shapes is not None and "shapes" not in door.OPTIONS:

@@ -130,7 +130,8 @@ def _kind(path: Path) -> str:
     try:
         if path.is_dir():
             raise ModelLoadError(
-                f"{path}: is a folder. Pass a file in it, such as {path}/model.pt."
+                f"{path}: is a folder without a config.json. Pass a file in it, such as "
+                f"{path}/model.pt."
             )
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -141,8 +142,8 @@ def _kind(path: Path) -> str:
                 f"{path}: no such file; did you mean {architectures.PREFIX}{path}?"
             ) from failure
         raise ModelLoadError(
-            f"{path}: the model must be a file, and there is none. Check the path, or pass digits "
-            "or torchvision:NAME."
+            f"{path}: the model must be a file, and there is none. Check the path, or pass digits, "
+            "torchvision:NAME, timm:NAME or hf:ORG/NAME."
         ) from failure
     except OSError as failure:
         raise ModelLoadError(f"{path}: cannot be read: {failure.strerror}.") from failure

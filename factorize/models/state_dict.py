@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from factorize.errors import ModelLoadError
-from factorize.models import architectures, recognition
+from factorize.models import architectures, recognition, timm_name
 from factorize.models.architectures import PREFIX
 from factorize.models.door import LoadedModel, Source
 from factorize.models.modules import computes_in, sound
@@ -37,6 +37,8 @@ def load(source: Source) -> LoadedModel:
         loaded = _recognise(path, found)
     elif arch.startswith(PREFIX):
         loaded = _fill_registry(path, found, arch, source.arch_args)
+    elif arch.startswith(timm_name.PREFIX):
+        loaded = _fill_timm(path, found, arch, source.arch_args)
     else:
         loaded = _fill_function(path, found, arch, source.arch_args or {})
     return replace(loaded, notes=(*source.checkpoint.notes, *loaded.notes))
@@ -94,6 +96,19 @@ def _fill_entry(
         )
     shape, preprocessing = architectures.input_of(entry, None, arguments.get("image_size"))
     return LoadedModel(model, arch, shape, preprocessing, tuple(notes))
+
+
+def _fill_timm(
+    path: Path, found: Sequence[Reading], arch: str, arguments: dict[str, Any] | None
+) -> LoadedModel:
+    name = arch.removeprefix(timm_name.PREFIX)
+    if arguments is None:
+        guesses = (timm_name.fitted_arguments(name, reading.shapes) for reading in found)
+        arguments = next(filter(None, guesses), {})
+    model = timm_name.build(name, arguments)
+    notes = _fill(model, found, path, arch)
+    shape, preprocessing, told = timm_name.input_of(model, arguments)
+    return LoadedModel(model, arch, shape, preprocessing, (*notes, *told))
 
 
 def _fill_function(

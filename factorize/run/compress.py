@@ -54,7 +54,8 @@ OUTPUTS = (
 
 def outputs_of(model: nn.Module) -> tuple[str, ...]:
     """Names of the files of a run; those with an ONNX file's data are called as they were."""
-    return (*OUTPUTS, *(model.onnx_file.external if isinstance(model, Twin) else ()))
+    external = model.onnx_file.external if isinstance(model, Twin) else ()
+    return (*OUTPUTS, *export.hub_files.names_of(model), *external)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ def deliver(
                     delivered.exports, request.model, made.model, made.cut.plan,
                     request.example_input, request.onnx,
                 )  # fmt: skip
+            if files:
+                journal.remarks += export.hub_files.write(request.model, folder)
         if targets:
             request.tell("measure latency")
             with journal.timed("latency"):

@@ -11,21 +11,23 @@ from torch import nn
 
 from factorize import graph, methods
 from factorize.errors import ModelLoadError
+from factorize.models.hub_folder import fresh
 from factorize.plan import load_plan
 from factorize.run.steps import copied
 from factorize.tensor.wrappers import prepared
 from factorize.types import Factorization, Plan
 
 
-def load(directory: str | Path, model: nn.Module) -> nn.Module:
-    """Rebuild a compressed model, in place, from a fresh original and a folder of `compress`.
+def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Rebuild a compressed model from a folder of `compress` and a fresh original, in place.
 
     Parameters
     ----------
     directory
         Has ``plan.json`` and ``model.safetensors``.
     model
-        Of the original architecture; its weights are overwritten.
+        Of the original architecture; its weights are overwritten. None: built from the folder's
+        ``config.json``, which results of timm's and transformers' models have.
 
     Raises
     ------
@@ -34,8 +36,11 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     """
     from safetensors import SafetensorError
 
+    plan = load_plan(Path(directory, "plan.json"))
+    if model is None:
+        model = fresh(directory)
     model, _ = prepared(model, in_place=True)
-    made = unfitted(model, load_plan(Path(directory, "plan.json")))
+    made = unfitted(model, plan)
     path = Path(directory, "model.safetensors")
     try:
         _fill(graph.rewrite_(copied(model), made), path)  # before the model is touched

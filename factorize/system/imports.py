@@ -52,6 +52,31 @@ def import_function(
     return function
 
 
+def import_extra(package: str, place: str, *, extra: str) -> Any:
+    """Import a package that one of our extras brings.
+
+    Parameters
+    ----------
+    place
+        What needs it, as the message begins.
+
+    Raises
+    ------
+    ModelLoadError
+        It is not installed, or does not import.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as failure:
+        if failure.name != package:
+            raise ModelLoadError(
+                f"{place}: {package} lacks {failure.name}. Install factorize[{extra}]."
+            ) from failure
+        raise ModelLoadError(f"{place}: needs {package}. Install factorize[{extra}].") from failure
+    except Exception as failure:  # versions that do not go together
+        raise ModelLoadError(f"{place}: cannot import {package}: {brief(failure)}.") from failure
+
+
 def brief(failure: BaseException) -> str:
     """Class and first line of an exception, for a message of one line."""
     lines = str(failure).strip().splitlines()

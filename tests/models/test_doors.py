@@ -6,7 +6,16 @@ import pytest
 from loading import refusal, saved, tiny
 from torch import nn
 
-from factorize.models import digits, load_model, model_file, onnx_model, pickled_module, state_dict
+from factorize.models import (
+    digits,
+    hub_folder,
+    load_model,
+    model_file,
+    onnx_model,
+    pickled_module,
+    state_dict,
+    timm_name,
+)
 from factorize.models import torchvision_name as by_name
 from factorize.models.door import Door, LoadedModel, Source
 
@@ -20,6 +29,10 @@ def test_each_kind_has_its_door(tmp_path: Path) -> None:
     weights = str(saved(tiny().state_dict(), tmp_path, "weights.pt"))
     assert door_of(Source("digits")) is digits
     assert door_of(Source("torchvision:resnet18")) is by_name
+    assert door_of(Source("timm:resnet18")) is timm_name
+    assert door_of(Source("hf:org/net")) is hub_folder
+    (tmp_path / "config.json").touch()
+    assert door_of(Source(str(tmp_path))) is hub_folder
     assert door_of(Source(module)) is pickled_module
     assert door_of(Source(module, arch="tiny:net")) is state_dict
     assert door_of(Source(weights)) is state_dict
