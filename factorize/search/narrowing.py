@@ -19,7 +19,7 @@ Candidates = Mapping[str, list[Candidate]]
 def settled(
     tables: Tables, offered: Callable[[], Candidates], limits: Mapping[str, float]
 ) -> dict[str, Candidate]:
-    """The chains of least loss; what may be among them is fitted to its layers first.
+    """The chains of least loss; what may be among them is fitted to its layers first, and timed.
 
     A rough look at all chains implies a price of the limits, and the price tells which chains can
     matter. Their fits move the price, and so on until no doubt is left (successive halving, with
@@ -39,10 +39,13 @@ def settled(
         candidates = offered()
         chosen = allocate(candidates, limits)
         doubtful = _doubtful(tables, candidates, chosen, prices(candidates, limits))
-        if not doubtful:
+        if doubtful:
+            tables.losses.fit(doubtful)
+        elif tables.confirm(chosen):
             return chosen
-        tables.losses.fit(doubtful)
-    return allocate(offered(), limits)
+    while not tables.confirm(chosen := allocate(offered(), limits)):
+        pass
+    return chosen
 
 
 def _doubtful(

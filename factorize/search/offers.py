@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
-from operator import add
 from typing import Any
 
 from factorize import methods
 from factorize.measure import ChainTime, LatencyModel, Target, runtimes
 from factorize.plan import check_globs, skip_reason
+from factorize.search.chain_times import ChainTimes
+from factorize.search.error_curve import family_of
 from factorize.spec import ConvSpec, Rank
 from factorize.types import ConvSite, Progress
 
 _log = logging.getLogger(__name__)
 
-TIMED_RANKS = 6  # of a method and layer: other kinds of chains lie between them
+TIMED_RANKS = 16  # of a method and layer
 COUNTED_RANKS = 60  # where nothing has to be measured
 TIE = 0.01
 """Of the loss, for each stage of a chain that no time was measured of: fewer stages are likely
@@ -38,7 +38,9 @@ class Offer:
     Attributes
     ----------
     time
-        In the latency model's units; None where none was measured.
+        In the latency model's units; None where nothing is timed.
+    estimated
+        Whether the time is not its own, but lies between those of other ranks.
     stepped
         Whether its rank is on the hardware's step, as all that are timed are.
     """
@@ -48,7 +50,8 @@ class Offer:
     variant: str
     macs: int
     params: int
-    time: float | None = None
+    time: float | None = field(default=None, compare=False)
+    estimated: bool = field(default=False, compare=False)
     stepped: bool = True
 
 
@@ -205,22 +208,35 @@ def _layer(
                     chains.append(made)
     if latency is None:
         return Layer(first, tied, tuple(offers), macs, params, 0.0)
-    times = [
-        latency.times(spec, [*(made[index] for made in chains), (spec,)])
-        for index, spec in enumerate(specs)
-    ]
-    *timed, whole = zip(*times, strict=True)
-    dense = sum(one.dense for one in whole if one)
+    times = ChainTimes(latency, specs)
+    kinds = [(o.method, o.variant, family_of(methods.get(o.method), first, o.rank)) for o in offers]
     good, slower = [], []
-    for offer, found in zip(offers, timed, strict=True):
-        known = [one for one in found if one]
-        if len(known) == len(found):  # the runtime takes the chain in each place
-            total = reduce(add, known)
-            slower.append((offer, total))
-            if not never_slower or all(one.faster for one in known):
-                good.append(replace(offer, time=total.chain))
+    for offer, found in zip(offers, times.of_kinds(chains, kinds), strict=True):
+        if found:
+            if not found.estimated:
+                slower.append((offer, found.total))
+            if found.faster or not never_slower:
+                good.append(replace(offer, time=found.total.chain, estimated=found.estimated))
     best = max(slower, key=lambda one: one[1].speedup, default=None)
-    return Layer(first, tied, tuple(good), macs, params, dense, None if good else best)
+    return Layer(first, tied, tuple(good), macs, params, times.dense, None if good else best)
+
+
+def confirmed(
+    layer: Layer, offer: Offer, specs: Sequence[ConvSpec], latency: LatencyModel, *,
+    never_slower: bool,
+) -> Layer:  # fmt: skip
+    """The layer with the chain's own time in place of an estimate; without one that is slower."""
+    method = methods.get(offer.method)
+    made = [method.stages(spec, offer.rank, offer.variant) for spec in specs]
+    [found] = ChainTimes(latency, specs).of([made])
+    others = tuple(one for one in layer.offers if one != offer)
+    if found and (found.faster or not never_slower):
+        known = replace(offer, time=found.total.chain, estimated=False)
+        return replace(layer, offers=tuple(known if o == offer else o for o in layer.offers))
+    best = layer.slower
+    if found and (best is None or found.total.speedup > best[1].speedup):
+        best = offer, found.total
+    return replace(layer, offers=others, slower=best)
 
 
 def _params(chains: Sequence[Sequence[ConvSpec]]) -> int:

@@ -142,7 +142,7 @@ def prepare(
             )  # fmt: skip
     tables = Tables(
         sites, layers, reasons, Losses(layers, curves, watch, stopwatch), time, macs, params,
-        target=str(latency.target) if latency else "",
+        target=str(latency.target) if latency else "", latency=latency, never_slower=never_slower,
     )  # fmt: skip
     fits = Fits(
         model, data=data, config=config, comparable=replay is not None, device=device, seed=seed,

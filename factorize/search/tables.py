@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
 from factorize import methods
 from factorize.errors import BudgetError
+from factorize.measure import Chain, LatencyModel
 from factorize.plan import Budget, Candidate, UnreachableBudget
 from factorize.search.losses import Losses
-from factorize.search.offers import TIE, Layer, Offer
+from factorize.search.offers import TIE, Layer, Offer, confirmed
+from factorize.spec import ConvSpec
 from factorize.types import ConvSite, LayerPlan, Plan
 
 
@@ -31,16 +33,46 @@ class Tables:
         Of the whole net.
     target
         In words.
+    latency
+        Times chains; None where nothing is timed.
+    never_slower
+        Whether only chains that are measured faster than their layer are offered.
     """
 
     sites: Sequence[ConvSite]
-    layers: Mapping[str, Layer]
+    layers: dict[str, Layer]
     reasons: Mapping[str, str]
     losses: Losses
     time: float
     macs: int
     params: int
     target: str = ""
+    latency: LatencyModel | None = None
+    never_slower: bool = False
+
+    def confirm(self, chosen: Mapping[str, Candidate]) -> bool:
+        """Measure chains whose times are estimates; whether there were none."""
+        doubtful = {
+            name: one.choice for name, one in chosen.items() if one.choice and one.choice.estimated
+        }
+        if not doubtful or self.latency is None:
+            return True
+        specs = {
+            name: [site.spec for site in self.sites if site.spec.name in (name, *layer.tied)]
+            for name, layer in self.layers.items()
+        }
+        together: dict[ConvSpec, list[Chain]] = {}  # what layers of one shape want
+        for name, offer in doubtful.items():
+            for spec in specs[name]:
+                chain = methods.get(offer.method).stages(spec, offer.rank, offer.variant)
+                together.setdefault(replace(spec, name=""), []).append(chain)
+        for spec, chains in together.items():
+            self.latency.times(spec, chains)
+        for name, offer in doubtful.items():
+            self.layers[name] = confirmed(
+                self.layers[name], offer, specs[name], self.latency, never_slower=self.never_slower
+            )
+        return False
 
     def candidates(
         self,

@@ -230,8 +230,12 @@ class Search:
 
     def fastest(self, budget: Budget) -> Choice:
         """The plan of least time, by that of its layers, within the other limits of a budget."""
+        limits = self.tables.limits(budget)
         with self.tables.telling(budget):
-            chosen = _of_least_time(self.tables.candidates(), self.tables.limits(budget))
+            while True:
+                chosen = _of_least_time(self.tables.candidates(), limits)
+                if self.tables.confirm(chosen):
+                    break
         return self.timed(self._choice(chosen))
 
     def _choice(self, chosen: Mapping[str, Candidate]) -> Choice:

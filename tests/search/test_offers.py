@@ -11,6 +11,7 @@ from factorize import methods
 from factorize.measure import ChainTime, Target
 from factorize.measure.interleave import Chain
 from factorize.measure.runtimes.onnxruntime import OnnxRuntime
+from factorize.search import chain_times
 from factorize.search.offers import PROBE, Layer, hardware_step, layers_of
 from factorize.spec import ConvSpec
 from factorize.types import ConvSite
@@ -83,6 +84,12 @@ def ranks(layer: Layer) -> set[int]:
 SMOOTH = {64: 1.25, 68: 12 / 10.2, 72: 12 / 10.8, 80: 1.0}  # the step is 4
 
 
+@pytest.fixture
+def all_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_times, "FEW", 100)
+
+
+@pytest.mark.usefixtures("all_measured")
 def test_never_slower_leaves_out_what_is_not_faster_by_more_than_the_noise():
     times = Times({**SMOOTH, 16: 3.0, 20: 1.05, 24: None})
     found, _ = offered([site("a")], times)
@@ -134,6 +141,7 @@ def test_a_layer_too_small_for_the_step_has_ranks_on_half_of_it():
     assert on == {4, 8, 12, 16, 20}
 
 
+@pytest.mark.usefixtures("all_measured")
 def test_tied_layers_are_one():
     sites = [site("a", ("b",)), site("x"), site("b", ("a",))]
     found, reasons = offered(sites, Times({**SMOOTH, 16: 3.0}))

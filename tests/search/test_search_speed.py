@@ -232,10 +232,11 @@ def test_a_damaged_cache_is_a_note_in_the_report(machine: Machine):
 
 def test_a_second_search_measures_no_chain_again(machine: Machine):
     first = searched(plain(), Budget(speedup=1.3)).report.search
-    machine.timed.clear()
     second = searched(plain(), Budget(speedup=1.5)).report.search
     assert first
     assert second
-    assert (first.chains_cached, second.chains_timed) == (0, 0)
-    assert not machine.timed
+    assert first.chains_cached == 0
+    # One that was only estimated may be chosen now.
+    assert second.chains_timed < 0.1 * second.chains_cached
+    assert set(machine.timed.values()) == {1}
     assert searched(plain(), Budget(speedup=1.5), refresh=True).report.search.chains_timed  # type: ignore[union-attr]
