@@ -30,7 +30,9 @@ def load(source: Source) -> LoadedModel:
     if isinstance(only, Tensor) and 3 <= only.ndim <= 5 and only.is_floating_point() and fixed < 2:
         shape = tuple(only.shape[1:])
     elif not given:
-        raise ModelLoadError(f"{path}: the program must take an input, and it takes none.")
+        raise ModelLoadError(
+            f"{path}: the program must take an input, and it takes none. Export it with one."
+        )
     else:
         example = given if len(given) > 1 or not isinstance(only, Tensor) else only
     if fixed > 1:
