@@ -94,6 +94,17 @@ def test_weights_that_are_not_all_there_are_refused(folder: Path) -> None:
     assert "not finite" in refusal(folder)
 
 
+def test_weights_of_other_shapes_are_refused_in_one_line(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = refusal(edited(folder, hidden_sizes=[8, 24]))
+    assert "classifier.1.weight has (5, 16) in the file and (5, 24) by config.json" in told
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "the weights are truncated or damaged" in refusal(folder)
+    assert capfd.readouterr() == ("", "")  # neither bars nor tables
+
+
 def test_only_image_models_of_the_library_are_built(folder: Path) -> None:
     assert "takes input_ids" in refusal(
         edited(folder, architectures=["BertModel"], model_type="bert")

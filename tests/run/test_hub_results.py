@@ -95,3 +95,5 @@ def test_of_transformers(tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["model_type"] == "factorized-resnet"
     with pytest.raises(ValueError, match="does not recognize this architecture"):
         transformers.AutoModelForImageClassification.from_pretrained(out)
+    with pytest.raises(ValueError, match="load this folder by factorize.load"):
+        transformers.ResNetForImageClassification.from_pretrained(out)
