@@ -95,6 +95,7 @@ def _downloaded(name: str, trusted: bool) -> Path:
     hub = import_extra("huggingface_hub", name, extra="hf")
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
     files = ["config.json", "preprocessor_config.json", "model*.safetensors", _SAFE[1]]
+    files.append("plan.json")  # by which a result is told
     files += ["pytorch_model*.bin", _PICKLED[1]] if trusted else []
     try:
         return Path(

@@ -35,6 +35,15 @@ def test_arguments_change_the_input() -> None:
     assert load_model("timm:test_vit", arch_args={"img_size": [64, 96]}).input_shape == (3, 64, 96)
 
 
+def test_mean_std_and_crop_are_those_of_the_weights() -> None:
+    own = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.5, "crop_mode": "squash"}
+    model = timm.create_model("test_resnet", pretrained_cfg_overlay=own)
+    shape, preprocessing, notes = timm_name.input_of(model, {})
+    assert shape == (3, 160, 160)
+    assert preprocessing == Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 320, 160)
+    assert "crop mode squash" in notes[0]
+
+
 @pytest.mark.parametrize(
     "name, weights, entry",
     [
@@ -113,6 +122,14 @@ def test_a_folder_of_timm_is_a_model(folder: Path) -> None:
     assert loaded.input_shape == (3, 160, 160)
     assert loaded.preprocessing == Preprocessing((0.5,) * 3, (0.5,) * 3, 168, 160)
     assert loaded.notes == ()
+
+
+def test_a_folder_has_the_input_of_its_arguments(tmp_path: Path) -> None:
+    hub = pytest.importorskip("timm.models._hub")
+    arguments = {"img_size": 64, "in_chans": 4}
+    model = timm.create_model("test_vit", **arguments)
+    hub.save_for_hf(model, tmp_path, model_args=arguments, safe_serialization=True)
+    assert load_model(tmp_path).input_shape == (4, 64, 64)
 
 
 def test_a_model_that_is_half_random_is_refused(folder: Path) -> None:
