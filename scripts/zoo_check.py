@@ -167,8 +167,7 @@ def _loaded(
     torch.save(model.state_dict(), path)
     expected = outputs(model, x)
     if entry.suite == "timm":
-        given = {"model_name": entry.name, **arguments}
-        loaded = load_model(path, arch="timm:create_model", arch_args=given)
+        loaded = load_model(path, arch=f"timm:{entry.name}", arch_args=arguments)
     else:
         try:
             loaded = load_model(path)

@@ -157,6 +157,12 @@ def example(
 ) -> Any:
     """One random input of the model's dtype; its shape from the option, the model or the data."""
     if loaded.example is not None:
+        if shape is not None:
+            raise DataError(
+                f"{loaded.arch}: --input-shape C,H,W is for one image with any batch, this takes "
+                f"{sizes_of(loaded.example, whole=True)}. Leave it out; of an ONNX file give sizes "
+                "by name."
+            )
         return loaded.example
     if shape is None and data is not None:
         shape = tuple(next(iter(data.holdout))[0].shape[1:])
@@ -169,11 +175,15 @@ def example(
     return torch.randn(1, *shape, generator=generator).to(model_dtype(loaded.model))
 
 
-def sizes_of(sample: Any) -> str:
-    """The shape of an input without the batch, or of each by name."""
+def sizes_of(sample: Any, *, whole: bool = False) -> str:
+    """The shape of an input, without the batch unless ``whole``; or of each by name."""
     if isinstance(sample, dict):
-        return ", ".join(f"{name} {sizes_of(one)}" for name, one in sample.items())
-    return "x".join(map(str, sample.shape[1:]))
+        return ", ".join(f"{name} {sizes_of(one, whole=whole)}" for name, one in sample.items())
+    if isinstance(sample, (list, tuple)):
+        return " and ".join(sizes_of(one, whole=whole) for one in sample)
+    if not isinstance(sample, torch.Tensor):
+        return str(sample)
+    return "x".join(map(str, sample.shape[0 if whole else 1 :]))
 
 
 def budget_of(**limits: float | None) -> Budget | None:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from factorize.system.imports import brief
+from factorize.system.imports import brief, import_extra
 
 NAMES = ("config.json", "preprocessor_config.json", "README.md")
 
 _FACTORIZED = "factorized-"  # models.hub_folder.MADE_BY_US, which is not ours to import
+_INSTEAD = "read README.md, and load this folder by factorize.load"
 
 
 def names_of(model: nn.Module) -> tuple[str, ...]:
@@ -87,10 +88,9 @@ def _is_transformers(model: Any) -> bool:
 
 def _write_timms(model: Any, folder: Path) -> None:
     """By timm's own function; checked, since not all arguments of a model are in its config."""
-    import timm
-    from timm.models._hub import save_config_for_hf
-
-    save_config_for_hf(model, str(folder / "config.json"))
+    timm = import_extra("timm", "config.json", extra="timm")
+    hub = import_extra("timm.models._hub", "config.json", extra="timm")
+    hub.save_config_for_hf(model, str(folder / "config.json"))
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         again = timm.create_model(f"local-dir:{folder}", pretrained=False).eval()
     if str(again) != str(model.eval()):
@@ -98,10 +98,10 @@ def _write_timms(model: Any, folder: Path) -> None:
 
 
 def _write_transformers(model: Any, folder: Path) -> None:
-    from transformers.utils import cached_file
-
+    cached_file = import_extra("transformers.utils.hub", "config.json", extra="hf").cached_file
     settings = {**model.config.to_diff_dict(), "architectures": [type(model).__name__]}
     settings["model_type"] = f"{_FACTORIZED}{model.config.model_type}"
+    settings["transformers_weights"] = _INSTEAD  # no file: every class refuses, and says so
     text = json.dumps(settings, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     name = "preprocessor_config.json"

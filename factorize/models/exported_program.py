@@ -24,17 +24,20 @@ def load(source: Source) -> LoadedModel:
     path = source.path
     twin, notes = make_twin(read_program(path, trust=source.trust_pickle), path)
     check_tensors(twin.state_dict(), path)
-    given, fixed = example_of(twin)
+    given, batch, free = example_of(twin)
     example = shape = None
     only = next(iter(given.values())) if len(given) == 1 else None
-    if isinstance(only, Tensor) and 3 <= only.ndim <= 5 and only.is_floating_point() and fixed < 2:
+    if isinstance(only, Tensor) and 3 <= only.ndim <= 5 and only.is_floating_point() and batch < 2:
         shape = tuple(only.shape[1:])
     elif not given:
-        raise ModelLoadError(f"{path}: the program must take an input, and it takes none.")
+        raise ModelLoadError(
+            f"{path}: the program must take an input, and it takes none. Export it with one."
+        )
     else:
         example = given if len(given) > 1 or not isinstance(only, Tensor) else only
-    if fixed > 1:
-        notes = (*notes, f"its batch of {fixed} is fixed")
+    if batch > 1:
+        told = f"its batch must be {batch} or more" if free else f"its batch of {batch} is fixed"
+        notes = (*notes, told)
     return LoadedModel(
         twin, f"exported program {path.name}", shape, notes=notes, example=example,
         check=partial(check_twin, twin),

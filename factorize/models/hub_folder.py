@@ -7,6 +7,9 @@ runs. What is downloaded, and how a folder is read, is left to those libraries.
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from factorize.models.image_processor import preprocessing_of
 from factorize.models.model_file import check_tensors
 from factorize.models.modules import computes_in
 from factorize.system.imports import brief, import_extra
+from factorize.system.quiet import quiet
 
 OPTIONS: tuple[str, ...] = ()
 
@@ -28,8 +32,10 @@ PREFIX = "hf:"
 """Of a repository's name on the Hugging Face Hub, where a user gives it."""
 
 MADE_BY_US = "factorized-"
-"""Before the ``model_type`` of a compressed transformers model, so that transformers itself, which
-draws at random what it misses, refuses the folder."""
+"""Before the ``model_type`` of a compressed transformers model, so that transformers' automatic
+classes refuse the folder; the others do by `_WEIGHTS`. They draw at random what they miss."""
+
+_WEIGHTS = "transformers_weights"  # in a config.json, where transformers is to read another file
 
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -89,6 +95,7 @@ def _downloaded(name: str, trusted: bool) -> Path:
     hub = import_extra("huggingface_hub", name, extra="hf")
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
     files = ["config.json", "preprocessor_config.json", "model*.safetensors", _SAFE[1]]
+    files.append("plan.json")  # by which a result is told
     files += ["pytorch_model*.bin", _PICKLED[1]] if trusted else []
     try:
         return Path(
@@ -122,6 +129,11 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
     for key, value in config.items():
         if "attn_implementation" in key and "/" in str(value):
             raise ModelLoadError(f"{path}: {key} asks for code from the Hub: {value!r}. Remove it.")
+    if _WEIGHTS in config and not (folder / "plan.json").is_file():
+        raise ModelLoadError(
+            f"{path}: the weights must be in model.safetensors, {_WEIGHTS} names "
+            f"{str(config[_WEIGHTS])[:80]!r}. Rename that file, and remove the entry."
+        )
     if "quantization_config" in config:
         raise ModelLoadError(f"{name}: is quantized. Start from the model before quantization.")
     return config
@@ -141,10 +153,26 @@ def _check_weights(folder: Path, name: str, safe: tuple[str, ...], trusted: bool
 
 
 def _from_timm(folder: Path, name: str, config: dict[str, Any]) -> LoadedModel:
-    model = _built(folder, name, pretrained=True)
+    model, other = (_seeded(folder, name, seed) for seed in range(2))
     check_tensors(model.state_dict(), name)
+    # timm drops a head of another number of classes, and its random numbers stay.
+    drawn = [
+        key for key, value in other.state_dict().items()
+        if not torch.equal(value, model.state_dict()[key])
+    ]  # fmt: skip
+    if drawn:
+        raise ModelLoadError(
+            f"{name}: the weights must be all of {config['architecture']}'s, {drawn[0]} is missing "
+            f"or of another shape (and {len(drawn) - 1} more). Check that weights and config.json "
+            "(num_classes) are of one model."
+        )
     shape, steps, notes = timm_name.input_of(model, config.get("model_args") or {})
     return LoadedModel(model, f"{name} (timm {config['architecture']})", shape, steps, notes)
+
+
+def _seeded(folder: Path, name: str, seed: int) -> Any:
+    torch.manual_seed(seed)
+    return _built(folder, name, pretrained=True)
 
 
 def _built(folder: Path, name: str, *, pretrained: bool) -> Any:
@@ -161,13 +189,22 @@ def _from_transformers(
     cls, settings = _transformers_class(name, config)
     pickled = trusted and not any((folder / file).is_file() for file in _SAFE)
     try:
-        model, found = cls.from_pretrained(
-            folder, config=settings, use_safetensors=not pickled, local_files_only=True,
-            trust_remote_code=False, output_loading_info=True, dtype="auto",
-        )  # fmt: skip
+        with _unreported():
+            model, found = cls.from_pretrained(
+                folder, config=settings, use_safetensors=not pickled, local_files_only=True,
+                trust_remote_code=False, output_loading_info=True, dtype="auto",
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
     except Exception as failure:
         raise _unusable(name, failure) from failure
-    # It draws at random what a file lacks, and goes on.
+    # It draws at random what a file lacks or has of other shapes, and goes on.
+    if differing := sorted(found["mismatched_keys"], key=str):
+        key, stored, wanted = differing[0]
+        raise ModelLoadError(
+            f"{name}: the weights must be of {cls.__name__}'s shapes, {key} has {tuple(stored)} in "
+            f"the file and {tuple(wanted)} by config.json (and {len(differing) - 1} more differ). "
+            "Check that weights and config.json are of one model."
+        )
     if missing := sorted(map(str, found["missing_keys"])):
         raise ModelLoadError(
             f"{name}: the weights must be all of {cls.__name__}'s, {missing[0]} is missing (and "
@@ -180,6 +217,19 @@ def _from_transformers(
         told = (*told, f"weights not used: {unused[0]} (and {len(unused) - 1} more)")
     loaded = LoadedModel(model.to(dtype), f"{name} ({cls.__name__})", shape, steps)
     return replace(loaded, notes=(*notes, *told))
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Without transformers' bars and tables: what is missing we say ourselves, in one line."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with quiet():
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _transformers_class(name: str, config: dict[str, Any]) -> tuple[Any, Any]:
@@ -199,13 +249,19 @@ def _transformers_class(name: str, config: dict[str, Any]) -> tuple[Any, Any]:
             f"{name}: {wanted} takes {cls.main_input_name}, and only models of images are loaded."
         )
     kind = str(config.get("model_type")).removeprefix(MADE_BY_US)
+    settings = {key: value for key, value in config.items() if key != _WEIGHTS}
     try:
-        return cls, cls.config_class.from_dict({**config, "model_type": kind})
+        return cls, cls.config_class.from_dict({**settings, "model_type": kind})
     except Exception as failure:
         raise _unusable(name, failure) from failure
 
 
 def _unusable(name: str, failure: Exception) -> ModelLoadError:
+    if type(failure).__name__ == "SafetensorError":
+        return ModelLoadError(
+            f"{name}: the weights are truncated or damaged: {brief(failure).rstrip('.')}. Copy or "
+            "download them again."
+        )
     return ModelLoadError(
         f"{name}: cannot be loaded: {brief(failure).rstrip('.')}. Check that weights and "
         "config.json are of one model."

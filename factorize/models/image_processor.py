@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from factorize.system.imports import brief
+from factorize.system.imports import brief, import_extra
 from factorize.types import Preprocessing
 
 _Read = tuple[tuple[int, ...] | None, Preprocessing | None, tuple[str, ...]]
@@ -27,8 +27,7 @@ def preprocessing_of(folder: Path, config: Any) -> _Read:
     own = (channels, height, width) if height and width else None
     if not (folder / "preprocessor_config.json").is_file():
         return own, None, ("no preprocessor_config.json: give --mean and --std with --data",)
-    import transformers
-
+    transformers = import_extra("transformers", str(folder), extra="hf")
     try:
         # Some of the values are defaults of the processor's class, and not in the file.
         processor = transformers.AutoImageProcessor.from_pretrained(

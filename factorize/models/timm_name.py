@@ -16,6 +16,10 @@ from factorize.types import Preprocessing
 
 OPTIONS: tuple[str, ...] = ("arch_args", "weights")
 
+_OWN = {
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+}  # fmt: skip
+
 PREFIX = "timm:"
 """Of a model's name, where a user gives it."""
 
@@ -33,6 +37,9 @@ def load(source: Source) -> LoadedModel:
         tag = source.weights
     model = build(name, arguments, source.weights and (tag or "DEFAULT"))
     shape, preprocessing, notes = input_of(model, arguments)
+    stored = model.pretrained_cfg.get("num_classes")
+    if source.weights and arguments.get("num_classes", stored) != stored:
+        notes = (*notes, f"its head is random: the weights are for {stored} classes")
     told = (
         f"weights {model.pretrained_cfg.get('tag') or 'DEFAULT'}"
         if source.weights
@@ -57,6 +64,11 @@ def build(name: str, arguments: Mapping[str, Any], weights: str | None = None) -
     """
     timm = import_extra("timm", f"{PREFIX}{name}", extra="timm")
     _check_name(timm, name)
+    if own := sorted(_OWN & arguments.keys()):
+        raise ModelLoadError(
+            f"{PREFIX}{name}: --arch-args are the architecture's, {own[0]} says where weights come "
+            "from. Use --weights, or pass the file with the weights, and --arch."
+        )
     entry = name
     if weights is not None and weights != "DEFAULT":
         entry = f"{name.partition('.')[0]}.{weights}"
@@ -92,13 +104,12 @@ def input_of(
     model: nn.Module, arguments: Mapping[str, Any]
 ) -> tuple[tuple[int, ...], Preprocessing, tuple[str, ...]]:
     """The input (C, H, W) and preprocessing that timm gives a model, and what differs here."""
-    from timm.data import resolve_data_config
-
+    config = import_extra("timm.data.config", "the model's input", extra="timm")
     # An img_size of two numbers is none that timm's own function takes.
     given = {key: arguments[key] for key in ("img_size", "in_chans") if key in arguments}
     if not isinstance(given.get("img_size", 0), int):
         given["input_size"] = (given.get("in_chans", 3), *given.pop("img_size"))
-    found = resolve_data_config(given, model=model)
+    found = config.resolve_data_config(given, model=model)
     channels, height, width = shape = tuple(found["input_size"])
     mean, std = (_per_channel(found[key], channels) for key in ("mean", "std"))
     steps, notes = Preprocessing(mean, std), ()

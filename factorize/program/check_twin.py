@@ -22,8 +22,10 @@ _TOLERANCE = 1e-5  # of the largest value
 _MOST_VALUES = 10**8  # of one input
 
 
-def example_of(twin: ProgramTwin) -> tuple[dict[str, Any], int]:
-    """Random arguments by name, one sample where the batch is free, and the fixed batch or 0.
+def example_of(twin: ProgramTwin) -> tuple[dict[str, Any], int, bool]:
+    """Random arguments by name, their batch (0 where there are several), and whether it is free.
+
+    Where it is, it is one sample, or the least that the program takes.
 
     Raises
     ------
@@ -32,7 +34,8 @@ def example_of(twin: ProgramTwin) -> tuple[dict[str, Any], int]:
     """
     form, program = twin.program_form, twin.program_form.program()
     values = user_inputs(program)
-    generator, leaves, fixed = torch.Generator().manual_seed(0), [], 0
+    generator, leaves = torch.Generator().manual_seed(0), []
+    batch, free = 0, False
     batches = {str(v.shape[0]) for v in values if isinstance(v, Tensor) and v.ndim}
     for value in values:
         if not isinstance(value, Tensor):
@@ -41,7 +44,7 @@ def example_of(twin: ProgramTwin) -> tuple[dict[str, Any], int]:
         sizes = [_size(size, twin) for size in value.shape]
         if len(batches) == 1 and sizes:
             free = not isinstance(value.shape[0], int)
-            fixed, sizes[0] = (0, 1) if free else (sizes[0], sizes[0])
+            batch = sizes[0] = _least(value.shape[0]) if free else sizes[0]
         shape = torch.Size(sizes)
         if shape.numel() > _MOST_VALUES:
             raise ModelLoadError(
@@ -53,7 +56,7 @@ def example_of(twin: ProgramTwin) -> tuple[dict[str, Any], int]:
         leaves.append(made.to(value.dtype))
     arguments, named = tree_unflatten(leaves, form.in_spec)
     given = dict(zip(form.names, arguments, strict=False)) | dict(named)
-    return {name: value for name, value in given.items() if name not in form.frozen}, fixed
+    return {name: value for name, value in given.items() if name not in form.frozen}, batch, free
 
 
 def user_inputs(program: ExportedProgram) -> list[Any]:
@@ -76,6 +79,11 @@ def _size(size: Any, twin: ProgramTwin) -> int:
             "made. Export the model with sizes that its input has."
         )
     return int(hint)
+
+
+def _least(size: Any) -> int:
+    low = size.node.shape_env.bound_sympy(size.node.expr).lower
+    return int(low) if low.is_Integer and low > 2 else 1  # torch writes 2 where it has not tried 1
 
 
 def check_twin(twin: ProgramTwin, example: Any) -> tuple[str, ...]:
@@ -106,7 +114,7 @@ def check_twin(twin: ProgramTwin, example: Any) -> tuple[str, ...]:
         line = brief(failure).split("  While executing")[0]
         raise ModelLoadError(
             f"{form.path}: the program must run on {_sizes(given)}, got {line}. Give the size that "
-            "it takes with --input-shape, or export it again."
+            "it takes with --input-shape, or export it for this one."
         ) from failure
     if (apart := _difference(got, wanted)) > _TOLERANCE:
         raise ModelLoadError(

@@ -120,6 +120,19 @@ def test_a_batch_of_a_fixed_program_goes_one_by_one(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.model(x), net(x))
 
 
+def test_the_least_batch_is_taken_where_one_is_too_few(tmp_path: Path) -> None:
+    net, x = nn.Conv2d(4, 4, 3), X.repeat(8, 1, 1, 1)
+    sizes = ({0: torch.export.Dim("batch", min=5, max=64)},)
+    loaded = load_model(exported(net, (x,), tmp_path / "net.pt2", sizes))
+    assert loaded.example.shape == (5, 4, 16, 12)
+    assert loaded.notes == ("its batch must be 5 or more",)
+    assert loaded.check
+    assert loaded.check(loaded.example) == ()
+    loaded = load_model(exported(net, (x,), tmp_path / "net.pt2"))
+    assert loaded.notes == ("its batch of 8 is fixed",)
+    assert loaded.example.shape == x.shape
+
+
 def test_train_mode_and_half_precision_are_refused(tmp_path: Path) -> None:
     path = exported(UNet().train(), (X.repeat(2, 1, 1, 1),), tmp_path / "train.pt2")
     assert "Export it after model.eval()" in refusal(path)

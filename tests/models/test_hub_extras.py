@@ -53,6 +53,8 @@ def test_a_folder_is_looked_at_before_anything_is_imported(tmp_path: Path) -> No
     attention = {"_attn_implementation": "org/kernel"}
     assert "asks for code" in refusal(folder(place, model_type="vit", **attention))
     assert "is quantized" in refusal(folder(place, model_type="vit", quantization_config={}))
+    weights = {"transformers_weights": "adapter_model.bin"}
+    assert "must be in model.safetensors" in refusal(folder(place, model_type="vit", **weights))
     (place / "config.json").write_text("{")
     assert "must be a JSON file" in refusal(place)
     with pytest.raises(ModelLoadError, match="has no config.json, which only results"):

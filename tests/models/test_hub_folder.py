@@ -10,6 +10,8 @@ import pytest
 import torch
 from loading import assert_same, refusal
 
+from factorize.export import hub_files
+from factorize.models.hub_folder import fresh
 from factorize.models.load_model import load_model
 
 transformers: Any = pytest.importorskip(
@@ -64,6 +66,7 @@ def test_the_hub_is_asked_for_safetensors_alone(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert_same(load_model("hf:org/net@v1").model, small())
     assert (asked["name"], asked["revision"]) == ("org/net", "v1")
+    assert "plan.json" in asked["allow_patterns"]  # which makes a result one that is refused
     assert not any("bin" in pattern for pattern in asked["allow_patterns"])
     load_model("hf:org/net", trust_pickle=True)
     assert any("bin" in pattern for pattern in asked["allow_patterns"])
@@ -94,6 +97,28 @@ def test_weights_that_are_not_all_there_are_refused(folder: Path) -> None:
     assert "not finite" in refusal(folder)
 
 
+def test_a_pickle_is_read_where_it_is_trusted_and_nothing_else_is_there(folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    torch.save({}, folder / "pytorch_model.bin")
+    assert_same(load_model(folder, trust_pickle=True).model, small())
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert "Use --trust-pickle" in refusal(folder)
+    assert_same(load_model(folder, trust_pickle=True).model, small())
+
+
+def test_weights_of_other_shapes_are_refused_in_one_line(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = refusal(edited(folder, hidden_sizes=[8, 24]))
+    assert "classifier.1.weight has (5, 16) in the file and (5, 24) by config.json" in told
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "the weights are truncated or damaged" in refusal(folder)
+    assert capfd.readouterr() == ("", "")  # neither bars nor tables
+
+
 def test_only_image_models_of_the_library_are_built(folder: Path) -> None:
     assert "takes input_ids" in refusal(
         edited(folder, architectures=["BertModel"], model_type="bert")
@@ -102,6 +127,14 @@ def test_only_image_models_of_the_library_are_built(folder: Path) -> None:
     mine = edited(folder, architectures=["Mine"], auto_map={"AutoModel": "mine.Mine"})
     (mine / "mine.py").write_text("raise SystemExit")
     assert "code of its own, which is not run" in refusal(mine)
+
+
+def test_a_model_made_by_its_class_is_described(tmp_path: Path) -> None:
+    assert hub_files.write(small(), tmp_path) == []
+    (tmp_path / "plan.json").touch()
+    made = fresh(tmp_path)
+    assert type(made) is type(small())
+    assert str(made) == str(small())
 
 
 PROCESSORS = [

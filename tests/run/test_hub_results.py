@@ -13,10 +13,22 @@ import torch
 from torch import nn
 
 import factorize
+from factorize import export
 from factorize.errors import ModelLoadError
 from factorize.models.load_model import load_model
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+
+@pytest.fixture(autouse=True)
+def _weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other exports, of which nothing is asked here, take most of a run's time."""
+
+    def weights(made: Any, _: Any, compressed: Any, *__: Any) -> None:
+        export.save_weights(compressed, made.folder / "model.safetensors")
+
+    monkeypatch.setattr(export, "export_all", weights)
+
 
 LOAD = """
 import sys, torch, factorize
@@ -95,3 +107,5 @@ def test_of_transformers(tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["model_type"] == "factorized-resnet"
     with pytest.raises(ValueError, match="does not recognize this architecture"):
         transformers.AutoModelForImageClassification.from_pretrained(out)
+    with pytest.raises(ValueError, match="load this folder by factorize.load"):
+        transformers.ResNetForImageClassification.from_pretrained(out)
