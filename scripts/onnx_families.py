@@ -11,6 +11,7 @@ import torch
 import torchvision
 from onnx import helper
 from torch import nn
+from zoo_models import enliven
 
 from factorize.export.traces import quiet
 
@@ -32,7 +33,7 @@ def side_of(name: str) -> int:
 
 
 def model_of(name: str) -> nn.Module:
-    """The model with random weights, its batch norms used to random images."""
+    """The model with random weights, none of them 0, its batch norms used to random images."""
     torch.manual_seed(0)
     side = side_of(name)
     if name == "big":
@@ -50,6 +51,7 @@ def model_of(name: str) -> nn.Module:
         elif name == "vit_b_16":
             more = {"image_size": side}
         net = torchvision.models.get_model(name, weights=None, **more)
+    enliven(net)
     net.train()
     with torch.no_grad():
         net(torch.randn(4, 3, side, side))
