@@ -150,10 +150,10 @@ def checked(key: Key, folder: Path) -> dict[str, Any]:
     name, how, kind = key
     side = side_of(name)
     row: dict[str, Any] = {"net": name, "how": how, "kind": kind}
-    net, x = model_of(name), torch.randn(SAMPLES, 3, side, side)
-    path = folder / "net.onnx"
+    x, path = torch.randn(SAMPLES, 3, side, side), folder / "net.onnx"
     begin = time.perf_counter()
     try:
+        net = model_of(name)
         exported(net, x, how, kind, path)
     except Exception as error:  # the exporter's, not ours
         lines = [line for line in str(error).strip().splitlines() if line.strip()]

@@ -44,10 +44,8 @@ def model_of(name: str) -> nn.Module:
         )
     else:
         more: dict[str, Any] = {"weights_backbone": None} if name in SEGMENTERS else {}
-        if name == "googlenet":
+        if name in ("googlenet", "inception_v3"):
             more = {"init_weights": False, "aux_logits": False}
-        elif name == "inception_v3":
-            more = {"init_weights": False, "aux_logits": True}
         elif name == "vit_b_16":
             more = {"image_size": side}
         net = torchvision.models.get_model(name, weights=None, **more)
