@@ -148,7 +148,7 @@ def difference(one: Path, two: Path, x: torch.Tensor) -> float:
 def checked(key: Key, folder: Path) -> dict[str, Any]:
     """A row."""
     name, how, kind = key
-    side = side_of(name)
+    side = side_of(name, how)
     row: dict[str, Any] = {"net": name, "how": how, "kind": kind}
     x, path = torch.randn(SAMPLES, 3, side, side), folder / "net.onnx"
     begin = time.perf_counter()

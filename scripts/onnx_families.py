@@ -25,11 +25,14 @@ NETS = (*CLASSIFIERS, *SEGMENTERS)
 FEW = ("resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "swin_t")
 SIDE = 96
 SIDES = {"maxvit_t": 64}
+OLD_SIDES = {"alexnet": 224, "vgg11_bn": 224}
+"""The old exporter wants adaptive pooling to divide what it pools."""
 
 
-def side_of(name: str) -> int:
+def side_of(name: str, how: str = "") -> int:
     """Height and width of a net's images."""
-    return SIDES.get(name, SIDE)
+    known = SIDES | OLD_SIDES if how.startswith("old") else SIDES
+    return known.get(name, SIDE)
 
 
 def model_of(name: str) -> nn.Module:
