@@ -45,6 +45,7 @@ MARK = "<!-- made by scripts/check_onnx.py: do not edit below -->"
 TOLERANCE = {False: 1e-4, True: 2e-2}  # of the largest output; in half precision
 SAMPLES = 2
 OTHER_SIDES = ((64, 80), (128, 112))
+_MOST = 2**25  # weights of a linear layer that is replaced
 _LARGE = 800  # rows of a matrix whose SVD takes long
 
 Key = tuple[str, str, str]  # net, exporter:opset, kind
@@ -80,6 +81,8 @@ def method_of(site: ConvSite) -> Any:
 def planned(site: ConvSite, share: float | None) -> LayerPlan:
     """A layer at a share of the largest rank, where that saves; None: at the largest, exactly."""
     spec, method = site.spec, method_of(site)
+    if not spec.kernel and spec.params > _MOST:
+        return dense_layer(spec, "its SVD takes minutes", ())
     if reason := site.blocked or method.supports(spec):
         return dense_layer(spec, reason, ())
     (top,) = method.max_rank(spec)
