@@ -260,27 +260,33 @@ def table(stored: dict[str, Any]) -> str:
     causes: dict[str, list[str]] = {}
     for row in rows:
         if verdict(row) != "ok":
-            text = row.get("error", "").replace("|", "/")[:300]
+            text = row.get("error", "").replace("|", "/").partition(". Please feel")[0]
             causes.setdefault(f"{verdict(row)}: {text}", []).append(f"{row['net']} {row['how']}")
         elif row["kept"] > 0.5:
             text = "half the MACs not reached by ranks of one share, fitted to the weights"
             causes.setdefault(text, []).append(f"{row['net']} {row['how']} ({row['kept']:.2f})")
     lines += [f"- {cause}: {', '.join(where)}." for cause, where in causes.items()] or ["- none."]
     lines += [
-        "", "| net | exporter:opset, kind | convolutions replaced | full rank | MACs kept "
-        "| layers | half: file and twin | s |", "|---|---|---|---|---|---|---|---|",
+        "", "| net | came back | convolutions replaced | full rank, at most | MACs kept, layers "
+        "| half: file and twin, at most | seconds, at most |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for row in rows:
-        label = row["how"] + ("" if row["kind"] == "plain" else f", {row['kind']}")
-        if verdict(row) == "ok":
-            linear = " with linear" if row["replaced"] == "all layers" else ""
-            lines.append(
-                f"| {row['net']} | {label} | {row['layers']} of {row['convs']} "
-                f"| {row['full_rank']:.1e} | {row['kept']:.3f} | {row['half_layers']}{linear} "
-                f"| {row['half_twin']:.0e} | {row['seconds'] + row['exported_s']:.0f} |"
-            )
-        else:
-            lines.append(f"| {row['net']} | {label} | {verdict(row)} | | | | | |")
+    for name in dict.fromkeys(row["net"] for row in rows):
+        good = [row for row in rows if row["net"] == name and verdict(row) == "ok"]
+        plain = [row for row in good if row["kind"] != "float16"]
+        if not plain:
+            continue
+        labels = ", ".join(
+            row["how"] + ("" if row["kind"] == "plain" else f" {row['kind']}") for row in good
+        )
+        one = plain[0]
+        linear = ", linear ones too" if one["replaced"] == "all layers" else ""
+        lines.append(
+            f"| {name} | {labels} | {one['layers']} of {one['convs']} "
+            f"| {max(row['full_rank'] for row in plain):.1e} "
+            f"| {one['kept']:.3f}, {one['half_layers']}{linear} "
+            f"| {max(row['half_twin'] for row in plain):.0e} "
+            f"| {max(row['seconds'] + row['exported_s'] for row in plain):.0f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
