@@ -1,78 +1,136 @@
-"""ONNX files of torchvision's models, by torch's exporters: twin, full rank, and a quarter's rank.
+"""ONNX files of torchvision's families, by torch's exporters: twin, full rank, half the MACs.
 
-    python scripts/check_onnx.py dynamo:18 dynamo:23 old:11 old:17 [--only resnet18,vgg11_bn]
+    PYTHONPATH=. OMP_NUM_THREADS=1 python scripts/check_onnx.py [dynamo:18 old:17 ...]
+        [--only resnet18,vgg11_bn] [--kinds constants,float16] [--again] [--table]
 
-For each file: whether it converts; how far the file with chains of full rank is from the original,
-relative to its largest output, in ONNX Runtime; whether one with a quarter of the rank is written.
+One row for each net, exporter, opset and kind of file is added to experiments/onnx/families.json as
+soon as it is there; rows that are there are not made again, without --again. Without arguments: all
+that the table has. The table in experiments/onnx/README.md is made of all rows at the end, and by
+--table alone. Exits 1 where a file that was exported does not come back.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
+import sys
 import tempfile
 import time
-import warnings
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-import torchvision
+from onnx_families import FEW, NETS, exported, model_of, side_of
 
 from factorize.errors import FactorizeError
 from factorize.export.onnx_back import export_back
-from factorize.export.traces import quiet
+from factorize.measure import environment
+from factorize.measure.cost import count
+from factorize.measure.environment import package_version
+from factorize.methods import get
 from factorize.models.load_model import load_model
-from factorize.run.make_plan import make_plan
-from factorize.run.steps import rewrite
+from factorize.plan.choose import chain_layer, cost, dense_layer
+from factorize.run.steps import find, rewrite
 from factorize.tensor.call import onnx_session
+from factorize.types import ConvSite, LayerPlan, Plan
 
-SMALL = """
-alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet mnasnet0_5
-mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d
-shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t vgg11_bn fcn_resnet50
-deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large
-"""
-SIZES = {**dict.fromkeys(SMALL.split(), 96), "inception_v3": 128, "maxvit_t": 224, "vit_b_16": 224}
+FOLDER = Path(__file__).parents[1] / "experiments" / "onnx"
+RESULTS, README = FOLDER / "families.json", FOLDER / "README.md"
+MARK = "<!-- made by scripts/check_onnx.py: do not edit below -->"
+TOLERANCE = {False: 1e-4, True: 2e-2}  # of the largest output; in half precision
 SAMPLES = 2
+OTHER_SIDES = ((64, 80), (128, 112))
+_MOST = 2**25  # weights of a linear layer that is replaced
+_LARGE = 800  # rows of a matrix whose SVD takes long
+
+Key = tuple[str, str, str]  # net, exporter:opset, kind
 
 
-def model_of(name: str) -> Any:
-    """The model with random weights, its batch norms used to random images."""
-    torch.manual_seed(0)
-    more: dict[str, Any] = {"weights_backbone": None} if "_mobilenet_v3_l" in name else {}
-    if name == "fcn_resnet50":
-        more = {"weights_backbone": None}
-    if name in ("googlenet", "inception_v3"):
-        more = {"init_weights": False, "aux_logits": False} | (
-            {"aux_logits": True} if name == "inception_v3" else {}
-        )
-    net = torchvision.models.get_model(name, weights=None, **more)
-    net.train()
-    with torch.no_grad():
-        net(torch.randn(4, 3, SIZES[name], SIZES[name]))
-    return net.eval()
+def queue() -> Iterator[Key]:
+    """All rows of the table, the broadest first."""
+    for how in ("dynamo:18", "old:17", "dynamo:23", "old:11"):
+        for name in NETS:
+            yield name, how, "plain"
+        if how == "old:17":
+            for kind in ("constants", "external", "float16", "free"):
+                for one in ("dynamo:18", "old:17"):
+                    yield "resnet18", one, kind
+            yield "mobilenet_v3_small", "dynamo:18", "free"
+            yield "big", "dynamo:18", "large"
+    for how in ("old:13", "old:15", "dynamo:20", "dynamo:21", "dynamo:22", "dynamo:19"):
+        for name in FEW:
+            yield name, how, "plain"
 
 
-def exported(net: Any, x: torch.Tensor, how: str, path: Path) -> None:
-    """Write the ONNX file; how is ``dynamo:OPSET`` or ``old:OPSET``."""
-    exporter, _, opset = how.partition(":")
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if exporter == "dynamo":
-            program = torch.onnx.export(
-                net, (x,), dynamo=True, opset_version=int(opset), verbose=False,
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-            )  # fmt: skip
-            assert program is not None
-            program.save(path)
+def method_of(site: ConvSite) -> Any:
+    """Of a layer: by rows and columns where its SVD is quick, else by channels."""
+    spec = site.spec
+    axes = [k for k in spec.kernel if k > 1]
+    rows = min(spec.group_inputs, spec.group_outputs) * max(axes, default=1)
+    spatial = get("spatial_svd")
+    if len(spec.kernel) == 2 and len(axes) == 2 and rows <= _LARGE and not spatial.supports(spec):
+        return spatial
+    return get("channel_svd")
+
+
+def planned(site: ConvSite, share: float | None) -> LayerPlan:
+    """A layer at a share of the largest rank, where that saves; None: at the largest, exactly."""
+    spec, method = site.spec, method_of(site)
+    if not spec.kernel and spec.params > _MOST:
+        return dense_layer(spec, "its SVD takes minutes", ())
+    if reason := site.blocked or method.supports(spec):
+        return dense_layer(spec, reason, ())
+    (top,) = method.max_rank(spec)
+    variants = method.variants_of(spec)
+    if share is None:
+        if method.name == "channel_svd":  # the one whose matrix has no larger rank
+            few_out = spec.group_outputs <= spec.group_inputs
+            variant = variants[0 if few_out else -1]
         else:
-            torch.onnx.export(
-                net, (x,), path, dynamo=False, opset_version=int(opset), input_names=["x"],
-                dynamic_axes={"x": {0: "batch"}},
-            )  # fmt: skip
+            high, wide = spec.kernel
+            exact = min(spec.group_inputs * high, spec.group_outputs * wide) <= top
+            variant = variants[0 if exact else -1]
+        return chain_layer(site, method, (top,), variant, None, ())
+    rank = (max(1, round(share * top)),)
+    variant = min(variants, key=lambda one: cost(method, spec, rank, one)[0])
+    if cost(method, spec, rank, variant)[0] >= spec.macs:
+        return dense_layer(spec, "does not save", ())
+    return chain_layer(site, method, rank, variant, None, ())
+
+
+def plan_of(sites: tuple[ConvSite, ...], names: set[str], share: float | None) -> Plan:
+    """All named layers at one share of their ranks."""
+    layers = (
+        planned(one, share) if one.spec.name in names else dense_layer(one.spec, "not asked", ())
+        for one in sites
+    )
+    return Plan(tuple(layers), {})
+
+
+def halved(sites: tuple[ConvSite, ...], macs: int) -> tuple[Plan, float, str]:
+    """The plan nearest to half the MACs from below, its share of them, and what was replaced.
+
+    Convolutions alone, or linear layers too where those do not get there.
+    """
+    convs = {one.spec.name for one in sites if one.spec.kernel}
+    plan, left, which = Plan((), {}), 1.0, ""
+    for names, which in ((convs, "convolutions"), ({s.spec.name for s in sites}, "all layers")):  # noqa: B007
+        low, high = 0.0, 1.0
+        for _ in range(12):
+            share = (low + high) / 2
+            plan = plan_of(sites, names, share)
+            left = 1 - sum(one.spec.macs - one.macs for one in plan.layers) / macs
+            low, high = (share, high) if left <= 0.5 else (low, share)
+        plan = plan_of(sites, names, low)
+        left = 1 - sum(one.spec.macs - one.macs for one in plan.layers) / macs
+        if left <= 0.5:
+            break
+    return plan, left, which
 
 
 def difference(one: Path, two: Path, x: torch.Tensor) -> float:
@@ -80,61 +138,201 @@ def difference(one: Path, two: Path, x: torch.Tensor) -> float:
     outputs = []
     for path in (one, two):
         session = onnx_session(path, 1)
-        outputs.append(session.run(None, {session.get_inputs()[0].name: x.numpy()}))
-    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(*outputs, strict=True))
+        (given,) = session.get_inputs()
+        value = x.half() if given.type == "tensor(float16)" else x
+        outputs.append(session.run(None, {given.name: value.numpy()}))
+        del session
+    return max(
+        float(np.abs(a.astype(np.float32) - b.astype(np.float32)).max() / np.abs(a).max())
+        for a, b in zip(*outputs, strict=True)
+    )
 
 
-def checked(name: str, how: str, folder: Path) -> str:
-    """One line on one file."""
-    size = SIZES[name]
-    net, x = model_of(name), torch.randn(SAMPLES, 3, size, size)
-    path = folder / "net.onnx"
+def checked(key: Key, folder: Path) -> dict[str, Any]:
+    """A row."""
+    name, how, kind = key
+    side = side_of(name, how)
+    row: dict[str, Any] = {"net": name, "how": how, "kind": kind}
+    x, path = torch.randn(SAMPLES, 3, side, side), folder / "net.onnx"
     begin = time.perf_counter()
     try:
-        exported(net, x, how, path)
+        net = model_of(name)
+        exported(net, x, how, kind, path)
     except Exception as error:  # the exporter's, not ours
-        line = (str(error).strip().splitlines() or [""])[0]
-        return f"not exported: {type(error).__name__}: {line[:80]}"
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        return row | {
+            "stage": "export", "error": f"{type(error).__name__}: {(lines or [''])[0][:200]}",
+        }  # fmt: skip
     del net
-    version = onnx.load(path, load_external_data=False).opset_import[0].version
+    gc.collect()
+    row["exported_s"] = round(time.perf_counter() - begin, 1)
+    row["mb"] = round(sum(one.stat().st_size for one in folder.iterdir()) / 1e6)
+    row["opset"] = onnx.load(path, load_external_data=False).opset_import[0].version
+    begin, stage = time.perf_counter(), "twin"
     try:
         loaded = load_model(path)
         assert loaded.check is not None
-        notes = (*loaded.notes, *loaded.check(x[:1]))
-        told = []
-        for rank in (10**6, 0.25):
-            linear = [n for n, m in loaded.model.named_modules() if type(m) is torch.nn.Linear]
-            plan = make_plan(
-                loaded.model, x[:1], rank=rank, include=["*"], exclude=linear,
-                allow_costlier=rank != 0.25,
-            )  # fmt: skip
-            out = folder / f"{rank}" / "net.onnx"
-            out.parent.mkdir()
-            check = export_back(loaded.model, rewrite(loaded.model, plan), plan, x[:1], out)
-            told.append(f"{len(plan.factorized)} at {rank}: {difference(path, out, x):.1e} "
-                        f"(twin {check.max_rel:.0e})")  # fmt: skip
-        seconds = time.perf_counter() - begin
-        return f"ok, opset {version}, {'; '.join(told)}, {seconds:.0f} s {'; '.join(notes)}"
+        row["notes"] = [*loaded.notes, *loaded.check(x[:1])]
+        model: Any = loaded.model
+        sites, macs = find(model, x[:1]), count(model, x[:1]).macs
+        convs = {one.spec.name for one in sites if one.spec.kernel}
+        row |= {"convs": len(convs), "linear": len(sites) - len(convs), "macs": macs}
+        stage = "full rank"
+        plan = plan_of(sites, convs, None)
+        row["left"] = dict(Counter(
+            one.skip_reason for one in plan.layers if one.spec.name in convs and not one.method
+        ))  # fmt: skip
+        row["layers"] = len(plan.factorized)
+        out = folder / "full" / "net.onnx"
+        out.parent.mkdir()
+        row["full_twin"] = export_back(model, rewrite(model, plan), plan, x[:1], out).max_rel
+        row["full_rank"] = difference(path, out, x)
+        stage = "half the MACs"
+        plan, row["kept"], row["replaced"] = halved(sites, macs)
+        row["half_layers"] = len(plan.factorized)
+        out = folder / "half" / "net.onnx"
+        out.parent.mkdir()
+        small = rewrite(model, plan)
+        check = export_back(model, small, plan, x[:1], out)
+        row["half_twin"], row["half_mb"] = check.max_rel, round(check.bytes / 1e6)
+        row["free_axes"] = list(check.free_axes)
+        if kind == "free":
+            row["other_sizes"] = {
+                f"{h}x{w}": _beside(small, out, torch.randn(1, 3, h, w)) for h, w in OTHER_SIDES
+            }
     except FactorizeError as error:
-        return f"FAILED, opset {version}: {error}"
+        row |= {"stage": stage, "error": f"{type(error).__name__}: {error}"}
+    except Exception as error:  # ours: a traceback where the user should get a line
+        row |= {"stage": stage, "error": f"BUG, {type(error).__name__}: {error}"[:400]}
+    row["seconds"] = round(time.perf_counter() - begin, 1)
+    return row
+
+
+def _beside(twin: Any, path: Path, x: torch.Tensor) -> float:
+    """Of a twin and its file."""
+    session = onnx_session(path, 1)
+    made = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.no_grad():
+        ours = twin(x).numpy()
+    return float(np.abs(ours - made).max() / np.abs(made).max())
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """``ok``, ``not exported``, or at which stage it failed."""
+    if row.get("stage") == "export":
+        return "not exported"
+    if "error" in row:
+        return f"failed: {row['stage']}"
+    tolerance = TOLERANCE[row["kind"] == "float16"]
+    worst = max(row["full_rank"], row["half_twin"], *row.get("other_sizes", {"": 0}).values())
+    return "ok" if worst <= tolerance else "differs"
+
+
+def table(stored: dict[str, Any]) -> str:
+    """What README.md has below the mark."""
+    rows, where = stored["rows"], stored["environment"]
+    packages = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnx2pytorch")
+    lines = [
+        f"{where['cpu']}, one thread, Python {where['python']}, "
+        + ", ".join(f"{one} {where[one]}" for one in packages) + ".", "",
+        "| exporter:opset, kind of file | files | come back | differ or fail "
+        "| half the MACs reached | full rank, at most | half: file and twin, at most "
+        "| seconds in all |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        label = row["how"] + ("" if row["kind"] == "plain" else f", {row['kind']}")
+        groups.setdefault(label, []).append(row)
+    for label, some in groups.items():
+        made = [row for row in some if verdict(row) != "not exported"]
+        good = [row for row in made if verdict(row) == "ok"]
+        reached = sum(row["kept"] <= 0.5 for row in good)
+        lines.append(
+            f"| {label} | {len(made)}"
+            + (f" ({len(some) - len(made)} more not exported)" if len(some) > len(made) else "")
+            + f" | {len(good)} | {len(made) - len(good)} | {reached} "
+            f"| {max((row['full_rank'] for row in good), default=0):.0e} "
+            f"| {max((row['half_twin'] for row in good), default=0):.0e} "
+            f"| {sum(row.get('seconds', 0) + row.get('exported_s', 0) for row in some):.0f} |"
+        )
+    lines += ["", "Exceptions:", ""]
+    causes: dict[str, list[str]] = {}
+    for row in rows:
+        if verdict(row) != "ok":
+            text = row.get("error", "").replace("|", "/").partition(". Please feel")[0]
+            causes.setdefault(f"{verdict(row)}: {text}", []).append(f"{row['net']} {row['how']}")
+        elif row["kept"] > 0.5:
+            text = "half the MACs not reached by ranks of one share, fitted to the weights"
+            causes.setdefault(text, []).append(f"{row['net']} {row['how']} ({row['kept']:.2f})")
+    lines += [f"- {cause}: {', '.join(where)}." for cause, where in causes.items()] or ["- none."]
+    lines += [
+        "", "| net | came back | convolutions replaced | full rank, at most | MACs kept, layers "
+        "| half: file and twin, at most | seconds, at most |", "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name in dict.fromkeys(row["net"] for row in rows):
+        good = [row for row in rows if row["net"] == name and verdict(row) == "ok"]
+        plain = [row for row in good if row["kind"] != "float16"]
+        if not plain:
+            continue
+        labels = ", ".join(
+            row["how"] + ("" if row["kind"] == "plain" else f" {row['kind']}") for row in good
+        )
+        one = plain[0]
+        linear = ", linear ones too" if one["replaced"] == "all layers" else ""
+        lines.append(
+            f"| {name} | {labels} | {one['layers']} of {one['convs']} "
+            f"| {max(row['full_rank'] for row in plain):.1e} "
+            f"| {one['kept']:.3f}, {one['half_layers']}{linear} "
+            f"| {max(row['half_twin'] for row in plain):.0e} "
+            f"| {max(row['seconds'] + row['exported_s'] for row in plain):.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_table() -> None:
+    """Make README.md's part below the mark anew."""
+    head = README.read_text().partition(MARK)[0].rstrip("\n")
+    README.write_text(f"{head}\n\n{MARK}\n\n{table(json.loads(RESULTS.read_text()))}")
 
 
 def main() -> None:
-    """Check all files, one line for each."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("how", nargs="+")
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(SIZES))
+    """Check what is asked for; rows of others stay."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("how", nargs="*")
+    parser.add_argument("--only", type=lambda text: text.split(","))
+    parser.add_argument("--kinds", type=lambda text: text.split(","))
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    good = tried = 0
-    for how in options.how:
-        for name in options.only:
-            with tempfile.TemporaryDirectory() as folder:
-                line = checked(name, how, Path(folder))
-            if not line.startswith("not exported"):
-                tried, good = tried + 1, good + line.startswith("ok")
-            print(f"{how} {name}: {line}", flush=True)
-            gc.collect()
-    print(f"{good} of {tried}")
+    asked = [] if options.table else [*queue()]
+    failed = []
+    for key in asked:
+        name, how, kind = key
+        if options.how and how not in options.how:
+            continue
+        if (options.only and name not in options.only) or (
+            options.kinds and kind not in options.kinds
+        ):
+            continue
+        stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+        rows = {(row["net"], row["how"], row["kind"]): row for row in stored["rows"]}
+        if key in rows and not options.again:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            row = checked(key, Path(folder))
+        rows[key] = row
+        print(f"{how} {name} {kind}: {verdict(row)} {json.dumps(row)}", flush=True)
+        if verdict(row) not in ("ok", "not exported"):
+            failed.append(f"{name} {how} {kind}")
+        ordered = [rows[one] for one in dict.fromkeys((*queue(), *rows)) if one in rows]
+        versions = {**environment(), "onnx2pytorch": package_version("onnx2pytorch")}
+        text = json.dumps({"environment": versions, "rows": ordered}, indent=1)
+        RESULTS.with_suffix(".new").write_text(text + "\n")
+        RESULTS.with_suffix(".new").replace(RESULTS)
+        gc.collect()
+    write_table()
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":
