@@ -2,11 +2,13 @@
 
     PYTHONPATH=. OMP_NUM_THREADS=1 python scripts/check_onnx.py [dynamo:18 old:17 ...]
         [--only resnet18,vgg11_bn] [--kinds constants,float16] [--again] [--table]
+        [--found net.onnx ...]
 
 One row for each net, exporter, opset and kind of file is added to experiments/onnx/families.json as
 soon as it is there; rows that are there are not made again, without --again. Without arguments: all
 that the table has. The table in experiments/onnx/README.md is made of all rows at the end, and by
---table alone. Exits 1 where a file that was exported does not come back.
+--table alone. With --found, files of one input that are there already get rows instead. Exits 1
+where a file does not come back.
 """
 
 from __future__ import annotations
@@ -148,22 +150,25 @@ def difference(one: Path, two: Path, x: torch.Tensor) -> float:
     )
 
 
-def checked(key: Key, folder: Path) -> dict[str, Any]:
-    """A row."""
+def checked(key: Key, folder: Path, found: Path | None = None) -> dict[str, Any]:
+    """A row: of a file that is exported, or of one that was found."""
     name, how, kind = key
-    side = side_of(name, how)
+    side = side_of(name, how) if not found else 0
     row: dict[str, Any] = {"net": name, "how": how, "kind": kind}
     x, path = torch.randn(SAMPLES, 3, side, side), folder / "net.onnx"
     begin = time.perf_counter()
     try:
-        net = model_of(name)
-        exported(net, x, how, kind, path)
+        if found:
+            path.write_bytes(found.read_bytes())
+            shape = onnx_session(path, 1).get_inputs()[0].shape
+            x = torch.rand([n if isinstance(n, int) else SAMPLES for n in shape])
+        else:
+            exported(model_of(name), x, how, kind, path)
     except Exception as error:  # the exporter's, not ours
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         return row | {
             "stage": "export", "error": f"{type(error).__name__}: {(lines or [''])[0][:200]}",
         }  # fmt: skip
-    del net
     gc.collect()
     row["exported_s"] = round(time.perf_counter() - begin, 1)
     row["mb"] = round(sum(one.stat().st_size for one in folder.iterdir()) / 1e6)
@@ -304,8 +309,10 @@ def main() -> None:
     parser.add_argument("--kinds", type=lambda text: text.split(","))
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--found", type=Path, nargs="+", default=[], help="check these files alone")
     options = parser.parse_args()
-    asked = [] if options.table else [*queue()]
+    found = {(path.stem, "as found", "plain"): path for path in options.found}
+    asked = [] if options.table else [*(found or queue())]
     failed = []
     for key in asked:
         name, how, kind = key
@@ -320,7 +327,7 @@ def main() -> None:
         if key in rows and not options.again:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            row = checked(key, Path(folder))
+            row = checked(key, Path(folder), found.get(key))
         rows[key] = row
         print(f"{how} {name} {kind}: {verdict(row)} {json.dumps(row)}", flush=True)
         if verdict(row) not in ("ok", "not exported"):
