@@ -36,10 +36,10 @@ def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     from safetensors import SafetensorError
 
+    if model is not None:
+        model, _ = prepared(model, in_place=True)
     plan = load_plan(Path(directory, "plan.json"))
-    if model is None:
-        model = fresh(directory)
-    model, _ = prepared(model, in_place=True)
+    model = fresh(directory) if model is None else model
     made = unfitted(model, plan)
     path = Path(directory, "model.safetensors")
     try:
