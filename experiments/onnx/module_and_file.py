@@ -49,7 +49,10 @@ def main() -> None:
         onnx = Path(folder, "resnet20.onnx")
         model = load_model(checkpoint, arch=ARCH).model
         export_onnx(model, torch.zeros(1, 3, 32, 32), onnx)
-        sources = {"module": [str(checkpoint), "--arch", ARCH], "file": [str(onnx)]}
+        sources = {
+            "module": [str(checkpoint), "--arch", ARCH, "--input-shape", "3,32,32"],
+            "file": [str(onnx)],
+        }
         for case in options.only:
             for source, named in sources.items():
                 images = [] if case == "made up" else ["--data", str(data / "cifar10")]

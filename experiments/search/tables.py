@@ -30,20 +30,23 @@ def _read(name: str) -> Any:
 def _commands(rows: list[dict[str, Any]] | None) -> list[str]:
     if not rows:
         return []
-    machine = rows[-1]["environment"]
     lines = [
         "## Whole commands", "",
-        f"{machine['cpu']}, {machine['cores']} cores, idle, torch {machine['torch']}, one run",
-        "each. Steps are those that the report has, in seconds; *search* is the rest of it.", "",
-        "| net | budget | code | seconds | of it the search | peak GB | top-1, dB or KL | steps |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "Two cores, idle, one run each. Steps are those that the report has, in seconds; *search*",
+        "is the rest of it.", "",
+        "| net | budget | code | machine | seconds | of it the search | peak GB | top-1, dB or KL "
+        "| steps |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     order = sorted(rows, key=lambda row: (row["net"], row["number"], LABELS.index(row["label"])))
     for row in order:
         again = ", again" if row["number"] else ""
         if "quality" not in row:
             told = row["message"].strip().splitlines()[-1][:80]
-            cells = (row["net"], row["budget"] + again, row["label"], row["seconds"], "", "", told)
+            cells = (
+                row["net"], row["budget"] + again, row["label"], _machine(row), row["seconds"],
+                "", "", told,
+            )  # fmt: skip
             lines.append("| " + " | ".join(map(str, cells)) + " | |")
             continue
         after = list(row["quality"].values())[-1]
@@ -52,10 +55,16 @@ def _commands(rows: list[dict[str, Any]] | None) -> list[str]:
         own = [s for n, s in steps.items() if n in _STEPS]
         told = ", ".join(f"{n} {s:.0f}" for n, s in steps.items() if s >= 0.5)
         lines.append(
-            f"| {row['net']} | {row['budget']}{again} | {row['label']} | {row['seconds']:.0f} | "
-            f"{sum(own):.0f} | {row['peak_gb']:.1f} | {name} {after[name]:.4g} | {told} |"
+            f"| {row['net']} | {row['budget']}{again} | {row['label']} | {_machine(row)} | "
+            f"{row['seconds']:.0f} | {sum(own):.0f} | {row['peak_gb']:.1f} | "
+            f"{name} {after[name]:.4g} | {told} |"
         )
     return [*lines, ""]
+
+
+def _machine(row: dict[str, Any]) -> str:
+    where = row["environment"]
+    return f"{where['cpu']}, torch {where['torch'].partition('+')[0]}"
 
 
 _STEPS = (
