@@ -49,9 +49,10 @@ def main() -> None:
         onnx = Path(folder, "resnet20.onnx")
         model = load_model(checkpoint, arch=ARCH).model
         export_onnx(model, torch.zeros(1, 3, 32, 32), onnx)
+        shape = ["--input-shape", "3,32,32"]
         sources = {
-            "module": [str(checkpoint), "--arch", ARCH, "--input-shape", "3,32,32"],
-            "file": [str(onnx)],
+            "module": [str(checkpoint), "--arch", ARCH, *shape],
+            "file": [str(onnx), *shape],
         }
         for case in options.only:
             for source, named in sources.items():
