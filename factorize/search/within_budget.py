@@ -165,7 +165,7 @@ class Search:
         with self.tables.telling(budget):
             if budget.speedup is None:
                 return self._choice(settled(self.tables, offered, limits))
-            quickest = _of_least_time(offered(), limits)
+            quickest = self._quickest(offered, limits)
         fastest = best = None
         # Of the layers together: the time at which the net is as fast as asked for lies between
         # that of the fastest chains and that of no chains.
@@ -230,13 +230,17 @@ class Search:
 
     def fastest(self, budget: Budget) -> Choice:
         """The plan of least time, by that of its layers, within the other limits of a budget."""
-        limits = self.tables.limits(budget)
         with self.tables.telling(budget):
-            while True:
-                chosen = _of_least_time(self.tables.candidates(), limits)
-                if self.tables.confirm(chosen):
-                    break
+            chosen = self._quickest(self.tables.candidates, self.tables.limits(budget))
         return self.timed(self._choice(chosen))
+
+    def _quickest(
+        self, offered: Callable[[], Candidates], limits: Mapping[str, float]
+    ) -> dict[str, Candidate]:
+        """The choice of least time, all of it measured: no more than it takes can be kept to."""
+        while not self.tables.confirm(chosen := _of_least_time(offered(), limits)):
+            pass
+        return chosen
 
     def _choice(self, chosen: Mapping[str, Candidate]) -> Choice:
         loss = sum(candidate.loss for candidate in chosen.values())

@@ -8,13 +8,14 @@ import pytest
 from searching import Machine, installed, plain, prepared
 
 from factorize import methods
+from factorize.errors import BudgetError
 from factorize.measure import Chain, ChainTime
 from factorize.plan import Budget, Candidate
 from factorize.search import chain_times
 from factorize.search.chain_times import ChainTimes
 from factorize.search.offers import Layer, Offer
 from factorize.search.tables import Tables
-from factorize.spec import ConvSpec
+from factorize.spec import ConvSpec, Size
 from factorize.types import ConvSite
 
 SPEC = ConvSpec("a", "conv2d", 64, 64, (3, 3), (1, 1), (1, 1), (1, 1), input_sizes=((8, 8),))
@@ -105,6 +106,25 @@ def test_no_estimate_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         assert choice.plan.factorized
         measured = {_nameless(chain) for _, _, chain in machine.timed}
         assert {_nameless(methods.chain_of(one)) for one in choice.plan.factorized} <= measured
+
+
+def test_estimates_that_are_too_low_are_no_promise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The least time is that of measured chains: what it promises can be kept to."""
+    machine: Machine = installed(monkeypatch, tmp_path / "cache")
+    # The dearest of a kind alone is measured: the others are said to take as long.
+    monkeypatch.setattr(chain_times, "_spread", lambda indices: [indices[-1]])
+    search = prepared(machine, plain())
+    at_size = machine.at_size
+
+    def slower(chain: Sequence[ConvSpec], size: Size) -> float:
+        return at_size(chain, size) * (1.6 if len(chain) > 1 else 1)
+
+    monkeypatch.setattr(machine, "at_size", slower)  # than what was measured at first
+    with pytest.raises(BudgetError, match="the most that was measured"):
+        search.choose(Budget(speedup=50))
+    assert search.choose(Budget(speedup=1.05)).plan.factorized
 
 
 def _nameless(chain: Sequence[ConvSpec]) -> tuple[ConvSpec, ...]:
