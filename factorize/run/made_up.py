@@ -19,7 +19,7 @@ from factorize.data.synthetic import (
     synthetic_data,
 )
 from factorize.errors import DataError
-from factorize.fit import FitConfig
+from factorize.fit import FitConfig, Fitted, apply_, rebased
 from factorize.measure import count
 from factorize.plan import Budget
 from factorize.run.steps import copied
@@ -131,6 +131,11 @@ def check_real(data: Data | MadeUp | None, *, epochs: float, budget: Budget | No
             "finetune: must have real images to tune on, got none. Give --data, or leave "
             "--finetune out."
         )
+
+
+def delivered(model: nn.Module, fitted: Fitted, seen: nn.Module) -> nn.Module:
+    """A copy of the model with chains that were fitted for what `seen_by` made of it."""
+    return apply_(copied(model), fitted if seen is model else rebased(fitted, seen, model))
 
 
 def seen_by(model: nn.Module, data: Data | None, *, device: str) -> nn.Module:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from factorize import graph
 from factorize.data.synthetic import MadeUp
-from factorize.fit import FitConfig
+from factorize.fit import FitConfig, Fitted
 from factorize.measure import Target, worth
 from factorize.plan import Budget, bind, choose, lossless
 from factorize.run.checks import as_target, check_configs, resolve_device, resolved_outputs
-from factorize.run.made_up import check_real, data_of, make_up, seen_by
+from factorize.run.made_up import check_real, data_of, delivered, make_up, seen_by
 from factorize.run.rounds import Selection, Wish
 from factorize.run.steps import beside, find
 from factorize.search import Outcome, SearchConfig, latency_model, run_search
@@ -151,15 +151,16 @@ def search_plan(
         )
     if data is not None:
         data = replace(data, outputs=resolved_outputs(model, data, None, None, None)[0])
-        model = seen_by(model, data, device=device)
+    seen = seen_by(model, data, device=device)
 
-    def rated(one: nn.Module) -> dict[str, float]:
+    def rated(fitted: Fitted | None) -> dict[str, float]:
+        one = delivered(model, fitted, seen) if fitted else model
         return worth(model, one, example_input, data=data, metric=None, device=device, seed=seed)
 
     latency = latency_model(as_target(target) or Target(), refresh=refresh)
     with latency.cache:
         outcome = run_search(
-            model, example_input, wish.budget, wish.search or SearchConfig(), latency, data=data,
+            seen, example_input, wish.budget, wish.search or SearchConfig(), latency, data=data,
             fit=fit or FitConfig(), rate=rated, device=device, seed=seed, progress=progress,
             **wish.selection.searched(),
         )  # fmt: skip

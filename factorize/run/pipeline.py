@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from factorize import graph, tune
-from factorize.fit import apply_, as_fitted, fit, fit_remarks, rebased
+from factorize.fit import Fitted, apply_, as_fitted, fit, fit_remarks, rebased
 from factorize.measure import worth
 from factorize.plan import load_plan, save_plan
 from factorize.report import CONTROL
 from factorize.run.checks import check_not_empty, check_runs, class_remark
 from factorize.run.jobs import control, control_checkpoint, tuned
-from factorize.run.made_up import seen_by
+from factorize.run.made_up import delivered, seen_by
 from factorize.run.make_plan import ruled_plan
 from factorize.run.records import Compressed, Cut, Journal, Request
 from factorize.run.rounds import Selection, Wish, of_round, searched
@@ -88,15 +88,20 @@ def _cut(
         _rate_original(request, journal)
         if wish.budget is not None and wish.budget.max_drop is not None:
             droppable(journal.quality["original"], request.outputs)
-        seen = request.reference
-        if reference is not request.model:
-            seen = Reference(reference, request.device, KEPT)
+        made_up = request.data is not None and request.data.made_up
+        whole, compared = request.model if made_up else reference, request.reference
+        if whole is not request.model:
+            compared = Reference(whole, request.device, KEPT)
+
+        def rate(fitted: Fitted | None) -> dict[str, Any]:
+            one = delivered(whole, fitted, reference) if fitted else whole
+            return _rated(request, one, compared, journal)
+
         with journal.timed("search"):
             outcome = run_search(
                 reference, request.example_input, wish.budget, wish.search or SearchConfig(),
                 request.timer, data=request.data, fit=request.fit,
-                rate=lambda one: _rated(request, one, seen, journal),
-                device=request.device, stopwatch=journal.stopwatch,
+                rate=rate, device=request.device, stopwatch=journal.stopwatch,
                 **wish.selection.searched(), **common,
             )  # fmt: skip
         plan, fitted = outcome.plan, outcome.fitted

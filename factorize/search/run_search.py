@@ -120,7 +120,7 @@ def run_search(
     exclude: Sequence[str] = (),
     data: Data | None,
     fit: FitConfig,
-    rate: Callable[[nn.Module], dict[str, float]],
+    rate: Callable[[Fitted | None], dict[str, float]],
     device: str,
     seed: int,
     progress: Progress | None,
@@ -135,7 +135,7 @@ def run_search(
     method
         ``auto``, or names of the methods to mix, with commas between them.
     rate
-        What a model of the curve is worth, for the report.
+        What the model with a fit of the curve is worth, for the report; None: the original.
     stopwatch
         Gets the seconds of the search's steps.
 

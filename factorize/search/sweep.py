@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from math import log
 from typing import Literal
 
-from torch import nn
-
 from factorize import methods
 from factorize.errors import BudgetError
+from factorize.fit import Fitted
 from factorize.plan import Budget
 from factorize.report import CurvePoint
 from factorize.search.assembled import Assembled
@@ -47,7 +46,7 @@ def sweep(
     pick: float | Literal["knee"],
     budget: Budget | None,
     timer: Assembled,
-    rate: Callable[[nn.Module], dict[str, float]],
+    rate: Callable[[Fitted | None], dict[str, float]],
     progress: Progress | None = None,
 ) -> Sweep:
     """Search for each speedup or share; beside each point the uniform ranks of as many MACs.
@@ -64,7 +63,7 @@ def sweep(
     timer
         Times the nets.
     rate
-        What a model is worth, for the report.
+        What the model with a fit is worth, for the report; None: the original.
 
     Raises
     ------
@@ -73,7 +72,7 @@ def sweep(
     """
     found: dict[float, Found] = {}
     points = [CurvePoint("original", "dense", None, 1.0, 1.0, 1.0, None, 1.0, 1.0,
-                         rate(search.fits.model), False)]  # fmt: skip
+                         rate(None), False)]  # fmt: skip
     notes = []
     for done, point in enumerate(wanted):
         if progress:
@@ -133,7 +132,7 @@ def _point(
     label: str,
     kind: str,
     wanted: float | None,
-    rate: Callable[[nn.Module], dict[str, float]],
+    rate: Callable[[Fitted | None], dict[str, float]],
 ) -> CurvePoint:
     assert choice.measured is not None
     tables, model = search.tables, search.fits.applied(choice.plan)
@@ -149,7 +148,7 @@ def _point(
         predicted_speedup=choice.predicted,
         macs=1 - saved / tables.macs,
         params=params / tables.params,
-        quality=rate(model),
+        quality=rate(search.fits.of(choice.plan)),
         picked=False,
     )
 

@@ -178,3 +178,23 @@ def test_a_model_without_a_gradient_keeps_what_was_chosen(monkeypatch: pytest.Mo
     data = synthetic_data((1, 8, 8), suit=made_up.suiting(Cut().eval(), None, "cpu", 0), count=50)
     (splits, steps), (got,) = chosen[0], next(iter(data.train))
     assert torch.equal(got, steps.normalise(splits[0]))
+
+
+def test_the_points_of_a_curve_are_rated_as_they_are_delivered() -> None:
+    """Not as fits see the model, with batch norms that suit made-up images."""
+    net = load_digits_model()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    seen: list[bool] = []
+
+    def score(model: nn.Module) -> float:
+        spread = {k: v for k, v in model.state_dict().items() if "running_var" in k}
+        seen.append(all(torch.equal(value, state[name]) for name, value in spread.items()))
+        return float(sum(p.numel() for p in model.parameters()))
+
+    result = factorize.compress(
+        net, X, search=factorize.SearchConfig(shares=(0.7, 0.5)), method="channel_svd",
+        evaluate=score, latency=False, device="cpu",
+    )  # fmt: skip
+    assert len(result.report.curve) >= 3
+    assert len(seen) >= 4
+    assert all(seen)
