@@ -174,7 +174,7 @@ def _kind(path: Path) -> str:
         return "torch"
     raise ModelLoadError(
         f"{path}: is not a model file (it starts with {head[:8]!r}). "
-        "Expected a PyTorch (.pt, .pth, .th) or .safetensors file."
+        "Expected a PyTorch (.pt, .pth, .th, .pt2), .safetensors or .onnx file."
     )
 
 
