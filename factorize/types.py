@@ -253,6 +253,7 @@ class Speedup:
     """Original against compressed, run alternately in one process.
 
     ``speedup`` is the median over pairs of original/compressed time; p10 and p90 its spread.
+    ``net`` says what was timed in place of the compressed net, where it is another one.
     """
 
     runtime: str
@@ -266,6 +267,7 @@ class Speedup:
     speedup: float
     speedup_p10: float
     speedup_p90: float
+    net: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from factorize.measure.cost import count
 from factorize.measure.environment import environment
 from factorize.measure.interleave import Chain, ChainTime, in_units
 from factorize.measure.latency_model import LatencyModel
+from factorize.measure.onnx_net import OnnxNet
 from factorize.measure.pairs import speedup, speedups
 from factorize.measure.quality import accuracy, agreement_on_random_input
 from factorize.measure.runtimes import Runtime, Target
@@ -16,6 +17,7 @@ __all__ = [
     "ChainTime",
     "LatencyModel",
     "NumberCache",
+    "OnnxNet",
     "Runtime",
     "Target",
     "accuracy",

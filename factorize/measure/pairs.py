@@ -48,6 +48,11 @@ def speedups(
     return [speedup(target, *nets[form], inputs[form]) for target, form in forms if form in nets]
 
 
+def reads_files(target: Target) -> bool:
+    """Whether nets are given to the target's runtime as ONNX files."""
+    return runtimes.get(target.runtime).reads == "onnx"
+
+
 def speedup(
     target: Target, original: Any, compressed: Any, example_input: Any, *, runs: int = 200
 ) -> Speedup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from factorize.methods.chain import chain_kernel, extended
 from factorize.spec import ConvSpec
 from factorize.tensor.effort import Effort, effort
+from factorize.tensor.noise import noise
 from factorize.tensor.norm import Norm
 
 Weights = tuple[Tensor, ...]
@@ -43,7 +45,8 @@ def refine(
     normal equations in the norm. L-BFGS moves the others on the objective that is left (variable
     projection), which converges in a tenth of the iterations that all factors together take. A
     last stage that is grouped is moved with the others. Long rows are swept in float32, as far as
-    it tells errors apart, and finished in float64.
+    it tells errors apart, and finished in float64. Where `tensor.noise` is on the input of the last
+    stage, its expected squared error is a part of the objective.
 
     Parameters
     ----------
@@ -108,6 +111,8 @@ def refine(
     found = problem.weights([w.double() for w in best])
 
     def error(weights: Weights) -> float:
+        if noise():
+            return problem.objective([*problem.free(weights)])
         return norm.energy(target - chain_kernel(stages, weights))
 
     return min((found, start), key=lambda weights: _finite(error(weights)))
@@ -159,8 +164,13 @@ class _Projected(_Joint):
 
     With the features F, the kernel from an input patch to a patch of the last stage, W' = B F and
     B = T S F^T (F S F^T)^-1. At the best B its own change does not count: the gradient is that
-    with B held fixed.
+    with B held fixed. Independent noise on the features, a share n of each one's own square, adds
+    n sum_r |b_r|^2 (F S F^T)_rr to the error, and n (F S F^T)_rr to the diagonal that is inverted.
     """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.noise = noise()
 
     def free(self, weights: Weights) -> Weights:
         return weights[:-1]
@@ -177,6 +187,10 @@ class _Projected(_Joint):
             misfit = last @ gram - 2 * inner
             value = 1 + float((misfit * last).sum(dtype=torch.float64)) / self.scale
             gradient = last.T @ last @ weighted - last.T @ self.product
+            if self.noise:
+                gains = self.noise * last.square().sum(0)
+                value += float((gains * gram.diagonal()).sum(dtype=torch.float64)) / self.scale
+                gradient += gains[:, None] * weighted
         if backward and features.requires_grad:
             features.backward(2 / self.scale * gradient)
         return value
@@ -195,7 +209,7 @@ class _Projected(_Joint):
         gram, inner = weighted @ features.T, self.product @ features.T
         double = gram.dtype == torch.float64
         ridge = (1e-10 if double else 1e-6) * float(gram.diagonal().mean()) + 1e-30
-        gram_ = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        gram_ = gram + (ridge + self.noise * gram.diagonal()).diag()
         root, failed = torch.linalg.cholesky_ex(gram_)
         if int(failed):
             values, vectors = torch.linalg.eigh(gram_.double())

@@ -119,6 +119,22 @@ class Twin(nn.Module):
         return {name: joined([one[name] for one in runs]) for name in wanted}
 
     def _run(self, given: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
+        values = self.begin(given)
+        kept = {*wanted}
+        missing = kept - values.keys()
+        for step in self.onnx_steps:
+            made = self.compute(step, values)
+            values.update(made)
+            missing -= made.keys()
+            if not missing:
+                break
+            for name in step.last:
+                if name not in kept:
+                    values.pop(name, None)
+        return {name: values[name] for name in wanted}
+
+    def begin(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of the graph before its first node: constants, and inputs by name."""
         values: dict[str, Any] = {"": None}
         held = self.onnx_constants._buffers
         for name, number in self.onnx_numbers.items():
@@ -126,27 +142,19 @@ class Twin(nn.Module):
         for name, value in given.items():
             turned = name in self.onnx_form.channels_last
             values[name] = value.movedim(1, -1) if turned else value
-        kept = {*wanted}
-        missing = kept - values.keys()
-        for step in self.onnx_steps:
-            read = [values[name] for name in step.reads]
-            if step.layer is not None:
-                made = step.layer(self.module_of(step), read[0])
-            elif step.operator is not None:
-                made = step.operator(*read)
-            else:
-                module: Any = self.module_of(step)
-                made = module(*read, around=values) if module.nested else module(*read)
-            if not isinstance(made, tuple):
-                made = (made,)
-            values.update(zip(step.makes, made, strict=False))
-            missing.difference_update(step.makes)
-            if not missing:
-                break
-            for name in step.last:
-                if name not in kept:
-                    values.pop(name, None)
-        return {name: values[name] for name in wanted}
+        return values
+
+    def compute(self, step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What one node makes of the values before it, by name."""
+        read = [values[name] for name in step.reads]
+        if step.layer is not None:
+            made = step.layer(self.module_of(step), read[0])
+        elif step.operator is not None:
+            made = step.operator(*read)
+        else:
+            module: Any = self.module_of(step)
+            made = module(*read, around=values) if module.nested else module(*read)
+        return dict(zip(step.makes, made if isinstance(made, tuple) else (made,), strict=False))
 
     def module_of(self, step: Step) -> nn.Module:
         """The module in a step's place: the layer, or the chain that replaced it."""

@@ -145,7 +145,7 @@ def _summary(report: Report) -> Group:
             a, b = one.original, one.compressed
             speed.add_row(
                 f"{one.runtime}, {one.device}, {one.dtype}, batch {one.batch}, "
-                f"{one.threads} threads, {one.runs} runs",
+                f"{one.threads} threads, {one.runs} runs{one.net and f': {one.net}'}",
                 f"{a.median_ms:.3f} ({a.p10_ms:.3f}..{a.p90_ms:.3f})",
                 f"{b.median_ms:.3f} ({b.p10_ms:.3f}..{b.p90_ms:.3f})",
                 f"{one.speedup:.2f}x ({one.speedup_p10:.2f}..{one.speedup_p90:.2f})",

@@ -154,6 +154,8 @@ class Report:
         None where method and rank were given.
     curve
         Models at other budgets, with the dense one and uniform ranks.
+    int8
+        How the layers of ``model.onnx`` and, ``alone``, of the original became integers.
     """
 
     model: str
@@ -175,10 +177,13 @@ class Report:
     search: SearchReport | None = None
     curve: tuple[CurvePoint, ...] = ()
     control: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
     @property
     def measured(self) -> Speedup | None:
         """Time of the whole net on the target; without a search, in the first runtime."""
+        if self.int8 and self.speed:
+            return self.speed[0]
         if self.search and self.search.measured:
             return self.search.measured
         return self.speed[0] if self.speed else None

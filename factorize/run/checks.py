@@ -27,6 +27,7 @@ from factorize.measure import Target, runtimes
 from factorize.onnx_graph import Twin
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.plan import Budget
+from factorize.quantize.quantize_onnx import OPSET
 from factorize.search import SearchConfig
 from factorize.tensor.call import call, evaluating, model_dtype, rows_of, to_model
 from factorize.tensor.output_kinds import guess, kind_of, named_floats
@@ -76,6 +77,23 @@ def check_twins(twin: Twin, onnx: OnnxConfig | None, target: Target | None) -> N
         raise ExportError(
             f"{file.path}: its data must be in a file of another name than {taken[0]}, which is "
             "one of ours. Save it with another location."
+        )
+
+
+def check_int8(model: nn.Module, data: Any, onnx: OnnxConfig | None) -> None:
+    """Raise where int8 is asked for and cannot be, before any work."""
+    if data is None:
+        raise DataError("--int8: needs images to find the ranges of, got none. Give --data.")
+    if onnx and (onnx.half or (onnx.opset or OPSET) < OPSET):
+        raise ExportError(
+            f"--int8: model.onnx must be float32 of opset {OPSET} or later to become int8, got "
+            f"{'--onnx-float16' if onnx.half else f'--opset {onnx.opset}'}. Leave it out."
+        )
+    if isinstance(model, Twin) and (model.onnx_file.half or model.onnx_file.opset < OPSET):
+        got = "float16" if model.onnx_file.half else f"opset {model.onnx_file.opset}"
+        raise ExportError(
+            f"{model.onnx_file.path}: must be float32 of opset {OPSET} or later for --int8, got "
+            f"{got}. Export it so."
         )
 
 

@@ -23,6 +23,7 @@ from factorize.report import Report, write_html
 from factorize.run.checks import (
     as_target,
     check_configs,
+    check_int8,
     check_not_empty,
     check_twins,
     exists,
@@ -32,6 +33,7 @@ from factorize.run.checks import (
 )
 from factorize.run.deliver import deliver, reported
 from factorize.run.first_look import first_look
+from factorize.run.in_integers import SCALES
 from factorize.run.jobs import assist, dismiss
 from factorize.run.made_up import check_real, data_of, make_up
 from factorize.run.make_plan import ruled_plan
@@ -43,12 +45,14 @@ from factorize.run.steps import beside, copied
 from factorize.search import SearchConfig, latency_model
 from factorize.system import processes
 from factorize.tensor.call import batch_size
+from factorize.tensor.noise import INT8, with_noise
 from factorize.tensor.reference import KEPT, Reference
 from factorize.tensor.wrappers import prepared
 from factorize.types import Data, Metric, Plan, Progress
 
 OUTPUTS = (
     "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
+    SCALES,
 )  # fmt: skip
 
 
@@ -89,6 +93,7 @@ def compress(
     fit: FitConfig | None = None,
     finetune: int | tune.FinetuneConfig = 0,
     stages: int = 1,
+    int8: bool = False,
     onnx: OnnxConfig | None = None,
     out: str | Path | None = None,
     force: bool = False,
@@ -151,6 +156,9 @@ def compress(
         Cut in so many rounds, each of the same share, and tune after each: the chains of one are
         multiplied out and cut again (MUSCO, Gusak 2019). Needs a budget of shares or time, or a
         share as rank.
+    int8
+        Whether ``model.onnx`` is to compute in 8-bit integers, see `quantize_onnx`: the chains are
+        fitted for it, and the ranges are those of `data`. The returned model stays in float.
     onnx
         How ``model.onnx`` is written: operators, names, float16.
     out
@@ -212,6 +220,8 @@ def compress(
     if isinstance(data, Data):
         data = replace(data, outputs=meant)
     how = fit.resolved(data)
+    if int8:
+        check_int8(model, data, onnx)
     samples = batch_size(example_input)
     if isinstance(model, Twin):
         samples = max(samples, model.onnx_form.batch)
@@ -245,12 +255,13 @@ def compress(
                 data = replace(data, outputs=meant)
             request = Request(
                 model, example_input, data, meant, metric, fit, how, config, onnx or OnnxConfig(),
-                timer, device, seed, progress, Reference(model, device, KEPT),
+                timer, device, seed, progress, Reference(model, device, KEPT), int8,
             )  # fmt: skip
             told = [*notes, *wrapped, *half_remark(model), *(data.notes if data else ()), *guessed]
             journal = Journal(told)
             looked = first_look(request)
-            made = cut_and_tune(request, wishes, journal)
+            with with_noise(INT8 if int8 else 0.0):
+                made = cut_and_tune(request, wishes, journal)
             tuned_alike = tune_original(request, made, journal)
             delivered = deliver(
                 request, made, folder, targets if latency else [], journal, files=out is not None

@@ -11,6 +11,7 @@ from typing import Any
 from factorize import export
 from factorize.measure import Target, count, environment, measured_on, speedups
 from factorize.report import Report, layer_reports
+from factorize.run.in_integers import InIntegers, drop_data, int8_speedups, quantize_delivered
 from factorize.run.records import Compressed, Journal, Request
 from factorize.search import completed
 from factorize.tune import FinetuneResult
@@ -25,6 +26,8 @@ class Delivered:
 
     Attributes
     ----------
+    int8
+        What is known of ``model.onnx`` where it computes in integers.
     interrupt
         What stopped it on the way.
     """
@@ -32,6 +35,7 @@ class Delivered:
     exports: export.Exports
     speed: tuple[Speedup, ...] = ()
     times: dict[str, dict[str, float]] = field(default_factory=dict)
+    int8: InIntegers | None = None
     interrupt: KeyboardInterrupt | None = None
 
 
@@ -52,13 +56,15 @@ def deliver(
     """
     delivered = Delivered(export.Exports(folder))
     try:
-        if targets or files:
+        if targets or files or request.int8:
             request.tell("export")
             with journal.timed("export"):
                 export.export_all(
                     delivered.exports, request.model, made.model, made.cut.plan,
                     request.example_input, request.onnx,
                 )  # fmt: skip
+            if request.int8:
+                delivered.int8 = quantize_delivered(delivered.exports, request, journal)
             if files:
                 journal.remarks += export.hub_files.write(request.model, folder)
         if targets:
@@ -66,6 +72,8 @@ def deliver(
             with journal.timed("latency"):
                 _measure(delivered, request, made, targets)
             journal.remarks += request.timer.cache.notes + _unsteady(delivered.speed)
+        if delivered.int8:
+            drop_data(delivered.exports)
     except KeyboardInterrupt as interrupt:
         if not (files and (folder / "model.safetensors").exists()):
             raise
@@ -78,13 +86,17 @@ def _measure(
     delivered: Delivered, request: Request, made: Compressed, targets: Sequence[Target]
 ) -> None:
     outcome = made.cut.outcome
-    delivered.speed = tuple(
-        speedups(
-            delivered.exports.onnx_files, request.model, made.model, request.example_input, targets
-        )
-    )
+    if delivered.int8:
+        delivered.speed = tuple(int8_speedups(delivered.exports, request, made.model, targets))
+    else:
+        delivered.speed = tuple(
+            speedups(
+                delivered.exports.onnx_files, request.model, made.model, request.example_input,
+                targets,
+            )
+        )  # fmt: skip
     # The first is what layers are timed on too, unless it was left out.
-    all_timed = len(delivered.speed) == len(targets)
+    all_timed = len(delivered.speed) >= len(targets)
     delivered.times = request.timer.of_plan(
         made.cut.plan, outcome.offered if outcome else None,
         whole_ms=delivered.speed[0].original.median_ms if all_timed else inf,
@@ -111,7 +123,8 @@ def reported(
         f"MACs of {name} are not counted: no formula is known for them" for name in unknown
     ]
     plan, outcome = made.cut.plan, made.cut.outcome
-    speed = delivered.speed[0] if delivered.speed else None
+    # A search predicts the time of chains as they were timed.
+    speed = next((one for one in delivered.speed if one.dtype != "int8"), None)
     return Report(
         model=name or type(request.model).__name__,
         settings={
@@ -144,6 +157,7 @@ def reported(
         failures=tuple(delivered.exports.failures),
         notes=tuple(journal.remarks),
         search=completed(outcome, speed) if outcome else None,
+        int8=asdict(delivered.int8) if delivered.int8 else None,
         curve=outcome.curve if outcome else (),
     )
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from factorize import graph, tune
 from factorize.fit import Fitted, apply_, as_fitted, fit, fit_remarks, rebased
-from factorize.measure import worth
 from factorize.plan import load_plan, save_plan
 from factorize.report import CONTROL
 from factorize.run.checks import check_not_empty, check_runs, class_remark
@@ -252,20 +251,11 @@ def _rate(request: Request, journal: Journal, step: str, model: nn.Module) -> No
     """Measure what a model is worth."""
     request.tell(f"evaluate {step}")
     with journal.timed("evaluate"):
-        journal.quality[step] = _quality(request, model)
+        journal.quality[step] = request.worth(model)
 
 
 def _rated(
     request: Request, model: nn.Module, original: Reference, journal: Journal
 ) -> dict[str, Any]:
     with journal.timed("evaluate"):
-        return _quality(request, model, original)
-
-
-def _quality(
-    request: Request, model: nn.Module, original: Reference | None = None
-) -> dict[str, Any]:
-    return worth(
-        original or request.reference, model, request.example_input, data=request.data,
-        metric=request.metric, device=request.device, seed=request.seed, outputs=request.outputs,
-    )  # fmt: skip
+        return request.worth(model, original)

@@ -10,7 +10,7 @@ from torch import nn
 
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig, Fitted
-from factorize.measure import LatencyModel
+from factorize.measure import LatencyModel, worth
 from factorize.outputs import Outputs
 from factorize.search import Outcome
 from factorize.system.stopwatch import Stopwatch
@@ -31,6 +31,8 @@ class Request:
         Measures the time of layers.
     reference
         The model, whose outputs are kept.
+    int8
+        Whether ``model.onnx`` is to compute in integers.
     """
 
     model: nn.Module
@@ -47,6 +49,14 @@ class Request:
     seed: int
     progress: Progress | None
     reference: Reference
+    int8: bool = False
+
+    def worth(self, model: nn.Module, original: Reference | None = None) -> dict[str, float]:
+        """Measure what a model is worth, beside the original or what stands for it."""
+        return worth(
+            original or self.reference, model, self.example_input, data=self.data,
+            metric=self.metric, device=self.device, seed=self.seed, outputs=self.outputs,
+        )  # fmt: skip
 
     def tell(self, step: str) -> None:
         """Tell that a step begins whose length is not known."""

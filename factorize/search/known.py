@@ -17,6 +17,7 @@ from factorize.measure import NumberCache
 from factorize.search.error_curve import Key
 from factorize.spec import ConvSpec, Rank
 from factorize.tensor.moments import LayerCalibration
+from factorize.tensor.noise import noise
 
 KEPT_AT_ONCE = 16  # errors; what is not written yet is lost with the process
 _CODE = ("methods", "tensor", "fit", "search")  # what errors depend on
@@ -86,7 +87,7 @@ def fingerprint(
     spec: ConvSpec, weight: Tensor, bias: Tensor | None, moments: LayerCalibration | None, seed: int
 ) -> str:
     """What tells a layer and its images from all others."""
-    digest = hashlib.blake2b(f"{replace(spec, name='')} {seed}".encode(), digest_size=20)
+    digest = hashlib.blake2b(f"{replace(spec, name='')} {seed} {noise()}".encode(), digest_size=20)
     for tensor in _tensors(weight, bias, moments):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,125 @@
+"""Which nodes of an ONNX graph compute in integers, and which values are rounded between them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from factorize.onnx_graph import Twin
+from factorize.onnx_graph.twin import Step
+from factorize.tensor.twins import LEFT_ALONE, BatchNorm
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+"""Layers that ONNX Runtime has integer kernels for."""
+
+_CLIPPING = ("Relu", "Clip")  # done by the rounding behind them, which ends where they clip
+_SAME_VALUES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
+_FIRST_ONLY = (*_CLIPPING, *_SAME_VALUES)  # their other inputs are shapes and limits
+_OTHER = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
+_KEPT_FLOAT = ("Gemm", "MatMul")  # may give floats, which the ends of a net want
+
+
+@dataclass
+class Places:
+    """What is computed in integers.
+
+    Attributes
+    ----------
+    layers
+        Names of the steps whose weights are int8, in order.
+    values
+        Names of the values that are rounded.
+    same
+        Of those, the ones that have the grid of another, which they are a rearrangement of.
+    left
+        Layers that stay in float, each with its reason.
+    """
+
+    layers: tuple[str, ...] = ()
+    values: frozenset[str] = frozenset()
+    same: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def places_of(twin: Twin, *, exclude: Iterable[str] = ()) -> Places:
+    """Decide it for a whole net.
+
+    A layer computes in integers where its weight is known; what is between such layers does where
+    all that it reads is rounded anyway and what it makes is read in integers again.
+
+    Parameters
+    ----------
+    exclude
+        Names of layers that stay in float.
+    """
+    places, exclude = Places(), frozenset(exclude)
+    readers: dict[str, list[Step]] = defaultdict(list)
+    for step in twin.onnx_steps:
+        for name in {*step.reads, *step.around}:
+            readers[name].append(step)
+    outputs = {value.name for value in twin.onnx_file.proto.graph.output}
+    integer: dict[str, bool] = {}  # by step: whether it is a layer
+    for step in twin.onnx_steps:
+        reason = _left(twin, step, exclude)
+        if reason is None:
+            integer[step.name] = True
+        elif reason:
+            places.left[step.name] = reason
+    layers = tuple(integer)
+    rounded = {step.reads[0] for step in twin.onnx_steps if step.name in integer}
+    for step in twin.onnx_steps:
+        passing = _activations(step)
+        if passing and rounded.issuperset(passing):
+            integer[step.name] = False
+        if step.name in integer:
+            rounded.update(step.makes[:1])
+    for step in reversed(twin.onnx_steps):  # only what leads to integers again
+        followed = any(one.name in integer for one in readers[step.makes[0]])
+        optional = step.name in integer and (not integer[step.name] or step.kind in _KEPT_FLOAT)
+        if optional and not followed:
+            rounded.discard(step.makes[0])
+            if not integer[step.name]:
+                del integer[step.name]
+    for step in twin.onnx_steps:
+        if step.name not in integer:
+            continue
+        made = step.makes[0]
+        after = readers[made]
+        clipped = len(after) == 1 and after[0].kind in _CLIPPING and after[0].name in integer
+        if clipped and made not in outputs:
+            rounded.discard(made)
+        elif step.kind in _SAME_VALUES and step.reads[0] in rounded:
+            places.same[made] = step.reads[0]
+    # A value that is read by no step in integers, and made by none, is none of ours.
+    ends = {step.makes[0] for step in twin.onnx_steps if step.name in integer}
+    starts = {
+        name for step in twin.onnx_steps if step.name in integer
+        for name in (_activations(step) or step.reads[:1])
+    }  # fmt: skip
+    places.layers, places.values = layers, frozenset(rounded & (ends | starts))
+    return places
+
+
+def _left(twin: Twin, step: Step, exclude: frozenset[str]) -> str | None:
+    """None for a layer in integers; why it is in float, "" for what is no layer."""
+    if step.layer is None:
+        return ""
+    module = twin.module_of(step)
+    if isinstance(module, BatchNorm):
+        return ""
+    if step.name in exclude:
+        return "excluded"
+    if step.kind not in LAYERS:
+        return f"the runtime has no integer {step.kind}"
+    reason = getattr(module, LEFT_ALONE, None)
+    return reason and str(reason)
+
+
+def _activations(step: Step) -> tuple[str, ...]:
+    """What a node that only passes values on reads of them; none for any other."""
+    if step.layer is not None:
+        return ()
+    if step.kind in _FIRST_ONLY:
+        return step.reads[:1]
+    return step.reads if step.kind in _OTHER else ()

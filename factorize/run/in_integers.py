@@ -1,0 +1,125 @@
+"""The int8 form of what a run delivers, beside what int8 does alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from factorize import export
+from factorize.errors import ExportError
+from factorize.measure import OnnxNet, Target, pairs
+from factorize.quantize import Int8Check, quantize_onnx
+from factorize.run.records import Journal, Request
+from factorize.types import Speedup
+
+FLOAT = "float.onnx"
+"""What ``model.onnx`` becomes: for comparison, and not delivered."""
+
+ALONE = "alone.onnx"
+"""The original in int8, not factorized: what one would have without us."""
+
+SCALES = "scales.json"
+ALONE_STEP, STEP = "int8 alone", "int8"
+
+
+@dataclass(frozen=True)
+class InIntegers:
+    """The int8 net, and the original in int8."""
+
+    check: Int8Check
+    alone: Int8Check | None
+
+
+def quantize_delivered(
+    made: export.Exports, request: Request, journal: Journal
+) -> InIntegers | None:
+    """Make ``model.onnx`` int8, and rate it; None where that failed, which is noted.
+
+    The original is quantized too: in the same way, on the same images.
+    """
+    if made.check is None:
+        made.failures.append("model.onnx in int8: there is no float one to make it of")
+        return None
+    folder, original = made.folder, made.onnx_files[0]
+    (folder / "model.onnx").replace(folder / FLOAT)
+    checks: dict[str, Int8Check] = {}
+    for step, source, name in (
+        (ALONE_STEP, original, ALONE), (STEP, folder / FLOAT, "model.onnx"),
+    ):  # fmt: skip
+        try:
+            with journal.timed("int8"):
+                checks[step] = _quantized(source, folder / name, request)
+            with journal.timed("evaluate"):
+                net = OnnxNet(folder / name, request.model, request.example_input)
+                journal.quality[step] = request.worth(net)
+        except ExportError as error:
+            text = str(error).replace(f"{folder}/", "")
+            if step == STEP:
+                made.failures.append(f"model.onnx in int8: {text}")
+                return None
+            journal.remarks.append(f"the original is not compared in int8: {text}")
+    check = checks[STEP]
+    made.check = replace(made.check, nodes=check.nodes, bytes=check.bytes)
+    scales = {"values": check.grids, "layers": check.scales}
+    (folder / SCALES).write_text(json.dumps(scales, indent=1) + "\n", encoding="utf-8")
+    journal.remarks += _remarks(check)
+    return InIntegers(check, checks.get(ALONE_STEP))
+
+
+def drop_data(made: export.Exports) -> None:
+    """Remove the data of the float net's file: that of the int8 one is all in it."""
+    for name in made.source.external if made.source else ():
+        (made.folder / name).unlink(missing_ok=True)
+
+
+def int8_speedups(
+    made: export.Exports, request: Request, compressed: nn.Module, targets: Sequence[Target]
+) -> list[Speedup]:
+    """Times of the int8 net, of its float form and of the original in int8, beside the original."""
+    original, model = made.onnx_files
+    nets = [(model, "int8", ""), (made.folder / FLOAT, "float32", "in float32"),
+            (made.folder / ALONE, "int8", "int8 alone")]  # fmt: skip
+    onnx = [target for target in targets if pairs.reads_files(target)][:1]
+    found = [
+        replace(one, dtype=dtype, net=net)
+        for file, dtype, net in nets
+        if file.exists()
+        for one in pairs.speedups(
+            (original, file), request.model, compressed, request.example_input, onnx
+        )
+    ]
+    rest = [target for target in targets if target not in onnx]
+    others = pairs.speedups(
+        (original, made.folder / FLOAT), request.model, compressed, request.example_input, rest
+    )
+    return found + [replace(one, net="in float32") for one in others]
+
+
+def _quantized(source: Path, path: Path, request: Request) -> Int8Check:
+    assert request.data is not None
+    return quantize_onnx(
+        source, path, (batch[0] for batch in request.data.train), memory=request.fit.memory,
+        seed=request.seed, progress=request.progress,
+    )  # fmt: skip
+
+
+def _remarks(check: Int8Check) -> list[str]:
+    told = [
+        f"int8: {len(check.losses)} layers compute in integers; the output differs from the same "
+        f"net's in float32 by {100 * check.difference:.1f} %, on {check.images} images"
+    ]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in check.left.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        told.append(f"int8: {names[0]}{more} stayed in float32: {reason}")
+    if check.largest < 127:
+        told.append(
+            "int8: weights have 7 bits, as this processor has no VNNI and would saturate with 8"
+        )
+    return told
