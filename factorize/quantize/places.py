@@ -13,9 +13,9 @@ from factorize.tensor.twins import LEFT_ALONE, BatchNorm
 LAYERS = ("Conv", "Gemm", "MatMul")
 """Layers that ONNX Runtime has integer kernels for."""
 
-_CLIPPING = ("Relu", "Clip")  # done by the rounding behind them, which ends where they clip
+CLIPPING = ("Relu", "Clip")  # done by the rounding behind them, which ends where they clip
 _SAME_VALUES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
-_FIRST_ONLY = (*_CLIPPING, *_SAME_VALUES)  # their other inputs are shapes and limits
+_FIRST_ONLY = (*CLIPPING, *_SAME_VALUES)  # their other inputs are shapes and limits
 _OTHER = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
 _KEPT_FLOAT = ("Gemm", "MatMul")  # may give floats, which the ends of a net want
 
@@ -86,7 +86,7 @@ def places_of(twin: Twin, *, exclude: Iterable[str] = ()) -> Places:
             continue
         made = step.makes[0]
         after = readers[made]
-        clipped = len(after) == 1 and after[0].kind in _CLIPPING and after[0].name in integer
+        clipped = len(after) == 1 and after[0].kind in CLIPPING and after[0].name in integer
         if clipped and made not in outputs:
             rounded.discard(made)
         elif step.kind in _SAME_VALUES and step.reads[0] in rounded:

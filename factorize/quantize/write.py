@@ -35,13 +35,13 @@ class _Writer:
         for value in self.file.inputs:
             self.round(str(value.name), str(value.name))
         for node in [*self.graph.node]:
-            made = {name: self.free(f"{name}_exact") for name in node.output
+            made: dict[str, str] = {name: self.free(f"{name}_exact") for name in node.output
                     if name in outputs and name in net.grids}  # fmt: skip
             self.add(node)
             for index, name in enumerate(node.output):
                 if name in made:
                     node.output[index] = made[name]
-                self.round(made.get(name, name), name, last=name in made)
+                self.round(made.get(name, name) or name, name, last=name in made)
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
         self.drop_unread(outputs)

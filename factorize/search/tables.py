@@ -29,6 +29,9 @@ class Tables:
         Of all chains.
     time
         Of the whole net, in the latency model's units; 0 where nothing is timed.
+    original
+        Time that speedups are to: of the net before anything is done, which is `time`, or that of
+        the float net where layers are timed in integers.
     macs, params
         Of the whole net.
     target
@@ -44,6 +47,7 @@ class Tables:
     reasons: Mapping[str, str]
     losses: Losses
     time: float
+    original: float
     macs: int
     params: int
     target: str = ""
@@ -155,7 +159,11 @@ class Tables:
     def speedup(self, chosen: Mapping[str, Candidate]) -> float:
         """Of the whole net, as the times of its layers predict it."""
         saved = self.dense("time") - sum(offer.costs["time"] for offer in chosen.values())
-        return self.time / max(self.time - saved, 1e-9 * self.time)
+        return self.original / max(self.time - saved, 1e-9 * self.time)
+
+    def saved(self, speedup: float) -> float:
+        """How much time a net that is so fast has saved."""
+        return self.time - self.original / speedup
 
     def plan(self, chosen: Mapping[str, Candidate]) -> Plan:
         """The plan of a choice for every layer."""
