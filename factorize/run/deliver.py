@@ -156,7 +156,7 @@ def reported(
         failures=tuple(delivered.exports.failures),
         notes=tuple(journal.remarks),
         search=completed(outcome, speed) if outcome else None,
-        int8=asdict(delivered.int8) if delivered.int8 else None,
+        int8=delivered.int8.reported() if delivered.int8 else None,
         curve=outcome.curve if outcome else (),
     )
 

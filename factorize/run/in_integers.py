@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -36,6 +37,15 @@ class InIntegers:
 
     check: Int8Check
     alone: Int8Check | None
+
+    def reported(self) -> dict[str, Any]:
+        """For the report: without the scales, which have a file of their own."""
+        checks = {"check": self.check, "alone": self.alone}
+        return {
+            name: {k: v for k, v in asdict(one).items() if k not in ("grids", "scales")}
+            for name, one in checks.items()
+            if one
+        }
 
 
 def quantize_delivered(
