@@ -40,6 +40,8 @@ class Assembled:
         The target reads ONNX files, and the original cannot be exported.
     """
 
+    gained = 1.0
+
     def __init__(self, model: nn.Module, example_input: Any, target: Target) -> None:
         self.target = target
         runtime = runtimes.get(target.runtime)
@@ -47,7 +49,7 @@ class Assembled:
             example_input = model.fed(example_input)
         self.example_input = example_input
         self._nets = _FORMS[runtime.reads](model, example_input)
-        self.gained, as_timed = 1.0, self._nets.dense
+        as_timed = self._nets.dense
         if target.dtype == INT8:
             as_timed = self._nets.replaced(())
             as_timed.write_bytes(as_integers(as_timed))

@@ -102,7 +102,6 @@ def prepare(
     # On a busy machine the whole net may be measured to take less than its layers.
     dense = sum(layer.dense for layer in layers.values())
     time = max(assembled.units, dense) if assembled else 0.0
-    original = time * assembled.gained if assembled else 0.0
     specs = {name: layer.spec for name, layer in layers.items() if layer.offers}
     if not specs:
         raise _nothing(layers, reasons, assembled)
@@ -142,9 +141,9 @@ def prepare(
                 seed=seed, progress=progress,
             )  # fmt: skip
     tables = Tables(
-        sites, layers, reasons, Losses(layers, curves, watch, stopwatch), time, original, macs,
-        params, target=str(latency.target) if latency else "", latency=latency,
-        never_slower=never_slower,
+        sites, layers, reasons, Losses(layers, curves, watch, stopwatch), time, macs, params,
+        target=str(latency.target) if latency else "", latency=latency,
+        never_slower=never_slower, gained=assembled.gained if assembled else 1.0,
     )  # fmt: skip
     fits = Fits(
         model, data=data, config=config, comparable=replay is not None, device=device, seed=seed,

@@ -80,7 +80,7 @@ def test_a_chosen_chain_is_measured(fate: str) -> None:
     ]
     layer = Layer(SPEC, (), tuple(offers), SPEC.macs, SPEC.params, 1.0)
     tables = Tables(
-        [ConvSite(SPEC)], {"a": layer}, {}, None, 0.0, 0.0, 0, 0,  # type: ignore[arg-type]
+        [ConvSite(SPEC)], {"a": layer}, {}, None, 0.0, 0, 0,  # type: ignore[arg-type]
         latency=line, never_slower=True,  # type: ignore[arg-type]
     )  # fmt: skip
     chosen = {"a": Candidate({}, 0.0, offers[0])}

@@ -133,7 +133,7 @@ def made_up(
             known.estimated[offer], known.truth[offer] = estimated, true
             offers.append(offer)
         found[name] = Layer(None, (), tuple(offers), 100, 0, 0.0)  # type: ignore[arg-type]
-    tables = Tables((), found, {}, known, 0.0, 0.0, 100 * len(found), 0)  # type: ignore[arg-type]
+    tables = Tables((), found, {}, known, 0.0, 100 * len(found), 0)  # type: ignore[arg-type]
     return tables, tables.candidates
 
 
