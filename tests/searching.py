@@ -102,9 +102,7 @@ class Machine:
                     - machine.of(layer.spec, methods.chain_of(layer))
                     for layer in layers
                 )
-                return machine.speedup(
-                    self.gained * self.units, self.units - machine.gain * saved
-                )
+                return machine.speedup(self.gained * self.units, self.units - machine.gain * saved)
 
         patch.setattr("factorize.search.prepare.Assembled", Assembled)
         layers = import_module("factorize.measure.latency_model")
