@@ -5,7 +5,7 @@ from factorize.onnx_graph.check_twin import check_batch, check_twin
 from factorize.onnx_graph.make_twin import make_twin
 from factorize.onnx_graph.onnx_file import OnnxFile, read_onnx
 from factorize.onnx_graph.twin import Twin
-from factorize.onnx_graph.walk import read_names, subgraphs, value_names
+from factorize.onnx_graph.walk import inlined, read_names, rename_reads, subgraphs, value_names
 
 __all__ = [
     "OPSET",
@@ -14,12 +14,14 @@ __all__ = [
     "chain_nodes",
     "check_batch",
     "check_twin",
+    "inlined",
     "make_twin",
     "pads_of",
     "place_auto_pad",
     "place_pads",
     "read_names",
     "read_onnx",
+    "rename_reads",
     "subgraphs",
     "value_names",
 ]

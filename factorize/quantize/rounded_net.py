@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from factorize.calibrate.patches import area_of, padded, positions, windows_at
+from factorize.errors import ExportError
 from factorize.graph.spec_of import spec_of
 from factorize.onnx_graph import Twin
 from factorize.onnx_graph.layers import Layer
@@ -99,7 +100,7 @@ def round_net(
     *,
     largest: int,
     seed: int,
-    progress: Callable[[str], object] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> RoundedNet:
     """Round the layers of a net one after the other, as its nodes come.
 
@@ -111,6 +112,8 @@ def round_net(
         Inputs by name.
     largest
         Of the weights' codes: 127, or 63 where sums of products of larger ones saturate.
+    progress
+        Called with the number of each layer, from 1.
     """
     exact, made = copy.deepcopy(twin), RoundedNet(copy.deepcopy(twin), places)
     readers: dict[str, list[Step]] = {}
@@ -127,7 +130,7 @@ def round_net(
                 true.update(exact.compute(step, true))
             if step.name in places.layers:
                 if progress:
-                    progress(step.name)
+                    progress(len(made.layers) + 1)
                 name = step.makes[0]
                 after = readers.get(name, [])
                 if len(after) == 1 and after[0].name in places.layers and name not in outputs:
@@ -157,6 +160,11 @@ def _settle(made: RoundedNet, pairs: Pairs, names: Sequence[str]) -> None:
         if name in made.places.values:
             same = made.places.same.get(name)
             rough = [values[name] for _, values in pairs]
+            if not all(v.isfinite().all() for v in rough):
+                raise ExportError(
+                    f"{name}: must be finite numbers to become int8, got others for the images. "
+                    "Check the images and the model."
+                )
             made.grids[name] = made.grids[same] if same else grid_of(rough)
     for _, values in pairs:
         made.round_(values, names)
@@ -174,15 +182,14 @@ def _round_layer(
     for one, rough in pairs:
         sums.add(one[read], rough[read], generator)
     sums.finish()
-    weight = sums.rows(true.weight.detach())
-    if sums.second is None or sums.apart is None:
-        scales = scales_of(weight, largest)
-        codes = nearest_codes(weight, scales, largest)
-    else:
+    weight = wanted = sums.rows(true.weight.detach())
+    if sums.second is not None and sums.apart is not None:
         wanted = compensated(weight, sums.apart, sums.second, _RIDGE)
-        scales = scales_of(wanted, largest)
+    scales = _with_room(scales_of(wanted, largest), true.bias, made.grids[read])
+    if sums.second is None:
+        codes = nearest_codes(wanted, scales, largest)
+    else:
         codes = rounded_codes(wanted, scales, sums.second, largest)
-    scales = _with_room(scales, true.bias, made.grids[read])
     rounded = codes * scales[..., None]
     may = true.bias is not None or step.kind != "MatMul"
     bias = None

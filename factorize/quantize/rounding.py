@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _DAMPING = 0.01  # of the mean second moment
+_SMALLEST = 2.0**-60  # of a scale; its product with an input's is a normal float32 number
 _BLOCK = 128  # columns, after which the others are brought up to date
 
 
@@ -35,7 +36,7 @@ def compensated(weight: Tensor, apart: Tensor, second: Tensor, ridge: float) -> 
 def scales_of(weight: Tensor, largest: int) -> Tensor:
     """The step of each output channel, (G, O), float32 numbers: its largest weight is the last."""
     most = weight.abs().amax(-1) / largest
-    return most.clamp_min(torch.finfo(torch.float32).tiny).float().to(weight.dtype)
+    return most.clamp_min(_SMALLEST).float().to(weight.dtype)
 
 
 def rounded_codes(weight: Tensor, scales: Tensor, second: Tensor, largest: int) -> Tensor:
