@@ -30,6 +30,7 @@ LONGEST = 8000
 
 _FEWEST, _MOST = 4096, 16384  # patches of a layer
 _RIDGE = 0.05
+_RESOLVED = 1e-6  # of second moments, which sums of float32 numbers tell nothing below
 _MOST_BIAS = 2.0**30  # codes of a bias are int32
 
 
@@ -181,7 +182,8 @@ def _round_layer(
     sums = _Sums(true, step.layer, sum(len(rough[read]) for _, rough in pairs))
     for one, rough in pairs:
         sums.add(one[read], rough[read], generator)
-    sums.finish()
+    has_bias = true.bias is not None or step.kind != "MatMul"
+    sums.finish(centred=has_bias)
     weight = wanted = sums.rows(true.weight.detach())
     if sums.second is not None and sums.apart is not None:
         wanted = compensated(weight, sums.apart, sums.second, _RIDGE)
@@ -191,9 +193,8 @@ def _round_layer(
     else:
         codes = rounded_codes(wanted, scales, sums.second, largest)
     rounded = codes * scales[..., None]
-    may = true.bias is not None or step.kind != "MatMul"
     bias = None
-    if may:
+    if has_bias:
         start = 0.0 if true.bias is None else true.bias.detach().double()
         moved = (weight * sums.mean_true[:, None]).sum(-1) - (rounded * sums.mean[:, None]).sum(-1)
         bias = (start + moved.flatten()).float()
@@ -265,13 +266,19 @@ class _Sums:
             self.second += y.mT @ y
             self.apart += (x - y).mT @ y
 
-    def finish(self) -> None:
-        """Make means of the sums, the second ones about the first, which the bias makes up for."""
-        self.mean, self.mean_true = self.mean / self.count, self.mean_true / self.count
-        if self.second is not None and self.apart is not None:
-            self.second = self.second / self.count - self.mean[..., None] * self.mean[:, None]
-            moved = (self.mean_true - self.mean)[..., None] * self.mean[:, None]
-            self.apart = self.apart / self.count - moved
+    def finish(self, *, centred: bool) -> None:
+        """Make means of the sums; the second ones about the first where a bias makes up for it."""
+        self.mean /= self.count
+        self.mean_true /= self.count
+        if self.second is None or self.apart is None:
+            return
+        self.second /= self.count
+        self.apart /= self.count
+        exact = _RESOLVED * self.second.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+        if centred:
+            self.second -= self.mean[..., None] * self.mean[:, None]
+            self.apart -= (self.mean_true - self.mean)[..., None] * self.mean[:, None]
+        self.second += torch.diag_embed(exact.expand_as(self.mean))
 
     def rows(self, weight: Tensor) -> Tensor:
         """A weight as (G, O, D)."""

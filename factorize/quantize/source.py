@@ -23,8 +23,12 @@ _MACS = 1e11  # of all images together, beyond the fewest
 
 def unsuited(file: OnnxFile) -> str | None:
     """What a file is that cannot become int8; None where it can."""
+    from onnx import TensorProto
+
     if file.half:
         return "float16"
+    if any(value.type.tensor_type.elem_type == TensorProto.DOUBLE for value in file.inputs):
+        return "float64"
     return f"opset {file.opset}" if file.opset < OPSET else None
 
 
