@@ -16,6 +16,7 @@ from factorize.outputs import Outputs
 from factorize.plan import Budget
 from factorize.plan import load_plan as _load_plan
 from factorize.plan import save_plan as _save_plan
+from factorize.quantize import quantize_onnx as _quantize_onnx
 from factorize.run import compress as _compress
 from factorize.run import make_plan as _make_plan
 from factorize.run import rebuild as _rebuild
@@ -39,6 +40,7 @@ load_plan = in_python(_load_plan)
 make_plan = in_python(_make_plan.make_plan)
 measure_quality = in_python(_steps.measure_quality)
 merge_parallel = in_python(_merge_parallel)
+quantize_onnx = in_python(_quantize_onnx)
 rewrite = in_python(_steps.rewrite)
 rewrite_ = in_python(_steps.rewrite_)
 save_plan = in_python(_save_plan)
@@ -70,6 +72,7 @@ __all__ = [
     "make_plan",
     "measure_quality",
     "merge_parallel",
+    "quantize_onnx",
     "register_method",
     "register_runtime",
     "rewrite",

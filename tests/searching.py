@@ -42,6 +42,7 @@ class Machine:
     def __init__(self) -> None:
         self.call = 2000.0
         self.gain = 1.0
+        self.in_integers = 1.0  # how many times as fast a net is in them
         self.timed: Counter[tuple[Chain, Size, Chain]] = Counter()
         self.nets = 0
 
@@ -70,7 +71,6 @@ class Machine:
 
     def speedup(self, before: float, after: float) -> Speedup:
         self.nets += 1
-        after = before - self.gain * (before - after)
         ratio = before / after
         ms = [Latency(t * UNIT_MS, 0.99 * t * UNIT_MS, 1.01 * t * UNIT_MS) for t in (before, after)]
         return Speedup("onnxruntime", "cpu", "float32", 1, 1, 9, *ms, ratio, 0.99 * ratio,
@@ -82,7 +82,7 @@ class Machine:
     ) -> list[Speedup]:  # fmt: skip
         """In place of `measure.speedups`: of the real nets, their convolutions as they are."""
         before, after = (self.net(model, example_input) for model in (original, compressed))
-        return [self.speedup(before, after)]
+        return [self.speedup(before, before - self.gain * (before - after))]
 
     def latency(self) -> LatencyModel:
         return LatencyModel(TARGET, NumberCache(None))
@@ -94,6 +94,7 @@ class Machine:
             def __init__(self, model: nn.Module, example_input: Any, target: Target) -> None:
                 self.units = machine.net(model, example_input)
                 self.unit_ms, self.target = UNIT_MS, target
+                self.gained = machine.in_integers
 
             def speedup(self, layers: Sequence[LayerPlan]) -> Speedup:
                 saved = sum(
@@ -101,7 +102,7 @@ class Machine:
                     - machine.of(layer.spec, methods.chain_of(layer))
                     for layer in layers
                 )
-                return machine.speedup(self.units, self.units - saved)
+                return machine.speedup(self.gained * self.units, self.units - machine.gain * saved)
 
         patch.setattr("factorize.search.prepare.Assembled", Assembled)
         layers = import_module("factorize.measure.latency_model")

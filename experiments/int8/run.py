@@ -125,9 +125,7 @@ def _chains(
         file = Path(folder, "float", "model.onnx")
         fitted = net.score(plain.model)
         afterwards = net.score(_run(_by_onnxruntime(file, images), net.model, example))
-        ours = factorize.compress(
-            net.model, example, out=Path(folder, "int8"), int8=True, **how
-        )
+        ours = factorize.compress(net.model, example, out=Path(folder, "int8"), int8=True, **how)
         assert ours.report.int8 is not None, ours.report.failures
         file = Path(folder, "int8", "model.onnx")
         return {

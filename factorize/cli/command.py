@@ -205,7 +205,7 @@ def run(
                 found = search_plan(
                     loaded.model, sample, Wish(None, budget, config, Selection(**layers)),
                     target=timed, data=images, fit=fitting, device=device, seed=seed,
-                    refresh=refresh, progress=bars.update,
+                    refresh=refresh, int8=int8, progress=bars.update,
                 )  # fmt: skip
                 planned, times = found.outcome.plan, found.times
             else:

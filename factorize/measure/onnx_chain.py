@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from factorize.onnx_graph import OPSET, chain_nodes
+from factorize.onnx_graph import OPSET, chain_nodes, in_integers_
 from factorize.spec import ConvSpec, Size
 
 LARGEST_BLOCK = 16  # channels in ONNX Runtime's blocked layout: 8 or 16
@@ -18,11 +18,18 @@ def input_shape(spec: ConvSpec, size: Size, batch: int) -> Size:
     return (batch, spec.in_channels, *size) if spec.kernel else (batch, *size, spec.in_channels)
 
 
-def chain_model(stages: Sequence[ConvSpec], size: Size, batch: int, copies: int = 1) -> bytes:
+def chain_model(
+    stages: Sequence[ConvSpec], size: Size, batch: int, copies: int = 1, *, int8: bool = False
+) -> bytes:
     """A model of one chain alone, or of copies side by side, as ONNX Runtime takes it.
 
     In a net, neighbouring convolutions hand on a blocked layout. A chain by itself would be charged
     for going there and back: where the runtime put such nodes at its ends, they are taken out.
+
+    Parameters
+    ----------
+    int8
+        Whether it computes in integers, from uint8 to uint8.
     """
     import onnx
     import onnxruntime
@@ -47,6 +54,8 @@ def chain_model(stages: Sequence[ConvSpec], size: Size, batch: int, copies: int 
         ],
         outputs, weights,
     )  # fmt: skip
+    if int8:
+        in_integers_(graph)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     if not stages[0].kernel:  # linear layers have but one layout
         return model.SerializeToString()
@@ -59,7 +68,10 @@ def chain_model(stages: Sequence[ConvSpec], size: Size, batch: int, copies: int 
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         optimized = onnx.load(options.optimized_model_filepath)
-    _strip(optimized.graph, channels)
+    if int8:
+        _strip_channels_last(optimized.graph)
+    else:
+        _strip(optimized.graph, channels)
     return optimized.SerializeToString()
 
 
@@ -79,4 +91,31 @@ def _strip(graph: Any, channels: int) -> None:
         elif node.op_type == "ReorderOutput" and node.output[0] in outputs:
             result = helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, None)
             outputs[node.output[0]].CopyFrom(result)
+            graph.node.remove(node)
+
+
+def _strip_channels_last(graph: Any) -> None:
+    """Remove the changes of layout at both ends: integer kernels have the channels last."""
+    outputs = {value.name: value for value in graph.output}
+    (source,) = graph.input
+    turned = [node for node in graph.node if node.op_type == "Transpose"]
+    readers = [node for node in graph.node if "x" in node.input]
+    if readers and all(node in turned for node in readers):
+        names = {node.output[0] for node in readers}
+        order = [*readers[0].attribute[0].ints]
+        dims = [*source.type.tensor_type.shape.dim]
+        moved = [dims[axis].dim_value for axis in order]
+        for dim, size in zip(dims, moved, strict=True):
+            dim.dim_value = size
+        for node in graph.node:
+            for index, name in enumerate(node.input):
+                if name in names:
+                    node.input[index] = "x"
+        for node in readers:
+            graph.node.remove(node)
+    for node in turned:
+        if node.output[0] in outputs:
+            value = outputs[node.output[0]]
+            value.name = node.input[0]
+            value.type.tensor_type.ClearField("shape")
             graph.node.remove(node)

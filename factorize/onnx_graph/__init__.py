@@ -2,6 +2,7 @@
 
 from factorize.onnx_graph.chain_nodes import OPSET, chain_nodes, pads_of, place_auto_pad, place_pads
 from factorize.onnx_graph.check_twin import check_batch, check_twin
+from factorize.onnx_graph.integers import in_integers_
 from factorize.onnx_graph.make_twin import make_twin
 from factorize.onnx_graph.onnx_file import OnnxFile, read_onnx
 from factorize.onnx_graph.twin import Twin
@@ -14,6 +15,7 @@ __all__ = [
     "chain_nodes",
     "check_batch",
     "check_twin",
+    "in_integers_",
     "inlined",
     "make_twin",
     "pads_of",

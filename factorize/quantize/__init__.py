@@ -1,6 +1,7 @@
 """Static int8: a net's layers rounded to integers, each fitted to what the ones before it give."""
 
+from factorize.quantize.made_up_codes import as_integers
 from factorize.quantize.quantize_onnx import Int8Check, quantize_onnx
 from factorize.quantize.saturation import LARGEST, largest_code
 
-__all__ = ["LARGEST", "Int8Check", "largest_code", "quantize_onnx"]
+__all__ = ["LARGEST", "Int8Check", "as_integers", "largest_code", "quantize_onnx"]

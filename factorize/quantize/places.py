@@ -16,11 +16,11 @@ from factorize.tensor.twins import LEFT_ALONE, BatchNorm
 LAYERS = ("Conv", "Gemm", "MatMul")
 """Layers that ONNX Runtime has integer kernels for."""
 
-_CLIPPING = ("Relu", "Clip")  # done by the rounding behind them, which ends where they clip
+CLIPPING = ("Relu", "Clip")  # done by the rounding behind them, which ends where they clip
 _SAME_VALUES = (
     "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout",
 )  # fmt: skip
-_FIRST_ONLY = (*_CLIPPING, *_SAME_VALUES)  # their other inputs are shapes and limits
+_FIRST_ONLY = (*CLIPPING, *_SAME_VALUES)  # their other inputs are shapes and limits
 _OTHER = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")
 _KEPT_FLOAT = ("Gemm", "MatMul")  # may give floats, which the ends of a net want
 
@@ -70,7 +70,7 @@ def places_of(twin: Twin, *, exclude: Iterable[str] = ()) -> Places:
         """Whether a value is read by a step alone that the rounding behind it does the work of."""
         after = readers[name]
         one = len(after) == 1 and name not in outputs
-        return one and after[0].kind in _CLIPPING and after[0].name in integer
+        return one and after[0].kind in CLIPPING and after[0].name in integer
 
     for step in twin.onnx_steps:
         reason = _left(twin, step, exclude)

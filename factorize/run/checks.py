@@ -80,6 +80,23 @@ def check_twins(twin: Twin, onnx: OnnxConfig | None, target: Target | None) -> N
         )
 
 
+def in_int8(target: Target | None) -> Target | None:
+    """The target of a run whose result computes in integers.
+
+    Raises
+    ------
+    DeviceError
+        Its runtime has no integers.
+    """
+    if target is None or "int8" in runtimes.get(target.runtime).dtypes:
+        return replace(target, dtype="int8") if target else None
+    able = [name for name in runtimes.names() if "int8" in runtimes.get(name).dtypes]
+    raise DeviceError(
+        f"--int8: must be timed on a target that computes in integers, {' or '.join(able)}, got "
+        f"{target.runtime}. Give --target {able[0]}."
+    )
+
+
 def check_int8(model: nn.Module, data: Any, onnx: OnnxConfig | None) -> None:
     """Raise where int8 is asked for and cannot be, before any work."""
     if data is None:

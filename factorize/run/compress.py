@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from factorize import export, graph, tune
 from factorize.data.synthetic import MadeUp
-from factorize.errors import DataError, RankError
+from factorize.errors import DataError, DeviceError, RankError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
 from factorize.measure import Target, as_metric, runtimes
@@ -28,6 +28,7 @@ from factorize.run.checks import (
     check_twins,
     exists,
     half_remark,
+    in_int8,
     resolve_device,
     resolved_outputs,
 )
@@ -182,6 +183,10 @@ def compress(
     """
     check_configs(plan=plan, budget=budget, search=search, fit=fit, finetune=finetune, onnx=onnx)
     target = as_target(target)
+    if int8:
+        target = in_int8(target)
+    elif target and target.dtype == "int8":
+        raise DeviceError("target: int8 is for a result that computes in it. Give int8 (--int8).")
     if isinstance(model, Twin):
         check_twins(model, onnx, target)
     model, wrapped = prepared(model)
@@ -225,7 +230,7 @@ def compress(
     samples = batch_size(example_input)
     if isinstance(model, Twin):
         samples = max(samples, model.onnx_form.batch)
-    targets = _targets(target, device, threads, samples)
+    targets = _targets(target, device, threads, samples, int8)
     if isinstance(model, Twin):  # nobody runs it in torch
         targets = targets[:1]
     timer = latency_model(targets[0], refresh=refresh)
@@ -301,11 +306,15 @@ def _assisted(model: nn.Module, data: Data | None, device: str) -> Result:
     return Result(compressed, plan, report)
 
 
-def _targets(target: Target | None, device: str, threads: int | None, batch: int) -> list[Target]:
+def _targets(
+    target: Target | None, device: str, threads: int | None, batch: int, int8: bool
+) -> list[Target]:
     """What to measure the two models on; the first is the one that the run is about."""
     if target is not None:
         return [target]
     first = Target(threads=threads, batch=batch)
     known = sorted(map(runtimes.get, runtimes.names()), key=lambda one: one.device)  # cpu first
     beside = [one.name for one in known if one.reported and one.device in ("cpu", device)]
-    return [replace(first, runtime=name) for name in dict.fromkeys((first.runtime, *beside))]
+    names = dict.fromkeys((first.runtime, *beside))
+    timed = replace(first, dtype="int8") if int8 else first
+    return [timed if name == first.runtime else replace(first, runtime=name) for name in names]

@@ -123,8 +123,7 @@ def reported(
         f"MACs of {name} are not counted: no formula is known for them" for name in unknown
     ]
     plan, outcome = made.cut.plan, made.cut.outcome
-    # A search predicts the time of chains as they were timed.
-    speed = next((one for one in delivered.speed if one.dtype != "int8"), None)
+    speed = delivered.speed[0] if delivered.speed else None
     return Report(
         model=name or type(request.model).__name__,
         settings={
@@ -157,7 +156,7 @@ def reported(
         failures=tuple(delivered.exports.failures),
         notes=tuple(journal.remarks),
         search=completed(outcome, speed) if outcome else None,
-        int8=asdict(delivered.int8) if delivered.int8 else None,
+        int8=delivered.int8.reported() if delivered.int8 else None,
         curve=outcome.curve if outcome else (),
     )
 

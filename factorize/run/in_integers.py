@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from factorize import export
 from factorize.errors import ExportError
+from factorize.export.onnx_back import export_back
+from factorize.fit import Fitted
 from factorize.measure import OnnxNet, Target, pairs
+from factorize.onnx_graph import Twin
 from factorize.quantize import Int8Check, quantize_onnx
 from factorize.run.records import Journal, Request
-from factorize.types import Speedup
+from factorize.types import LayerPlan, Plan, Speedup
 
 FLOAT = "float.onnx"
 """What ``model.onnx`` becomes: for comparison, and not delivered."""
@@ -32,6 +37,15 @@ class InIntegers:
 
     check: Int8Check
     alone: Int8Check | None
+
+    def reported(self) -> dict[str, Any]:
+        """For the report: without the scales, which have a file of their own."""
+        checks = {"check": self.check, "alone": self.alone}
+        return {
+            name: {k: v for k, v in asdict(one).items() if k not in ("grids", "scales")}
+            for name, one in checks.items()
+            if one
+        }
 
 
 def quantize_delivered(
@@ -79,6 +93,24 @@ def _quantize(
     (folder / SCALES).write_text(json.dumps(scales, indent=1) + "\n", encoding="utf-8")
     journal.remarks += _remarks(check)
     return InIntegers(check, checks.get(ALONE_STEP))
+
+
+def worth_in_integers(request: Request, model: nn.Module, fitted: Fitted) -> dict[str, float]:
+    """What a model is worth once its layers compute in integers; nothing is kept of it."""
+    with tempfile.TemporaryDirectory(prefix="factorize-") as folder:
+        exact, rounded = Path(folder, FLOAT), Path(folder, "model.onnx")
+        if isinstance(model, Twin):
+            assert isinstance(request.model, Twin)
+            layers = [
+                LayerPlan(one.spec, one.method, one.rank, one.variant)
+                for one in fitted.layers.values()
+            ]
+            plan = Plan(tuple(layers), {})
+            export_back(request.model, model, plan, request.example_input, exact)
+        else:
+            export.export_onnx(model, request.example_input, exact, config=request.onnx)
+        _quantized(exact, rounded, request)
+        return request.worth(OnnxNet(rounded, request.model, request.example_input))
 
 
 def drop_data(made: export.Exports) -> None:

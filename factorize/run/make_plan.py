@@ -13,11 +13,18 @@ from factorize.data.synthetic import MadeUp
 from factorize.fit import FitConfig, Fitted
 from factorize.measure import Target, worth
 from factorize.plan import Budget, bind, choose, lossless
-from factorize.run.checks import as_target, check_configs, resolve_device, resolved_outputs
+from factorize.run.checks import (
+    as_target,
+    check_configs,
+    in_int8,
+    resolve_device,
+    resolved_outputs,
+)
 from factorize.run.made_up import check_real, data_of, delivered, make_up, seen_by
 from factorize.run.rounds import Selection, Wish
 from factorize.run.steps import beside, find
 from factorize.search import Outcome, SearchConfig, latency_model, run_search
+from factorize.tensor.noise import INT8, with_noise
 from factorize.tensor.wrappers import prepared
 from factorize.types import Plan, Progress
 
@@ -138,6 +145,7 @@ def search_plan(
     device: Any = "auto",
     seed: int = 0,
     refresh: bool = False,
+    int8: bool = False,
     progress: Progress | None = None,
 ) -> Searched:
     """The plan that `compress` carries out within a budget, and what is predicted of it."""
@@ -157,8 +165,9 @@ def search_plan(
         one = delivered(model, fitted, seen) if fitted else model
         return worth(model, one, example_input, data=data, metric=None, device=device, seed=seed)
 
-    latency = latency_model(as_target(target) or Target(), refresh=refresh)
-    with latency.cache:
+    timed = as_target(target) or Target()
+    latency = latency_model((int8 and in_int8(timed)) or timed, refresh=refresh)
+    with latency.cache, with_noise(INT8 if int8 else 0.0):
         outcome = run_search(
             seen, example_input, wish.budget, wish.search or SearchConfig(), latency, data=data,
             fit=fit or FitConfig(), rate=rated, device=device, seed=seed, progress=progress,

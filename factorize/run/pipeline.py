@@ -13,6 +13,7 @@ from factorize.fit import Fitted, apply_, as_fitted, fit, fit_remarks, rebased
 from factorize.plan import load_plan, save_plan
 from factorize.report import CONTROL
 from factorize.run.checks import check_not_empty, check_runs, class_remark
+from factorize.run.in_integers import worth_in_integers
 from factorize.run.jobs import control, control_checkpoint, tuned
 from factorize.run.made_up import delivered, seen_by
 from factorize.run.make_plan import ruled_plan
@@ -94,6 +95,9 @@ def _cut(
 
         def rate(fitted: Fitted | None) -> dict[str, Any]:
             one = delivered(whole, fitted, reference) if fitted else whole
+            if fitted and request.int8:
+                with journal.timed("int8"):
+                    return worth_in_integers(request, one, fitted)
             return _rated(request, one, compared, journal)
 
         with journal.timed("search"):
@@ -121,7 +125,10 @@ def _cut(
                 device=request.device, **common,
             )  # fmt: skip
     plan = as_fitted(plan, fitted)
-    check_not_empty(plan)
+    if not (request.int8 and wish.searching):
+        check_not_empty(plan)
+    elif not plan.factorized:
+        journal.remarks.append("int8 alone keeps the budget: no layer was factorized")
     return Cut(plan, fitted, outcome)
 
 

@@ -142,7 +142,8 @@ def prepare(
             )  # fmt: skip
     tables = Tables(
         sites, layers, reasons, Losses(layers, curves, watch, stopwatch), time, macs, params,
-        target=str(latency.target) if latency else "", latency=latency, never_slower=never_slower,
+        target=str(latency.target) if latency else "", latency=latency,
+        never_slower=never_slower, gained=assembled.gained if assembled else 1.0,
     )  # fmt: skip
     fits = Fits(
         model, data=data, config=config, comparable=replay is not None, device=device, seed=seed,

@@ -37,6 +37,9 @@ class Tables:
         Times chains; None where nothing is timed.
     never_slower
         Whether only chains that are measured faster than their layer are offered.
+    gained
+        How many times as fast the net is before a layer is replaced: where layers are timed in
+        integers, speedups are to the float net.
     """
 
     sites: Sequence[ConvSite]
@@ -49,6 +52,7 @@ class Tables:
     target: str = ""
     latency: LatencyModel | None = None
     never_slower: bool = False
+    gained: float = 1.0
 
     def confirm(self, chosen: Mapping[str, Candidate]) -> bool:
         """Measure chains whose times are estimates; whether there were none."""
@@ -155,7 +159,11 @@ class Tables:
     def speedup(self, chosen: Mapping[str, Candidate]) -> float:
         """Of the whole net, as the times of its layers predict it."""
         saved = self.dense("time") - sum(offer.costs["time"] for offer in chosen.values())
-        return self.time / max(self.time - saved, 1e-9 * self.time)
+        return self.gained * self.time / max(self.time - saved, 1e-9 * self.time)
+
+    def saved(self, speedup: float) -> float:
+        """How much time a net that is so fast has saved."""
+        return self.time * (1 - self.gained / speedup)
 
     def plan(self, chosen: Mapping[str, Candidate]) -> Plan:
         """The plan of a choice for every layer."""

@@ -172,7 +172,7 @@ class Search:
         dense = self.tables.dense("time")
         least = sum(candidate.costs["time"] for candidate in quickest.values())
         low, high = least, dense
-        saved = self.tables.time * (1 - 1 / (budget.speedup * MARGIN))
+        saved = self.tables.saved(budget.speedup * MARGIN)
         limit = min(max(dense - saved / self._gain, low), high)
         known: dict[tuple[LayerPlan, ...], Choice] = {}
         for timing in range(TIMINGS):
@@ -210,15 +210,16 @@ class Search:
 
     def _learn(self, choice: Choice) -> None:
         """Correct predictions by a measurement."""
-        predicted = 1 - 1 / max(choice.predicted or 1.0, 1 + 1e-9)
-        self._gain = min(max((1 - 1 / choice.measured_speedup) / predicted, 0.5), 2.0)
+        least = 1e-9 * self.tables.time
+        predicted = max(self.tables.saved(choice.predicted or 1.0), least)
+        self._gain = min(max(self.tables.saved(choice.measured_speedup) / predicted, 0.5), 2.0)
 
     def _rivals(self, budget: Budget, mixed: Choice) -> list[str]:
         """The methods that promise the least loss by themselves, in as much time as the mix."""
         names = {o.method for layer in self.tables.layers.values() for o in layer.offers}
         limits = self.tables.limits(budget)
         if budget.speedup is not None and mixed.predicted:
-            saved = self.tables.time * (1 - 1 / mixed.predicted)
+            saved = self.tables.saved(mixed.predicted)
             limits["time"] = max(self.tables.dense("time") - saved, 0.0)
         losses: dict[str, float] = {}
         for name in sorted(names) if len(names) > 1 else ():

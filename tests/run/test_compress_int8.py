@@ -106,7 +106,7 @@ def test_a_run_delivers_int8_and_compares_it(tmp_path: Path, data: str) -> None:
     assert "int8 alone" in page
     scales = json.loads((out / "scales.json").read_text())
     assert set(scales["layers"]) == set(check["losses"])
-    assert set(scales["values"]) == set(check["grids"])
+    assert all(s > 0 and zero in range(256) for s, zero in scales["values"].values())
 
 
 def test_nothing_is_written_where_no_folder_is_given_and_the_model_stays_in_float(
@@ -241,6 +241,7 @@ def test_with_a_tuning_in_stages_that_goes_on(tmp_path: Path) -> None:
     twin = twin_of(onnx_net(tmp_path / "net.onnx"), image())
     how: dict[str, Any] = {
         "data": of_file(), "include": ["f"], "rank": 0.3, "stages": 2, "out": tmp_path / "out",
+        "method": "tucker2", "allow_costlier": True,
     }  # fmt: skip
     made = compressed(twin, image(), finetune=FinetuneConfig(2), **how)
     assert made.report.finetuning is not None
@@ -274,6 +275,6 @@ def test_what_a_chain_cannot_be_either_is_told(tmp_path: Path) -> None:
         allow_costlier=True, method="tucker2", include=["up"], out=tmp_path / "out",
     )  # fmt: skip
     assert made.report.int8 is not None
-    assert made.report.int8["alone"] is None
+    assert "alone" not in made.report.int8
     (note,) = [n for n in made.report.notes if "not compared in int8" in n]
     assert "found none (up: the runtime has no integer ConvTranspose)" in note

@@ -59,6 +59,22 @@ def test_the_built_net_is_as_fast_as_asked_for(machine: Machine, name: str, gain
     assert saved == pytest.approx(1 / gain)
 
 
+@pytest.mark.parametrize("gain", [0.7, 1.0, 1.3])
+def test_what_integers_gain_counts_towards_the_speedup(machine: Machine, gain: float):
+    machine.gain, model = gain, plain()
+    asked = 1.25
+    alone = prepared(machine, model).choose(Budget(speedup=asked))
+    machine.in_integers = 2.0
+    search = prepared(machine, model)
+    both = search.choose(Budget(speedup=2 * asked))
+    assert both.plan.layers == alone.plan.layers
+    assert both.measured_speedup == pytest.approx(2 * alone.measured_speedup)
+    assert both.predicted == pytest.approx(2 * (alone.predicted or 0))
+    enough = search.choose(Budget(speedup=1.9))
+    assert not enough.plan.factorized
+    assert enough.measured_speedup == pytest.approx(2.0)
+
+
 def test_a_plan_of_less_loss_is_taken_where_more_is_gained_than_predicted(machine: Machine):
     losses = []
     for machine.gain in (1.3, 1.0, 0.7):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from factorize.measure.onnx_chain import chain_model, input_shape
+from factorize.measure.onnx_chain import chain_model
 from factorize.measure.runtimes.base import Chain, Run, Runtime, Target, register
 from factorize.measure.runtimes.running import batched, wall_ms
 from factorize.spec import ConvSpec, Size
@@ -30,13 +30,16 @@ class OnnxRuntime(Runtime):
     """Files as they are delivered, and chains as models of their own."""
 
     name = "onnxruntime"
-    summary = "ONNX Runtime's CPU provider, in float32"
+    summary = "ONNX Runtime's CPU provider"
     package = "onnxruntime"
     reads = "onnx"
+    dtypes = ("float32", "int8")
     reported = True
 
     def computes_in(self, target: Target, net: Any, example_input: Any) -> str:  # noqa: D102
-        del target, net
+        del net
+        if target.dtype != "float32":
+            return target.dtype
         tensors = [v for v in tree_leaves(example_input) if isinstance(v, torch.Tensor)]
         dtype = next((v.dtype for v in tensors if v.is_floating_point()), torch.float32)
         return str(dtype).removeprefix("torch.")
@@ -56,14 +59,12 @@ class OnnxRuntime(Runtime):
     def chain_runs(  # noqa: D102
         self, target: Target, chains: Sequence[Chain], size: Size
     ) -> list[Run | None]:
-        shape = input_shape(chains[0][0], size, target.batch)
-        x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
         beside = self.overhead(target)
-        copies = self.copies(target, chains[0][0], size)
+        copies, int8 = self.copies(target, chains[0][0], size), target.dtype == "int8"
 
         def runner(chain: Chain) -> Run | None:
             try:
-                once = _call(chain_model(chain, size, target.batch, copies), x, target)
+                once = _call(chain_model(chain, size, target.batch, copies, int8=int8), target)
                 once()
             except Exception:  # the runtime has dozens: whatever it is, the chain cannot be run
                 return None
@@ -87,13 +88,17 @@ class OnnxRuntime(Runtime):
 @cache
 def _overhead(target: Target) -> float:
     """Of a model that does next to nothing."""
-    once = _call(chain_model((NOTHING,), (1, 1), 1), np.ones((1, 1, 1, 1), np.float32), target)
+    once = _call(chain_model((NOTHING,), (1, 1), 1, int8=target.dtype == "int8"), target)
     return float(np.median([wall_ms(once) for _ in range(_CALLS)]))
 
 
-def _call(model: bytes, x: np.ndarray, target: Target) -> partial[None]:
+def _call(model: bytes, target: Target) -> partial[None]:
     """A call of a model whose inputs and outputs are bound: no copy to numpy is timed."""
     session = onnx_session(model, target.threads)
+    (given,), draw = session.get_inputs(), np.random.default_rng(0)
+    x = draw.standard_normal(given.shape).astype(np.float32)
+    if "uint8" in given.type:
+        x = draw.integers(0, 256, given.shape, np.uint8)
     binding = session.io_binding()
     binding.bind_cpu_input("x", x)
     for output in session.get_outputs():
