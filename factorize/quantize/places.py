@@ -59,10 +59,7 @@ def places_of(twin: Twin, *, exclude: Iterable[str] = ()) -> Places:
         Names of layers that stay in float.
     """
     places, exclude = Places(), frozenset(exclude)
-    readers: dict[str, list[Step]] = defaultdict(list)
-    for step in twin.onnx_steps:
-        for name in {*step.reads, *step.around}:
-            readers[name].append(step)
+    readers = readers_of(twin)
     outputs = {value.name for value in twin.onnx_file.proto.graph.output}
     integer: dict[str, bool] = {}  # by step: whether it is a layer
 
@@ -113,6 +110,15 @@ def places_of(twin: Twin, *, exclude: Iterable[str] = ()) -> Places:
     }  # fmt: skip
     places.layers, places.values = layers, frozenset(rounded & (ends | starts))
     return places
+
+
+def readers_of(twin: Twin) -> defaultdict[str, list[Step]]:
+    """By value: the steps that read it, inside of them too."""
+    readers: defaultdict[str, list[Step]] = defaultdict(list)
+    for step in twin.onnx_steps:
+        for name in {*step.reads, *step.around}:
+            readers[name].append(step)
+    return readers
 
 
 def _left(twin: Twin, step: Step, exclude: frozenset[str]) -> str | None:

@@ -118,6 +118,11 @@ def _named(twin: Twin, inputs: Any) -> dict[str, Tensor]:
         tensors = [inputs[name] for name in names]
     else:
         tensors = [v for v in tree_leaves(inputs) if isinstance(v, Tensor)]
+    if len(tensors) != len(names):
+        raise ExportError(
+            f"{twin.onnx_file.path}: a batch must have a tensor for each of {', '.join(names)}, "
+            f"got {len(tensors)}. Give the inputs without labels."
+        )
     found = {}
     for value, tensor in zip(twin.onnx_file.inputs, tensors, strict=True):
         kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)

@@ -72,7 +72,17 @@ def test_it_goes_on_with_a_tuning_in_stages(
     command: Command, tmp_path: Path, file: Path, images: Path
 ) -> None:
     tuning = ("--finetune", "1", "--lr", "0.001", "--stages", "2")
-    arguments = (file, "--rank", "0.3", "--allow-costlier", "--data", images, "--int8", *tuning, *COMMON)
+    arguments = (
+        file,
+        "--rank",
+        "0.3",
+        "--allow-costlier",
+        "--data",
+        images,
+        "--int8",
+        *tuning,
+        *COMMON,
+    )
     ran = command(*arguments)
     assert ran.code == 0, ran.err
     told = report(tmp_path / "net-factorized")

@@ -13,7 +13,6 @@ from onnx import NodeProto, TensorProto, helper
 from onnx_files import node, random, save
 from torch import Tensor
 
-from factorize.onnx_graph import Twin
 from factorize.quantize.places import places_of
 from factorize.quantize.quantize_onnx import twin_and_batches
 from factorize.quantize.rounded_net import RoundedNet, round_net
@@ -211,6 +210,12 @@ def batch_of_four() -> Parts:
     return nodes, {**weights, **shape}, {"inputs": {"x": (4, 3, 9, 10)}}
 
 
+def one_by_one() -> Parts:
+    """Its batch is free, but no batch goes through it."""
+    nodes, weights, _ = batch_of_one()
+    return nodes, weights, {"inputs": {"x": ("N", 3, 9, 10)}}
+
+
 def shared() -> Parts:
     return [
         node("Conv", "x w", "a", **PADS), node("Relu", "a", "r"),
@@ -273,8 +278,8 @@ NETS: dict[str, Callable[[], Parts]] = {
     for one in (
         conv_relu, cp_chain, spatial_chain, residual, concat, global_pool, gemms, matmul, grouped,
         dilated, uneven_pads, one_d, three_d, silu, transposed, two_inputs, two_outputs,
-        read_output, channels_last, batch_of_one, batch_of_four, shared, relu_then_float, identity,
-        odd_names, in_a_function, in_a_branch,
+        read_output, channels_last, batch_of_one, batch_of_four, one_by_one, shared,
+        relu_then_float, identity, odd_names, in_a_function, in_a_branch,
     )
 } | {
     "max pool": lambda: _after("MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
@@ -355,7 +360,3 @@ def steps_apart(made: RoundedNet, proto: Any, given: dict[str, Tensor]) -> dict[
             values.update(twin.compute(step, values))
             settle(values, step.makes)
     return apart
-
-
-def twin_of_file(path: Path) -> Twin:
-    return twin_and_batches(path, [images_of(path, 1)])[0]

@@ -107,16 +107,19 @@ def test_one_image_bytes_doubles_and_empty_batches(tmp_path: Path) -> None:
 def test_images_that_cannot_be(tmp_path: Path) -> None:
     path, out = made_net(tmp_path / "net.onnx", "conv_relu"), tmp_path / "int8.onnx"
     x = images_of(path)["x"]
-    for value in (float("nan"), float("inf")):
+    for value in (float("nan"), float("inf"), 1e30):
         bad = x.clone()
         bad[2, 1, 4, 4] = value
-        with pytest.raises(ExportError, match="x: must be finite numbers to become int8"):
+        with pytest.raises(ExportError, match="x: must be numbers below 1e.15 to become int8"):
             quantize_onnx(path, out, [bad])
     for none in ([], [x[:0]]):
         with pytest.raises(ExportError, match="needs images to find the ranges of, got none"):
             quantize_onnx(path, out, none)
-    with pytest.raises(ExportError):
+    with pytest.raises(ExportError, match="ONNX Runtime must run it on 1x2x9x10"):
         quantize_onnx(path, out, [x[:, :2]])
+    for other in ((x, x), "images"):
+        with pytest.raises(ExportError, match="a batch must have a tensor for each of x, got"):
+            quantize_onnx(path, out, [other])
     assert not out.exists()
 
 
@@ -179,3 +182,27 @@ def test_the_same_again(tmp_path: Path) -> None:
     first = out.read_bytes()
     quantize_onnx(path, out, [images_of(path)], force=True)
     assert out.read_bytes() == first
+
+
+def test_indices_stay_as_they_are(tmp_path: Path) -> None:
+    nodes = [node("Gather", "table index", "e"), node("MatMul", "e w", "a"), node("Relu", "a", "r"),
+             node("MatMul", "r v", "y")]  # fmt: skip
+    weights = {"table": random(11, 8), "w": random(8, 6), "v": random(6, 3)}
+    path = save(tmp_path / "net.onnx", nodes, weights, inputs={"index": ("N", 5)})
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    onnx.save(model, path)
+    index = torch.randint(0, 11, (8, 5), generator=torch.Generator().manual_seed(0))
+    for given in (index, {"index": index}):
+        check = quantize_onnx(path, tmp_path / "int8.onnx", [given], force=True)
+        assert check.difference < 0.02
+
+
+def test_a_layer_that_reads_the_width_of_an_image_is_not_balanced(tmp_path: Path) -> None:
+    """As many columns as channels: they are not the same."""
+    nodes = [node("Conv", "x w", "a"), node("MatMul", "a v", "y")]
+    weights = {"w": random(8, 3, 1, 1), "v": random(8, 5)}
+    path = save(tmp_path / "net.onnx", nodes, weights, inputs={"x": ("N", 3, 6, 8)})
+    check = quantize_onnx(path, tmp_path / "int8.onnx", [images_of(path)])
+    assert check.difference < 0.05
+    assert all(loss < 0.01 for loss in check.losses.values())
