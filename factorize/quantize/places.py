@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from factorize.onnx_graph import Twin
 from factorize.onnx_graph.twin import Step
@@ -39,12 +40,15 @@ class Places:
         Of those, the ones that have the grid of another, which they are a rearrangement of.
     left
         Layers that stay in float, each with its reason.
+    folded
+        By output of a convolution: that of the batch norm behind it, which it makes now.
     """
 
     layers: tuple[str, ...] = ()
     values: frozenset[str] = frozenset()
     same: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
 
 
 def places_of(twin: Twin, *, exclude: Iterable[str] = ()) -> Places:
@@ -55,12 +59,15 @@ def places_of(twin: Twin, *, exclude: Iterable[str] = ()) -> Places:
 
     Parameters
     ----------
+    twin
+        Batch norms behind such layers are folded into them first, in place.
     exclude
         Names of layers that stay in float.
     """
     places, exclude = Places(), frozenset(exclude)
-    readers = readers_of(twin)
     outputs = {value.name for value in twin.onnx_file.proto.graph.output}
+    places.folded = _folded(twin, outputs, exclude)
+    readers = readers_of(twin)
     integer: dict[str, bool] = {}  # by step: whether it is a layer
 
     def clipped(name: str) -> bool:
@@ -110,6 +117,31 @@ def places_of(twin: Twin, *, exclude: Iterable[str] = ()) -> Places:
     }  # fmt: skip
     places.layers, places.values = layers, frozenset(rounded & (ends | starts))
     return places
+
+
+def _folded(twin: Twin, outputs: set[str], exclude: frozenset[str]) -> dict[str, str]:
+    """Fold batch norms into the convolutions that they alone read, in place."""
+    readers, folded = readers_of(twin), {}
+    for step in twin.onnx_steps:
+        name = step.makes[0]
+        after = readers[name]
+        if step.kind != "Conv" or len(after) != 1 or name in outputs:
+            continue
+        norm: Any = twin.module_of(after[0]) if after[0].layer else None
+        if not isinstance(norm, BatchNorm) or _left(twin, step, exclude) is not None:
+            continue
+        module: Any = twin.module_of(step)
+        module.weight, module.bias = fuse_conv_bn_weights(
+            module.weight, module.bias, norm.running_mean, norm.running_var, norm.eps,
+            norm.weight, norm.bias,
+        )  # fmt: skip
+        folded[name] = after[0].makes[0]
+    twin.onnx_steps = tuple(
+        replace(step, makes=(folded[step.makes[0]],)) if step.makes[0] in folded else step
+        for step in twin.onnx_steps
+        if not (step.makes[0] in folded.values() and step.reads[0] in folded)
+    )
+    return folded
 
 
 def readers_of(twin: Twin) -> defaultdict[str, list[Step]]:

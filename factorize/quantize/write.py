@@ -38,7 +38,12 @@ class _Writer:
             if name in net.grids:
                 inputs[name] = self.free(f"{name}_rounded")
                 self.round(name, name, inputs[name])
+        folded = net.places.folded
         for node in [*self.graph.node]:
+            if {*node.input[:1]} & folded.keys():  # a batch norm
+                continue
+            if node.output[0] in folded:
+                node.output[0] = folded[node.output[0]]
             rename_reads(node, inputs)
             step = steps.get(node.output[0])
             if step and step.name in net.layers:

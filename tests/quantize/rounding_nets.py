@@ -234,6 +234,20 @@ def relu_then_float() -> Parts:
     ], {"w": random(8, 3, 3, 3), "b": random(8)}, {}  # fmt: skip
 
 
+def batch_norms() -> Parts:
+    """One that can be folded, and one of a value that is read elsewhere too."""
+    norm = {"g": random(6), "h": random(6), "m": random(6), "s": 0.1 + random(6) ** 2}
+    return [
+        node("Conv", "x w b", "a", **PADS), node("BatchNormalization", "a g h m s", "n"),
+        node("Relu", "n", "r"), node("Conv", "r v", "c", **PADS),
+        node("BatchNormalization", "c g h m s", "d"), node("Add", "c d", "e"),
+        node("Conv", "e u", "y"),
+    ], {
+        "w": random(6, 3, 3, 3), "b": random(6), "v": random(6, 6, 3, 3), "u": random(4, 6, 1, 1),
+        **norm,
+    }, {}  # fmt: skip
+
+
 def identity() -> Parts:
     return _after("Identity")
 
@@ -279,7 +293,7 @@ NETS: dict[str, Callable[[], Parts]] = {
         conv_relu, cp_chain, spatial_chain, residual, concat, global_pool, gemms, matmul, grouped,
         dilated, uneven_pads, one_d, three_d, silu, transposed, two_inputs, two_outputs,
         read_output, channels_last, batch_of_one, batch_of_four, one_by_one, shared,
-        relu_then_float, identity, odd_names, in_a_function, in_a_branch,
+        relu_then_float, batch_norms, identity, odd_names, in_a_function, in_a_branch,
     )
 } | {
     "max pool": lambda: _after("MaxPool", kernel_shape=[2, 2], strides=[2, 2]),

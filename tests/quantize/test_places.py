@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from onnx_files import node, random, save
 from rounding_nets import images_of, made_net
 
@@ -28,6 +29,7 @@ WANTED = {  # values that are rounded, by net
     "transposed": "x r c y",
     "channels_last": "x r y",
     "in_a_function": "x a r y",
+    "batch_norms": "x r c e y",
 }
 REASONS = {
     "transposed": {"up": "the runtime has no integer ConvTranspose"},
@@ -69,3 +71,16 @@ def test_a_layer_that_reads_a_constant_stays(tmp_path: Path) -> None:
     found = places_of(twin_of_file(save(tmp_path / "net.onnx", nodes, weights)))
     assert found.layers == ("c",)
     assert found.left == {"a": "its input is a constant"}
+
+
+def test_batch_norms_are_folded_where_nothing_else_reads_the_convolution(tmp_path: Path) -> None:
+    path = made_net(tmp_path / "net.onnx", "batch_norms")
+    twin, x = twin_of_file(path), images_of(path)
+    with torch.no_grad():
+        wanted = twin(**x)
+        found = places_of(twin)
+        assert found.folded == {"a": "n"}
+        assert [step.kind for step in twin.onnx_steps].count("BatchNormalization") == 1
+        assert torch.allclose(twin(**x), wanted, rtol=1e-4, atol=1e-4)
+        excluded = twin_of_file(path)
+        assert places_of(excluded, exclude=["a"]).folded == {}
