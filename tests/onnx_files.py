@@ -41,6 +41,7 @@ def save(
     opset: int = 13,
     ir_version: int = 8,
     kind: int = TensorProto.FLOAT,
+    domains: Sequence[str] = (),
     **more: Any,
 ) -> Path:
     inputs = inputs or {"x": ("N", 3, 9, 10)}
@@ -53,8 +54,8 @@ def save(
         value_info=[helper.make_tensor_value_info(nodes[0].output[0], kind, None)],
     )  # fmt: skip
     model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version,
-        producer_name="a tool", **more,
+        graph, opset_imports=[helper.make_opsetid(one, opset) for one in ("", *domains)],
+        ir_version=ir_version, producer_name="a tool", **more,
     )  # fmt: skip
     helper.set_model_props(model, {"classes": "many"})
     onnx.save(model, path)

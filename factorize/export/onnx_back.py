@@ -58,7 +58,7 @@ def _written(
     original: Twin, compressed: Twin, plan: Plan, example_input: Any, file: Path, path: str | Path
 ) -> OnnxCheck:
     proto = write_onnx(original, compressed, plan, file)
-    _check(original, file, path)
+    check_valid(original, file, path)
     tensors = _tensors(original, input_on(example_input, "cpu"))
     axes = _axes(original, tensors)
     called = PlainCall(compressed, tensors, by_name=True)
@@ -79,7 +79,8 @@ def _written(
     )
 
 
-def _check(original: Twin, file: Path, path: str | Path) -> None:
+def check_valid(original: Twin, file: Path, path: str | Path) -> None:
+    """Raise ExportError for a file that is not valid ONNX, unless the original is not either."""
     import onnx
 
     try:

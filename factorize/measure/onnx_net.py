@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +30,42 @@ class OnnxNet(nn.Module):
         self, file: str | Path, original: nn.Module, example_input: Any, threads: int | None = None
     ) -> None:
         super().__init__()
-        self._session, self._twin = onnx_session(file, threads), None
-        self._sizes = [entry.shape for entry in self._session.get_inputs()]
-        if isinstance(original, Twin):
-            self._twin = original
+        self._session = onnx_session(file, threads)
+        self._twin = original if isinstance(original, Twin) else None
+        shapes = [entry.shape for entry in self._session.get_inputs()]
+        self._batch = next((shape[0] for shape in shapes if shape), None)  # a name where it is free
         # Functions that measure a model ask its parameters for the device.
-        self.on_cpu = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.home = nn.Parameter(torch.zeros(()), requires_grad=False)
         with evaluating(original):
             output = call(original, example_input)
         self._leaves, self._form = tree_flatten(output)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxNet:
+        """With the same session, which cannot be copied."""
+        memo[id(self._session)] = self._session
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return made
+
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Run the file; one sample at a time where it takes no more."""
+        """Run the file; so many samples at a time as it takes, where that is fixed."""
         given: Any = named or (inputs[0] if len(inputs) == 1 else inputs)
-        samples, most = batch_size(given), self._sizes[0][0] if self._sizes[0] else None
-        if not isinstance(most, int) or most == samples:
+        size, samples = self._batch, batch_size(given)
+        if not isinstance(size, int) or size == samples:
             made = self._run(given)
-        else:
-            parts = [self._run(rows_of(given, slice(i, i + most))) for i in range(0, samples, most)]
-            made = [joined(values) for values in zip(*parts, strict=True)]
+        else:  # the last ones are filled up
+            rows = torch.arange(-(-samples // size) * size) % samples
+            parts = [self._run(rows_of(given, some)) for some in rows.split(size)]
+            made = [joined(values)[:samples] for values in zip(*parts, strict=True)]
         values = iter(made)
-        leaves = [next(values) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        leaves = [
+            next(values).to(self.home.device) if isinstance(leaf, Tensor) else leaf
+            for leaf in self._leaves
+        ]
         return tree_unflatten(leaves, self._form)
 
     def _run(self, given: Any) -> list[Tensor]:
-        fed: Mapping[str, Any] = {}
-        if self._twin is not None:
-            fed = {name: v.numpy() for name, v in self._twin.fed(given).items()}
-        else:
-            fed = onnx_feeds(self._session, given)
-        return [torch.from_numpy(array) for array in self._session.run(None, dict(fed))]
+        fed = given if self._twin is None else self._twin.fed(given)
+        return [
+            torch.from_numpy(v) for v in self._session.run(None, onnx_feeds(self._session, fed))
+        ]

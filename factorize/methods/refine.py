@@ -109,10 +109,12 @@ def refine(
         if enough:
             break
     found = problem.weights([w.double() for w in best])
+    if noise():  # of which the last stage is a part too
+        kept = problem.weights([*problem.free(start)])
+        errors = [problem.objective([*problem.free(one)]) for one in (found, kept)]
+        return found if _finite(errors[0]) <= _finite(errors[1]) else kept
 
     def error(weights: Weights) -> float:
-        if noise():
-            return problem.objective([*problem.free(weights)])
         return norm.energy(target - chain_kernel(stages, weights))
 
     return min((found, start), key=lambda weights: _finite(error(weights)))

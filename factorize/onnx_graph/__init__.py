@@ -6,7 +6,7 @@ from factorize.onnx_graph.integers import in_integers_
 from factorize.onnx_graph.make_twin import make_twin
 from factorize.onnx_graph.onnx_file import OnnxFile, read_onnx
 from factorize.onnx_graph.twin import Twin
-from factorize.onnx_graph.walk import read_names, subgraphs, value_names
+from factorize.onnx_graph.walk import inlined, read_names, rename_reads, subgraphs, value_names
 
 __all__ = [
     "OPSET",
@@ -16,12 +16,14 @@ __all__ = [
     "check_batch",
     "check_twin",
     "in_integers_",
+    "inlined",
     "make_twin",
     "pads_of",
     "place_auto_pad",
     "place_pads",
     "read_names",
     "read_onnx",
+    "rename_reads",
     "subgraphs",
     "value_names",
 ]

@@ -149,13 +149,14 @@ def _settle_batch(twin: Twin, given: Mapping[str, Tensor], names: Sequence[str])
         for name, v in given.items()
     }
     size = max(form.batch, 1)
+    each = (given, other, given) if size == 2 else (given, other)  # not as many as it takes
 
     def mixes() -> str | None:
         try:
             with evaluating(twin):
-                alone = [twin.values(one, names) for one in (given, other)]
-                both = {n: torch.cat([v[:1], other[n][:1]]) for n, v in given.items()}
-                together = twin.values(both, names)
+                alone = [twin.values(one, names) for one in each]
+                whole = {n: torch.cat([one[n][:1] for one in each]) for n in given}
+                together = twin.values(whole, names)
             firsts = {n: joined([_part(one[n], size) for one in alone]).numpy() for n in names}
         except Exception as error:  # whatever the net says to another size
             return brief(error)

@@ -15,7 +15,7 @@ from factorize.onnx_graph.layers import LAYERS, Layer, layer_of
 from factorize.onnx_graph.onnx_file import OnnxFile, widened
 from factorize.onnx_graph.operators import Operator, operator_of
 from factorize.onnx_graph.twin import Form, Step, Twin
-from factorize.onnx_graph.walk import reads
+from factorize.onnx_graph.walk import inlined, reads
 from factorize.system.imports import brief
 from factorize.tensor.twins import LEFT_ALONE, told_by_reason
 
@@ -47,7 +47,7 @@ class _Making:
     """What is known on the way."""
 
     def __init__(self, file: OnnxFile) -> None:
-        self.file, self.graph = file, _inlined(file).graph
+        self.file, self.graph = file, inlined(file.proto).graph
         self.own = {node.output[0] for node in file.proto.graph.node if node.output}
         self.protos = dict(file.constants)
         self.steps: list[Step] = []
@@ -233,15 +233,6 @@ class _Making:
 
 
 _OWN = frozenset(vars(nn.Module()))
-
-
-def _inlined(file: OnnxFile) -> Any:
-    """The model with the file's own functions in place of their calls."""
-    if not file.proto.functions:
-        return file.proto
-    from onnx import inliner
-
-    return inliner.inline_local_functions(file.proto)
 
 
 def _fixed_batch(file: OnnxFile) -> int:

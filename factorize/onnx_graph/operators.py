@@ -166,6 +166,7 @@ def _converted(node: Any, tensors: Mapping[str, Any], opset: int) -> Operator:
     import onnx
     from onnx2pytorch import constants
     from onnx2pytorch.convert.operations import convert_operations
+    from onnx2pytorch.operations import Loop, SubgraphOperator
 
     if node.domain not in ("", "ai.onnx"):
         raise NotImplementedError(f"the domain {node.domain} is not ONNX's own")
@@ -178,6 +179,8 @@ def _converted(node: Any, tensors: Mapping[str, Any], opset: int) -> Operator:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", RuntimeWarning)  # that it guesses
         ((_, _, op),) = list(convert_operations(graph, opset, enable_pruning=False))
+    if isinstance(op, (Loop, SubgraphOperator)):
+        return Nested(op, [*range(len(node.input))])
     if isinstance(op, constants.STANDARD_LAYERS):
         own = [i for i, name in enumerate(node.input) if name not in tensors]
         return Converted(op, own)
@@ -193,13 +196,14 @@ class Converted(nn.Module):
         Which of the node's inputs it takes; it has the others already.
     """
 
+    nested = False
+    """Whether there are graphs inside, which read values of the graph around them."""
+
     def __init__(self, op: Any, taken: list[int]) -> None:
         from onnx2pytorch import constants
-        from onnx2pytorch.operations import Loop, SubgraphOperator
 
         super().__init__()
         self.op, self.taken = op, taken
-        self.nested = isinstance(op, (Loop, SubgraphOperator))
         parts = op.modules() if isinstance(op, nn.Sequential) else [op]
         self.several = any(isinstance(one, constants.MULTIOUTPUT_LAYERS) for one in parts)
         for parameter in self.parameters():  # nobody writes them back
@@ -216,3 +220,14 @@ class Converted(nn.Module):
             return (self.op(given),)
         made = self.op(*given)
         return tuple(made) if self.several else (made,)
+
+
+class Nested(Converted):
+    """One with graphs inside."""
+
+    nested = True
+
+    def __deepcopy__(self, memo: Any) -> Nested:
+        """Copies of a twin share it: nobody changes it, and the converter's cannot be copied."""
+        del memo
+        return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -35,6 +35,22 @@ def reads(node: Any) -> list[str]:
         names += [name for inner in graph.node for name in inner.input if name]
         names += [value.name for value in graph.output]
     return names
+
+
+def rename_reads(node: Any, names: Mapping[str, str]) -> None:
+    """Let a node read values of other names, its subgraphs too, in place."""
+    for one in (node, *(inner for graph in _inside(node) for inner in graph.node)):
+        for index, name in enumerate(one.input):
+            one.input[index] = names.get(name, name)
+
+
+def inlined(proto: Any) -> Any:
+    """A model with its own functions in place of their calls."""
+    if not proto.functions:
+        return proto
+    from onnx import inliner
+
+    return inliner.inline_local_functions(proto)
 
 
 def read_names(graph: Any, nodes: Any) -> set[str]:

@@ -30,7 +30,10 @@ def balance_(first: nn.Module, second: nn.Module, between: list[Tensor]) -> Tens
     -------
     s (R,), or None where the two do not fit together.
     """
-    axis = 1 if isinstance(first, nn.modules.conv._ConvNd) else -1
+    conv, again = (isinstance(one, nn.modules.conv._ConvNd) for one in (first, second))
+    if conv != again:  # their channels are on different axes
+        return None
+    axis = 1 if conv else -1
     channels, weight = between[0].shape[axis], second.weight
     assert isinstance(weight, Tensor)
     groups = getattr(second, "groups", 1)

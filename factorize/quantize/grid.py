@@ -11,7 +11,7 @@ from torch import Tensor
 _STEPS = 255
 _SHARES = tuple(1 - i / 40 for i in range(28))  # of the range, down to 0.325
 _MOST_VALUES = 2**20
-_SMALLEST = 2.0**-100
+_SMALLEST = 2.0**-60  # a step; its product with a weight's is a normal float32 number
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,11 @@ class Grid:
 
     def rounded(self, x: Tensor) -> Tensor:
         """The nearest values; ties go to the even code, as in ONNX's QuantizeLinear."""
-        codes = (x / self.scale).round_().add_(self.zero).clamp_(0, _STEPS)
-        return codes.sub_(self.zero).mul_(self.scale)
+        return self.codes(x).sub_(self.zero).mul_(self.scale)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Their codes."""
+        return (x / self.scale).round_().add_(self.zero).clamp_(0, _STEPS)
 
 
 def grid_of(values: Sequence[Tensor]) -> Grid:

@@ -27,7 +27,7 @@ def as_integers(file: Path) -> bytes:
         module: Any = twin.module_of(step)
         codes = torch.randint(-63, 64, module.weight.shape, generator=draw, dtype=torch.int8)
         bias = None if module.bias is None and step.kind == "MatMul" else torch.zeros(len(codes))
-        made.layers[name] = RoundedLayer(codes, torch.full((len(codes),), 2.0**-8), bias, 0.0)
+        made.layers[name] = RoundedLayer(codes, torch.full((len(codes),), 2.0**-8), bias)
     made.grids = dict.fromkeys(made.places.values, _ANY)
     for step in twin.onnx_steps:
         name, source = step.makes[0], made.places.same.get(step.makes[0])

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from factorize.errors import ExportError
+from factorize.export.onnx_back import check_valid
 from factorize.export.publish import publishing
-from factorize.onnx_graph import Twin, make_twin, read_onnx
+from factorize.onnx_graph import Twin
+from factorize.onnx_graph.check_twin import arrays
 from factorize.quantize.places import places_of
 from factorize.quantize.rounded_net import RoundedNet, round_net
 from factorize.quantize.saturation import largest_code
+from factorize.quantize.source import IMAGES, twin_and_batches
 from factorize.quantize.write import write_rounded
 from factorize.system.imports import brief
 from factorize.tensor.call import batch_size, evaluating, onnx_session, rows_of
 from factorize.types import Progress
 
-OPSET = 13
-"""The first whose DequantizeLinear knows scales by channel."""
-
-IMAGES, FEWEST = 256, 16
-_MACS = 1e11  # of all images together, beyond the fewest
 _COMPARED = 8  # images
 _SPREAD, _RESOLVED = 1.5, 1e-3
 
@@ -109,37 +107,35 @@ def quantize_onnx(
     """
     import onnx
 
-    source = Path(source)
-    twin = _twin(source)
-    places = places_of(twin, exclude=exclude)
-    if not places.layers:
-        raise ExportError(
-            f"{source}: must have layers that can be computed in integers, found none. Leave "
-            "--int8 out."
-        )
-    given = _batches(twin, batches, images, memory)
-    largest = largest_code()
-    done, count = Counter[str](), len(places.layers)
-
-    def tell(_: str) -> None:
-        done["layers"] += 1
-        if progress:
-            progress("int8", done["layers"], count, {})
-
-    made = round_net(twin, places, given, largest=largest, seed=seed, progress=tell)
     with publishing(path, force) as file:
+        twin, given = twin_and_batches(Path(source), batches, images=images, memory=memory)
+        places = places_of(twin, exclude=exclude)
+        if not places.layers:
+            told = "".join(f" ({name}: {why})" for name, why in [*places.left.items()][:1])
+            raise ExportError(
+                f"{source}: must have layers that can be computed in integers, found none{told}. "
+                "Leave --int8 out."
+            )
+        count, largest = len(places.layers), largest_code()
+
+        def tell(done: int) -> None:
+            if progress:
+                progress("int8", done, count, {})
+
+        made = round_net(twin, places, given, largest=largest, seed=seed, progress=tell)
         proto = write_rounded(made)
+        some = given[0] if twin.onnx_form.batch else rows_of(given[0], slice(_COMPARED))
         try:
-            onnx.checker.check_model(proto)
             onnx.save(proto, file)
-            got = _run(file, twin, given[0])
+            got = _run(file, twin, some)
         except Exception as error:  # onnx and its runtime have dozens
             raise ExportError(
                 f"{path}: the int8 net must be one that ONNX Runtime runs, got {brief(error)}. "
                 "Not written."
             ) from error
-        difference, simulated = _compared(twin, made, given[0], got)
-        if not difference <= _SPREAD * simulated + _RESOLVED:  # so that NaN fails too
+        check_valid(twin, file, path)
+        difference, simulated = _compared(twin, made, some, got)
+        if difference > _SPREAD * simulated + _RESOLVED or difference == inf:
             raise ExportError(
                 f"{path}: must be as close to the float net as its simulation is, "
                 f"{simulated:.3g}, got {difference:.3g}. Not written."
@@ -148,7 +144,7 @@ def quantize_onnx(
             losses={name: layer.loss for name, layer in made.layers.items()},
             left=places.left,
             nodes=dict(Counter(node.op_type for node in proto.graph.node).most_common()),
-            images=sum(batch_size(one) for one in given),
+            images=sum(map(batch_size, given)),
             difference=difference,
             simulated=simulated,
             largest=largest,
@@ -158,80 +154,9 @@ def quantize_onnx(
         )
 
 
-def _twin(source: Path) -> Twin:
-    file = read_onnx(source)
-    if file.half or file.opset < OPSET:
-        what = "float16" if file.half else f"opset {file.opset}"
-        raise ExportError(
-            f"{source}: to become int8 it must be float32, of opset {OPSET} or later, got {what}. "
-            "Export it so, or leave --int8 out."
-        )
-    twin, _ = make_twin(file)
-    first = file.inputs[0].type.tensor_type.shape.dim
-    twin.onnx_form.one_by_one = bool(first and first[0].dim_value == 1)
-    return twin
-
-
-def _batches(
-    twin: Twin, batches: Iterable[Any], images: int, memory: float
-) -> list[dict[str, Tensor]]:
-    """As many samples as there are, are wanted and fit, by the names of the file's inputs."""
-    found: list[dict[str, Tensor]] = []
-    most, have = images, 0
-    for batch in batches:
-        given = _named(twin, batch)
-        if not found:
-            first = rows_of(given, slice(1))
-            most = min(images, _most(twin, first, memory))
-        size = 1 if twin.onnx_form.one_by_one else batch_size(given)
-        for start in range(0, batch_size(given), size):
-            one = rows_of(given, slice(start, start + min(size, most - have)))
-            found.append(one)
-            have += batch_size(one)
-            if have >= most:
-                return found
-    if not found:
-        raise ExportError("--int8: needs images to find the ranges of, got none. Give --data.")
-    return found
-
-
-def _most(twin: Twin, one: dict[str, Tensor], memory: float) -> int:
-    """How many samples memory and time are enough for."""
-    largest, macs = 0, 0
-    with evaluating(twin):
-        values = twin.begin(one)
-        constants = {id(v) for v in twin.onnx_constants.buffers()}
-        for step in twin.onnx_steps:
-            values.update(twin.compute(step, values))
-            held = [v for v in values.values() if isinstance(v, Tensor) and id(v) not in constants]
-            largest = max(largest, sum(v.nbytes for v in held))
-            if step.layer is not None:
-                weight = getattr(twin.module_of(step), "weight", None)
-                made = values[step.makes[0]]
-                if isinstance(weight, Tensor) and weight.ndim > 1:
-                    macs += made.numel() // weight.shape[0] * weight.numel()
-            for name in step.last:
-                values.pop(name, None)
-    by_memory = int(memory / max(2 * largest, 1))
-    return max(min(by_memory, max(int(_MACS / max(macs, 1)), FEWEST)), 1)
-
-
-def _named(twin: Twin, inputs: Any) -> dict[str, Tensor]:
-    names = [value.name for value in twin.onnx_file.inputs]
-    if isinstance(inputs, Mapping) and set(names) <= set(inputs):
-        return {name: inputs[name].float().cpu() for name in names}
-    tensors = [v for v in tree_leaves(inputs) if isinstance(v, Tensor)]
-    return {name: v.cpu() for name, v in zip(names, tensors, strict=True)}
-
-
 def _run(file: Path, twin: Twin, given: dict[str, Tensor]) -> list[Tensor]:
     session = onnx_session(file)
-    fed = {name: v.numpy() for name, v in twin.fed(_few(given)).items()}
-    return [torch.from_numpy(array) for array in session.run(None, fed)]
-
-
-def _few(given: dict[str, Tensor]) -> dict[str, Tensor]:
-    return rows_of(given, slice(_COMPARED))
+    return [torch.from_numpy(array) for array in session.run(None, arrays(twin, given))]
 
 
 def _compared(
@@ -240,8 +165,7 @@ def _compared(
     """How far file and simulation are from the float net, of the output that is furthest."""
     names = [value.name for value in twin.onnx_file.proto.graph.output]
     with evaluating(twin, made.twin):
-        exact = twin.values(_few(given), names)
-        rough = made.values(_few(given), names)
+        exact, rough = twin.values(given, names), made.values(given, names)
     pairs = [
         (_apart(one, exact[name]), _apart(rough[name], exact[name]))
         for name, one in zip(names, got, strict=True)
@@ -252,4 +176,5 @@ def _compared(
 
 def _apart(value: Tensor, wanted: Tensor) -> float:
     floor = torch.finfo(torch.float32).tiny
-    return float((value - wanted).norm() / wanted.norm().clamp_min(floor))
+    apart = float((value - wanted).norm() / wanted.norm().clamp_min(floor))
+    return apart if isfinite(apart) else inf

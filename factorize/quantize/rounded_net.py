@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from factorize.calibrate.patches import area_of, padded, positions, windows_at
+from factorize.errors import ExportError
 from factorize.graph.spec_of import spec_of
 from factorize.onnx_graph import Twin
 from factorize.onnx_graph.layers import Layer
 from factorize.onnx_graph.twin import Step
 from factorize.quantize.balance import balance_
 from factorize.quantize.grid import Grid, grid_of
-from factorize.quantize.places import Places
+from factorize.quantize.places import Places, readers_of
 from factorize.quantize.rounding import compensated, nearest_codes, rounded_codes, scales_of
 from factorize.tensor.call import evaluating
 
@@ -29,6 +30,8 @@ LONGEST = 8000
 
 _FEWEST, _MOST = 4096, 16384  # patches of a layer
 _RIDGE = 0.05
+_RESOLVED = 1e-6  # of second moments, which sums of float32 numbers tell nothing below
+_MOST_VALUE = 1e15  # sums of squares are float32
 _MOST_BIAS = 2.0**30  # codes of a bias are int32
 
 
@@ -51,7 +54,7 @@ class RoundedLayer:
     codes: Tensor
     scales: Tensor
     bias: Tensor | None
-    loss: float
+    loss: float = 0.0
 
     @property
     def weight(self) -> Tensor:
@@ -99,7 +102,7 @@ def round_net(
     *,
     largest: int,
     seed: int,
-    progress: Callable[[str], object] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> RoundedNet:
     """Round the layers of a net one after the other, as its nodes come.
 
@@ -111,12 +114,11 @@ def round_net(
         Inputs by name.
     largest
         Of the weights' codes: 127, or 63 where sums of products of larger ones saturate.
+    progress
+        Called with the number of each layer, from 1.
     """
     exact, made = copy.deepcopy(twin), RoundedNet(copy.deepcopy(twin), places)
-    readers: dict[str, list[Step]] = {}
-    for step in twin.onnx_steps:
-        for name in {*step.reads, *step.around}:
-            readers.setdefault(name, []).append(step)
+    readers = readers_of(twin)
     outputs = {value.name for value in twin.onnx_file.proto.graph.output}
     generator = torch.Generator().manual_seed(seed)
     with evaluating(exact, made.twin):
@@ -127,9 +129,9 @@ def round_net(
                 true.update(exact.compute(step, true))
             if step.name in places.layers:
                 if progress:
-                    progress(step.name)
+                    progress(len(made.layers) + 1)
                 name = step.makes[0]
-                after = readers.get(name, [])
+                after = readers[name]
                 if len(after) == 1 and after[0].name in places.layers and name not in outputs:
                     reader = exact.module_of(after[0])
                     between = [true[name] for true, _ in pairs]
@@ -157,6 +159,12 @@ def _settle(made: RoundedNet, pairs: Pairs, names: Sequence[str]) -> None:
         if name in made.places.values:
             same = made.places.same.get(name)
             rough = [values[name] for _, values in pairs]
+            largest = float(torch.stack([v.abs().max() for v in rough]).max())
+            if not largest < _MOST_VALUE:  # so that NaN is found too
+                raise ExportError(
+                    f"{name}: must be numbers below {_MOST_VALUE:g} to become int8, got {largest} "
+                    "for the images. Check the images and the model."
+                )
             made.grids[name] = made.grids[same] if same else grid_of(rough)
     for _, values in pairs:
         made.round_(values, names)
@@ -170,41 +178,42 @@ def _round_layer(
     true: Any = exact.module_of(step)
     assert step.layer is not None
     read, wrote = step.reads[0], step.makes[0]
+    grid = made.grids[read]
     sums = _Sums(true, step.layer, sum(len(rough[read]) for _, rough in pairs))
     for one, rough in pairs:
         sums.add(one[read], rough[read], generator)
-    sums.finish()
-    weight = sums.rows(true.weight.detach())
-    if sums.second is None or sums.apart is None:
-        scales = scales_of(weight, largest)
-        codes = nearest_codes(weight, scales, largest)
-    else:
-        wanted = compensated(weight, sums.apart, sums.second, _RIDGE)
-        scales = scales_of(wanted, largest)
-        codes = rounded_codes(wanted, scales, sums.second, largest)
-    scales = _with_room(scales, true.bias, made.grids[read])
-    rounded = codes * scales[..., None]
-    may = true.bias is not None or step.kind != "MatMul"
-    bias = None
-    if may:
-        start = 0.0 if true.bias is None else true.bias.detach().double()
-        moved = (weight * sums.mean_true[:, None]).sum(-1) - (rounded * sums.mean[:, None]).sum(-1)
-        bias = (start + moved.flatten()).float()
-    shape = true.weight.shape
-    made.layers[step.name] = layer = RoundedLayer(
-        codes.reshape(shape).to(torch.int8), scales.flatten().float(), bias, 0.0
-    )
+    has_bias = true.bias is not None or step.kind != "MatMul"
+    sums.finish(centred=has_bias)
+    layer = _integers(true, sums, grid, largest, has_bias)
     module.weight.data = layer.weight.to(module.weight.dtype)
-    if bias is not None:
-        module.bias = nn.Parameter(_on_grid(bias, layer.scales, made.grids[read]))
-    apart_, whole = 0.0, 0.0
+    if layer.bias is not None:
+        module.bias = nn.Parameter(_on_grid(layer.bias, layer.scales, grid))
+    apart, whole = 0.0, torch.finfo(torch.float32).tiny
     for one, rough in pairs:
         rough.update(made.twin.compute(step, rough))
-        apart_ += float((rough[wrote] - one[wrote]).double().square().sum())
+        apart += float((rough[wrote] - one[wrote]).double().square().sum())
         whole += float((one[wrote] - one[wrote].mean()).double().square().sum())
-    made.layers[step.name] = RoundedLayer(
-        layer.codes, layer.scales, bias, apart_ / max(whole, torch.finfo(torch.float32).tiny)
-    )
+    made.layers[step.name] = replace(layer, loss=apart / whole)
+
+
+def _integers(true: Any, sums: _Sums, grid: Grid, largest: int, has_bias: bool) -> RoundedLayer:
+    """The integers of a layer of the float net, for inputs on a grid."""
+    weight = wanted = sums.rows(true.weight.detach())
+    if sums.second is not None and sums.apart is not None:
+        wanted = compensated(weight, sums.apart, sums.second, _RIDGE)
+    scales = _with_room(scales_of(wanted, largest), true.bias, grid)
+    if sums.second is None:
+        codes = nearest_codes(wanted, scales, largest)
+    else:
+        codes = rounded_codes(wanted, scales, sums.second, largest)
+    bias = None
+    if has_bias:
+        rounded = codes * scales[..., None]
+        moved = (weight * sums.mean_true[:, None]).sum(-1) - (rounded * sums.mean[:, None]).sum(-1)
+        start = 0.0 if true.bias is None else true.bias.detach().double()
+        bias = (start + moved.flatten()).float()
+    codes = codes.reshape(true.weight.shape).to(torch.int8)
+    return RoundedLayer(codes, scales.flatten().float(), bias)
 
 
 def _with_room(scales: Tensor, bias: Tensor | None, grid: Grid) -> Tensor:
@@ -258,13 +267,19 @@ class _Sums:
             self.second += y.mT @ y
             self.apart += (x - y).mT @ y
 
-    def finish(self) -> None:
-        """Make means of the sums, the second ones about the first, which the bias makes up for."""
-        self.mean, self.mean_true = self.mean / self.count, self.mean_true / self.count
-        if self.second is not None and self.apart is not None:
-            self.second = self.second / self.count - self.mean[..., None] * self.mean[:, None]
-            moved = (self.mean_true - self.mean)[..., None] * self.mean[:, None]
-            self.apart = self.apart / self.count - moved
+    def finish(self, *, centred: bool) -> None:
+        """Make means of the sums; the second ones about the first where a bias makes up for it."""
+        self.mean /= self.count
+        self.mean_true /= self.count
+        if self.second is None or self.apart is None:
+            return
+        self.second /= self.count
+        self.apart /= self.count
+        exact = _RESOLVED * self.second.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+        if centred:
+            self.second -= self.mean[..., None] * self.mean[:, None]
+            self.apart -= (self.mean_true - self.mean)[..., None] * self.mean[:, None]
+        self.second += torch.diag_embed(exact.expand_as(self.mean))
 
     def rows(self, weight: Tensor) -> Tensor:
         """A weight as (G, O, D)."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _DAMPING = 0.01  # of the mean second moment
+_SMALLEST = 2.0**-60  # of a scale; its product with an input's is a normal float32 number
 _BLOCK = 128  # columns, after which the others are brought up to date
 
 
@@ -29,13 +30,13 @@ def compensated(weight: Tensor, apart: Tensor, second: Tensor, ridge: float) -> 
     ridge
         Pulls towards the weight itself, as a share of the mean second moment.
     """
-    return weight + torch.linalg.solve(_damped(second, ridge), (weight @ apart).mT).mT
+    return weight + torch.cholesky_solve((weight @ apart).mT, _root(second, ridge)).mT
 
 
 def scales_of(weight: Tensor, largest: int) -> Tensor:
     """The step of each output channel, (G, O), float32 numbers: its largest weight is the last."""
     most = weight.abs().amax(-1) / largest
-    return most.clamp_min(torch.finfo(torch.float32).tiny).float().to(weight.dtype)
+    return most.clamp_min(_SMALLEST).float().to(weight.dtype)
 
 
 def rounded_codes(weight: Tensor, scales: Tensor, second: Tensor, largest: int) -> Tensor:
@@ -53,7 +54,7 @@ def rounded_codes(weight: Tensor, scales: Tensor, second: Tensor, largest: int) 
     groups = torch.arange(len(order))[:, None]
     left = weight.gather(-1, order[:, None].expand_as(weight))
     second = second[groups[..., None], order[..., None], order[:, None]]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(second, _DAMPING)))
+    inverse = torch.cholesky_inverse(_root(second, _DAMPING))
     factor = torch.linalg.cholesky(inverse, upper=True)  # (G, D, D)
     codes = torch.empty_like(left)
     for start in range(0, left.shape[-1], _BLOCK):
@@ -76,8 +77,16 @@ def nearest_codes(weight: Tensor, scales: Tensor, largest: int) -> Tensor:
     return (weight / scales[..., None]).round().clamp(-largest, largest)
 
 
-def _damped(second: Tensor, share: float) -> Tensor:
-    """With so much of the mean second moment on the diagonal that an inverse exists."""
+def _root(second: Tensor, share: float) -> Tensor:
+    """The Cholesky factor, with so much of the mean second moment on the diagonal, or more.
+
+    Sums of float32 numbers may be off by more where all inputs are nearly the same.
+    """
     diagonal = second.diagonal(dim1=-2, dim2=-1)
-    more = share * diagonal.mean(-1, keepdim=True) + torch.finfo(torch.float32).tiny
-    return second + torch.diag_embed(more.expand_as(diagonal))
+    mean = diagonal.abs().mean(-1, keepdim=True)
+    while True:
+        more = (share * mean + torch.finfo(torch.float32).tiny).expand_as(diagonal)
+        root, failed = torch.linalg.cholesky_ex(second + torch.diag_embed(more))
+        if not failed.any():
+            return root
+        share *= 10

@@ -18,7 +18,7 @@ from factorize.errors import FactorizeError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_OPTION = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)(?: (\d+(?:\.\d+)?))?")
+_OPTION = re.compile(r"(?<![\w-])--([a-z]+\d*(?:-[a-z]+\d*)*)(?: (\d+(?:\.\d+)?))?")
 _WORDS = {
     **{name: f"Budget({name.replace('-', '_')}=)" for name in ("speedup", "macs", "params")},
     "max-drop": "Budget(max_drop=)",
@@ -34,7 +34,8 @@ _WORDS = {
     "lossless": 'rank="lossless"', "dry-run": "make_plan", "force": "force=True",
     "refresh": "refresh=True", "allow-costlier": "allow_costlier=True", "plan": "plan=",
     "opset": "OnnxConfig(opset=)", "input-names": "OnnxConfig(input_names=)",
-    "output-names": "OnnxConfig(output_names=)",
+    "output-names": "OnnxConfig(output_names=)", "onnx-float16": "OnnxConfig(half=True)",
+    "int8": "int8=True",
 }  # fmt: skip
 
 

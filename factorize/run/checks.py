@@ -27,7 +27,7 @@ from factorize.measure import Target, runtimes
 from factorize.onnx_graph import Twin
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.plan import Budget
-from factorize.quantize.quantize_onnx import OPSET
+from factorize.quantize.source import OPSET, unsuited
 from factorize.search import SearchConfig
 from factorize.tensor.call import call, evaluating, model_dtype, rows_of, to_model
 from factorize.tensor.output_kinds import guess, kind_of, named_floats
@@ -106,11 +106,14 @@ def check_int8(model: nn.Module, data: Any, onnx: OnnxConfig | None) -> None:
             f"--int8: model.onnx must be float32 of opset {OPSET} or later to become int8, got "
             f"{'--onnx-float16' if onnx.half else f'--opset {onnx.opset}'}. Leave it out."
         )
-    if isinstance(model, Twin) and (model.onnx_file.half or model.onnx_file.opset < OPSET):
-        got = "float16" if model.onnx_file.half else f"opset {model.onnx_file.opset}"
+    what = unsuited(model.onnx_file) if isinstance(model, Twin) else None
+    if what is None and (dtype := model_dtype(model)) != torch.float32:
+        what = str(dtype).removeprefix("torch.")
+    if what is not None:
+        name = model.onnx_file.path if isinstance(model, Twin) else type(model).__name__
         raise ExportError(
-            f"{model.onnx_file.path}: must be float32 of opset {OPSET} or later for --int8, got "
-            f"{got}. Export it so."
+            f"--int8: {name} must be float32, of opset {OPSET} or later where it is an ONNX file, "
+            f"got {what}. Give it so, or leave --int8 out."
         )
 
 

@@ -53,14 +53,25 @@ def quantize_delivered(
 ) -> InIntegers | None:
     """Make ``model.onnx`` int8, and rate it; None where that failed, which is noted.
 
-    The original is quantized too: in the same way, on the same images.
+    The original is quantized too: in the same way, on the same images. ``model.onnx`` stays in
+    float where it cannot be int8, or where this is interrupted.
     """
     if made.check is None:
         made.failures.append("model.onnx in int8: there is no float one to make it of")
         return None
-    folder, original = made.folder, made.onnx_files[0]
-    (folder / "model.onnx").replace(folder / FLOAT)
-    checks: dict[str, Int8Check] = {}
+    original, model = made.onnx_files
+    model.replace(made.folder / FLOAT)
+    try:
+        return _quantize(made, original, request, journal)
+    finally:
+        if not model.exists():
+            (made.folder / FLOAT).replace(model)
+
+
+def _quantize(
+    made: export.Exports, original: Path, request: Request, journal: Journal
+) -> InIntegers | None:
+    folder, checks = made.folder, dict[str, Int8Check]()
     for step, source, name in (
         (ALONE_STEP, original, ALONE), (STEP, folder / FLOAT, "model.onnx"),
     ):  # fmt: skip
@@ -73,7 +84,7 @@ def quantize_delivered(
         except ExportError as error:
             text = str(error).replace(f"{folder}/", "")
             if step == STEP:
-                made.failures.append(f"model.onnx in int8: {text}")
+                made.failures.append(f"model.onnx in int8, it stays in float32: {text}")
                 return None
             journal.remarks.append(f"the original is not compared in int8: {text}")
     check = checks[STEP]

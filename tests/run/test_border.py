@@ -33,6 +33,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z]")
         ("Give --macs 0.5 to keep half.", "Give Budget(macs=0.5) to keep half."),
         ("--force, or --save-calibration.", "force=True, or FitConfig(save_calibration=)."),
         ("Give --finetune EPOCHS.", "Give finetune= EPOCHS."),
+        ("Leave --int8 out: --onnx-float16.", "Leave int8=True out: OnnxConfig(half=True)."),
         ("a -- b, -5, x--y", "a -- b, -5, x--y"),
     ],
 )  # fmt: skip
