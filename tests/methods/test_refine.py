@@ -1,6 +1,7 @@
 """The solver that fits all stages of a chain in a norm: its optimum, its sweeps, its gradient."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -110,10 +111,10 @@ def test_long_rows_are_fitted_as_well_in_float32(
 def test_no_point_is_looked_at_twice(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in PATHS[path].items():
         monkeypatch.setattr(solver, name, value)
-    kind = solver._Joint if "all stages" in path else solver._Projected
+    kind: Any = solver._Joint if "all stages" in path else solver._Projected
     objective, points = kind.objective, list[Tensor]()
 
-    def noted(problem: solver._Joint, free: list[Tensor], **how: bool) -> float:
+    def noted(problem: Any, free: list[Tensor], **how: bool) -> float:
         now = torch.cat([weight.detach().flatten() for weight in free])
         assert not any(torch.equal(now, one) for one in points)
         points.append(now)
