@@ -141,13 +141,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FILES, default=list(FILES))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
-    rows = {(one["file"], one["case"]): one for one in stored["rows"]}
     for key in [(name, case) for name in options.only for case in options.cases]:
         with tempfile.TemporaryDirectory() as folder:
             source = options.data.resolve() / "onnx" / f"{key[0]}.onnx"
-            rows[key] = row(*key, source, Path(folder))
-        print(json.dumps(rows[key]), flush=True)
+            made = row(*key, source, Path(folder))
+        print(json.dumps(made), flush=True)
+        stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+        rows = {(one["file"], one["case"]): one for one in stored["rows"]} | {key: made}
         ordered = [rows[name, case] for name in FILES for case in CASES if (name, case) in rows]
         stored = {"environment": environment(), "rows": ordered}
         RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
