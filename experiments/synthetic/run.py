@@ -198,7 +198,8 @@ def _counted(number: int, folder: Path | None) -> dict[str, Any]:
     fit = factorize.FitConfig(images=number)
     made = compressed(this.model, shape, 0, data=data, fit=fit, **UNIFORM)
     whole = time.perf_counter() - start
-    return {"top1": this.score(made), "making": making, "whole": whole}
+    threads = torch.get_num_threads()
+    return {"top1": this.score(made), "making": making, "whole": whole, "threads": threads}
 
 
 def times(_: Path | None) -> Rows:

@@ -46,10 +46,11 @@ def write(page: Path, content: dict[str, Any]) -> None:
     ]
     lines += ["", "More images, ResNet-20, `spatial_svd`, energy 0.75 (none inverted of 4,000, "
               "which would take too long):", "",
-              "| images | top-1 | seconds to make and choose | whole run |",
-              "| --- | --- | --- | --- |"]  # fmt: skip
+              "| images | top-1 | seconds to make and choose | whole run | threads |",
+              "| --- | --- | --- | --- | --- |"]  # fmt: skip
     lines += [
-        f"| {name} | {row['top1']:.2f} | {row['making']:.0f} | {row['whole']:.0f} |"
+        f"| {name} | {row['top1']:.2f} | {row['making']:.0f} | {row['whole']:.0f} | "
+        f"{row.get('threads', '')} |"
         for name, row in content.get("counts", {}).items()
     ]
     lines += ["", f"To make images, nothing chosen (goal for 224x224: {QUICK:g} s):", "",
