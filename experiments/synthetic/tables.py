@@ -90,6 +90,9 @@ def _budgets(rows: Mapping[str, Any]) -> list[str]:
                 goal = "" if net == "dncnn" else f"{GOALS[number]:g}"
                 best.append(f"| {net} | {share} | {made:.2f} | {floor:g} | {real:.2f} | "
                             f"{real - made:.2f} | {goal} |")  # fmt: skip
+            elif made_up := [one["made up"] for one in found.values() if "made up" in one]:
+                alone = max(mean(seeds.values()) for seeds in made_up)
+                best.append(f"| {net} | {share} | {alone:.2f} | {floor:g} | | | |")
     return lines + best
 
 
