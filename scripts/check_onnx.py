@@ -28,27 +28,23 @@ import numpy as np
 import onnx
 import torch
 from onnx_families import FEW, NETS, exported, model_of, side_of
+from onnx_plans import halved, plan_of
+from onnx_table import table, verdict
 
 from factorize.errors import FactorizeError
 from factorize.export.onnx_back import export_back
 from factorize.measure import environment
 from factorize.measure.cost import count
 from factorize.measure.environment import package_version
-from factorize.methods import get
 from factorize.models.load_model import load_model
-from factorize.plan.choose import chain_layer, cost, dense_layer
 from factorize.run.steps import find, rewrite
 from factorize.tensor.call import onnx_session
-from factorize.types import ConvSite, LayerPlan, Plan
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "onnx"
 RESULTS, README = FOLDER / "families.json", FOLDER / "README.md"
 MARK = "<!-- made by scripts/check_onnx.py: do not edit below -->"
-TOLERANCE = {False: 1e-4, True: 2e-2}  # of the largest output; in half precision
 SAMPLES = 2
 OTHER_SIDES = ((64, 80), (128, 112))
-_MOST = 2**25  # weights of a linear layer that is replaced
-_LARGE = 800  # rows of a matrix whose SVD takes long
 
 Key = tuple[str, str, str]  # net, exporter:opset, kind
 
@@ -67,72 +63,6 @@ def queue() -> Iterator[Key]:
     for how in ("old:13", "old:15", "dynamo:20", "dynamo:21", "dynamo:22", "dynamo:19"):
         for name in FEW:
             yield name, how, "plain"
-
-
-def method_of(site: ConvSite) -> Any:
-    """Of a layer: by rows and columns where its SVD is quick, else by channels."""
-    spec = site.spec
-    axes = [k for k in spec.kernel if k > 1]
-    rows = min(spec.group_inputs, spec.group_outputs) * max(axes, default=1)
-    spatial = get("spatial_svd")
-    if len(spec.kernel) == 2 and len(axes) == 2 and rows <= _LARGE and not spatial.supports(spec):
-        return spatial
-    return get("channel_svd")
-
-
-def planned(site: ConvSite, share: float | None) -> LayerPlan:
-    """A layer at a share of the largest rank, where that saves; None: at the largest, exactly."""
-    spec, method = site.spec, method_of(site)
-    if not spec.kernel and spec.params > _MOST:
-        return dense_layer(spec, "its SVD takes minutes", ())
-    if reason := site.blocked or method.supports(spec):
-        return dense_layer(spec, reason, ())
-    (top,) = method.max_rank(spec)
-    variants = method.variants_of(spec)
-    if share is None:
-        if method.name == "channel_svd":  # the one whose matrix has no larger rank
-            few_out = spec.group_outputs <= spec.group_inputs
-            variant = variants[0 if few_out else -1]
-        else:
-            high, wide = spec.kernel
-            exact = min(spec.group_inputs * high, spec.group_outputs * wide) <= top
-            variant = variants[0 if exact else -1]
-        return chain_layer(site, method, (top,), variant, None, ())
-    rank = (max(1, round(share * top)),)
-    variant = min(variants, key=lambda one: cost(method, spec, rank, one)[0])
-    if cost(method, spec, rank, variant)[0] >= spec.macs:
-        return dense_layer(spec, "does not save", ())
-    return chain_layer(site, method, rank, variant, None, ())
-
-
-def plan_of(sites: tuple[ConvSite, ...], names: set[str], share: float | None) -> Plan:
-    """All named layers at one share of their ranks."""
-    layers = (
-        planned(one, share) if one.spec.name in names else dense_layer(one.spec, "not asked", ())
-        for one in sites
-    )
-    return Plan(tuple(layers), {})
-
-
-def halved(sites: tuple[ConvSite, ...], macs: int) -> tuple[Plan, float, str]:
-    """The plan nearest to half the MACs from below, its share of them, and what was replaced.
-
-    Convolutions alone, or linear layers too where those do not get there.
-    """
-    convs = {one.spec.name for one in sites if one.spec.kernel}
-    plan, left, which = Plan((), {}), 1.0, ""
-    for names, which in ((convs, "convolutions"), ({s.spec.name for s in sites}, "all layers")):  # noqa: B007
-        low, high = 0.0, 1.0
-        for _ in range(12):
-            share = (low + high) / 2
-            plan = plan_of(sites, names, share)
-            left = 1 - sum(one.spec.macs - one.macs for one in plan.layers) / macs
-            low, high = (share, high) if left <= 0.5 else (low, share)
-        plan = plan_of(sites, names, low)
-        left = 1 - sum(one.spec.macs - one.macs for one in plan.layers) / macs
-        if left <= 0.5:
-            break
-    return plan, left, which
 
 
 def difference(one: Path, two: Path, x: torch.Tensor) -> float:
@@ -220,79 +150,6 @@ def _beside(twin: Any, path: Path, x: torch.Tensor) -> float:
     with torch.no_grad():
         ours = twin(x).numpy()
     return float(np.abs(ours - made).max() / np.abs(made).max())
-
-
-def verdict(row: dict[str, Any]) -> str:
-    """``ok``, ``not exported``, or at which stage it failed."""
-    if row.get("stage") == "export":
-        return "not exported"
-    if "error" in row:
-        return f"failed: {row['stage']}"
-    tolerance = TOLERANCE[row["kind"] == "float16"]
-    worst = max(row["full_rank"], row["half_twin"], *row.get("other_sizes", {"": 0}).values())
-    return "ok" if worst <= tolerance else "differs"
-
-
-def table(stored: dict[str, Any]) -> str:
-    """What README.md has below the mark."""
-    rows, where = stored["rows"], stored["environment"]
-    packages = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnx2pytorch")
-    lines = [
-        f"{where['cpu']}, one thread, Python {where['python']}, "
-        + ", ".join(f"{one} {where[one]}" for one in packages) + ".", "",
-        "| exporter:opset, kind of file | files | come back | differ or fail "
-        "| half the MACs reached | full rank, at most | half: file and twin, at most "
-        "| seconds in all |",
-        "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        label = row["how"] + ("" if row["kind"] == "plain" else f", {row['kind']}")
-        groups.setdefault(label, []).append(row)
-    for label, some in groups.items():
-        made = [row for row in some if verdict(row) != "not exported"]
-        good = [row for row in made if verdict(row) == "ok"]
-        reached = sum(row["kept"] <= 0.5 for row in good)
-        lines.append(
-            f"| {label} | {len(made)}"
-            + (f" ({len(some) - len(made)} more not exported)" if len(some) > len(made) else "")
-            + f" | {len(good)} | {len(made) - len(good)} | {reached} "
-            f"| {max((row['full_rank'] for row in good), default=0):.0e} "
-            f"| {max((row['half_twin'] for row in good), default=0):.0e} "
-            f"| {sum(row.get('seconds', 0) + row.get('exported_s', 0) for row in some):.0f} |"
-        )
-    lines += ["", "Exceptions:", ""]
-    causes: dict[str, list[str]] = {}
-    for row in rows:
-        if verdict(row) != "ok":
-            text = row.get("error", "").replace("|", "/").partition(". Please feel")[0]
-            causes.setdefault(f"{verdict(row)}: {text}", []).append(f"{row['net']} {row['how']}")
-        elif row["kept"] > 0.5:
-            text = "half the MACs not reached by ranks of one share, fitted to the weights"
-            causes.setdefault(text, []).append(f"{row['net']} {row['how']} ({row['kept']:.2f})")
-    lines += [f"- {cause}: {', '.join(where)}." for cause, where in causes.items()] or ["- none."]
-    lines += [
-        "", "| net | came back | convolutions replaced | full rank, at most | MACs kept, layers "
-        "| half: file and twin, at most | seconds, at most |", "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for name in dict.fromkeys(row["net"] for row in rows):
-        good = [row for row in rows if row["net"] == name and verdict(row) == "ok"]
-        plain = [row for row in good if row["kind"] != "float16"]
-        if not plain:
-            continue
-        labels = ", ".join(
-            row["how"] + ("" if row["kind"] == "plain" else f" {row['kind']}") for row in good
-        )
-        one = plain[0]
-        linear = ", linear ones too" if one["replaced"] == "all layers" else ""
-        lines.append(
-            f"| {name} | {labels} | {one['layers']} of {one['convs']} "
-            f"| {max(row['full_rank'] for row in plain):.1e} "
-            f"| {one['kept']:.3f}, {one['half_layers']}{linear} "
-            f"| {max(row['half_twin'] for row in plain):.0e} "
-            f"| {max(row['seconds'] + row['exported_s'] for row in plain):.0f} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def write_table() -> None:

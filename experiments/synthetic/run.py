@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python experiments/synthetic/run.py --data ../shared/data [--only digits ...]
 
-Nothing is tuned, and no test image is seen before the score. Writes results.json and the tables of
-README.md; what is asked for is done again, other rows stay.
+Nothing is tuned, and no test image is seen before the score. Writes results.json, each row as soon
+as it is there, and the tables of README.md. Rows that exist are left, unless --again.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from budgets import budgets
+from sources import gaussian, photographs, split, without
 from tables import write
-from torch import Tensor, nn
+from torch import nn
 
 import factorize
 from factorize.calibrate import inverted
 from factorize.data.digits import digits_data
-from factorize.data.synthetic import synthetic_data
+from factorize.data.synthetic import made_up, synthetic_data
 from factorize.measure import accuracy, count
 from factorize.measure.environment import environment
 from factorize.models.digits import load_digits_model
@@ -36,6 +40,7 @@ SEEDS = (0, 1, 2)
 COUNTS = (16, 64, 250, 1000, 4000)
 NEVER = patch("factorize.run.pipeline.seen_by", lambda model, *_, **__: model)
 UNIFORM = {"method": "spatial_svd", "energy": 0.75}
+Rows = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
 
 def main() -> None:
@@ -43,73 +48,71 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="the folder with cifar10/, denoise/ and models/")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rows", default="*", help="only rows of this name, such as 'resnet20*'")
+    parser.add_argument("--again", action="store_true", help="make rows anew that exist")
     options = parser.parse_args()
     path = HERE / "results.json"
-    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def known() -> dict[str, Any]:
+        return json.loads(path.read_text()) if path.exists() else {}
+
     for part in options.only:
-        for name, row in PARTS[part](options.data):
+        for name, make in PARTS[part](options.data):
+            exists = name in known().get(part, {}) and not options.again
+            if exists or not fnmatch(name, options.rows):
+                continue
+            row = make()
+            content = known()  # another process may have added rows meanwhile
             content.setdefault(part, {})[name] = row
             content["environment"] = environment()
             print(part, name, row, flush=True)
             path.write_text(json.dumps(content, indent=1, default=str) + "\n")
             write(HERE / "README.md", content)
+    write(HERE / "README.md", known())
 
 
-def digits(_: Path | None) -> Iterator[tuple[str, Any]]:
+def digits(_: Path | None) -> Rows:
     """The built-in example at rank 8."""
-    net, test = load_digits_model(), digits_data().test
-    assert test is not None
-    yield (
-        "digits, spatial_svd, rank 8",
-        {
-            "original": accuracy(net, test)["top1"],
-            **{
-                name: [
-                    accuracy(compressed(net, (1, 8, 8), seed, rank=8, **how), test)["top1"]
-                    for seed in SEEDS
-                ]
-                for name, how in (
-                    ("real", {"data": "digits"}),
-                    ("made up", {}),
-                    ("weights", WEIGHTS),
-                )
-            },
-        },
-    )
+
+    def row() -> dict[str, Any]:
+        net, test = load_digits_model(), digits_data().test
+        assert test is not None
+        found: dict[str, Any] = {"original": accuracy(net, test)["top1"]}
+        for name, how in (
+            ("real", {"data": "digits"}), ("made up", {}), ("weights", WEIGHTS),
+        ):  # fmt: skip
+            found[name] = [
+                accuracy(compressed(net, (1, 8, 8), seed, rank=8, **how), test)["top1"]
+                for seed in SEEDS
+            ]
+        return found
+
+    yield "digits, spatial_svd, rank 8", row
 
 
-def uniform(folder: Path | None) -> Iterator[tuple[str, Any]]:
+def uniform(folder: Path | None) -> Rows:
     """Trained nets, 0.75 of each kernel's energy."""
     for name, shape, seeds in (
         ("resnet20", (3, 32, 32), SEEDS), ("resnet56", (3, 32, 32), SEEDS[:1]),
-        ("dncnn", (1, 40, 40), SEEDS[:1]),
     ):  # fmt: skip
-        this = task_of(name, folder)
-        yield f"{name}, spatial_svd, energy 0.75", _row(this, shape, seeds, UNIFORM)
+        yield f"{name}, spatial_svd, energy 0.75", partial(_row, name, folder, shape, seeds)
 
 
-def searched(folder: Path | None) -> Iterator[tuple[str, Any]]:
-    """ResNet-20 within shares of its MACs."""
-    this = task_of("resnet20", folder)
-    for method, share in (("cp", 0.3), ("cp", 0.5)):
-        how = {"method": method, "budget": factorize.Budget(macs=share)}
-        yield f"resnet20, {method}, {share:g} of the MACs", _row(this, (3, 32, 32), (0,), how)
-
-
-def _row(this: Any, shape: tuple[int, ...], seeds: Any, how: dict[str, Any]) -> dict[str, Any]:
+def _row(name: str, folder: Path | None, shape: tuple[int, ...], seeds: Any) -> dict[str, Any]:
+    this = task_of(name, folder)
     row: dict[str, Any] = {"original": this.score(this.model), "real": [], "made up": []}
     for seed in seeds:
         real = split(this.calibration(1250, seed), this.batch)
-        row["real"].append(this.score(compressed(this.model, shape, seed, data=real, **how)))
-        made = compressed(this.model, shape, seed, **how)
+        row["real"].append(this.score(compressed(this.model, shape, seed, data=real, **UNIFORM)))
+        made = compressed(this.model, shape, seed, **UNIFORM)
         row["made up"].append(this.score(made))
     x = torch.zeros(1, *shape)
     row["macs"] = count(made, x).macs / count(this.model, x).macs
-    row["weights"] = [this.score(compressed(this.model, shape, 0, **how, **WEIGHTS))]
+    row["weights"] = [this.score(compressed(this.model, shape, 0, **UNIFORM, **WEIGHTS))]
     return row
 
 
-def ablation(folder: Path | None) -> Iterator[tuple[str, Any]]:
+def ablation(folder: Path | None) -> Rows:
     """ResNet-20 and the digits: what each part is worth."""
     digits_net, test = load_digits_model(), digits_data().test
     assert test is not None
@@ -119,51 +122,102 @@ def ablation(folder: Path | None) -> Iterator[tuple[str, Any]]:
         "resnet20": (this.model, (3, 32, 32), this.score, UNIFORM),
     }
     for name, (net, shape, score, how) in nets.items():
+        for what, (data, as_it_is) in _sources(net, shape).items():
+
+            def row(
+                net: Any = net, shape: Any = shape, score: Any = score, how: Any = how,
+                data: Any = data, as_it_is: bool = as_it_is,
+            ) -> dict[str, Any]:  # fmt: skip
+                return {"top1": score(fitted_to(net, shape, data(), as_it_is, how))}
+
+            yield f"{name}: {what}", row
+
+
+def _sources(
+    net: nn.Module, shape: tuple[int, ...]
+) -> dict[str, tuple[Callable[[], factorize.Data], bool]]:
+    """What chains are fitted to, and whether with the batch norms that the net has."""
+
+    @cache
+    def chosen() -> factorize.Data:
         with patch("factorize.run.made_up._half_inverted", lambda _, images, *__: images):
-            chosen = synthetic_data(shape, suit=suiting(net, None, "cpu", 0))
-        known = chosen.preprocessing
+            return synthetic_data(shape, suit=suiting(net, None, "cpu", 0))
+
+    @cache
+    def plain() -> factorize.Data:
+        return synthetic_data(shape, preprocessing=chosen().preprocessing)
+
+    def all_of(data: factorize.Data) -> torch.Tensor:
+        return torch.cat([batch[0] for one in (data.train, data.holdout) for batch in one])
+
+    def less(what: str) -> factorize.Data:
+        with without(what):
+            return synthetic_data(shape, preprocessing=chosen().preprocessing)
+
+    def half() -> factorize.Data:
+        images = all_of(chosen())
+        images[::2] = inverted(net, images[::2], "auto")
+        return split(images)
+
+    def noise() -> factorize.Data:
+        return split(torch.randn(1250, *shape, generator=torch.Generator().manual_seed(0)))
+
+    def pictures() -> factorize.Data:
+        known = chosen().preprocessing
         assert known is not None
-        plain = synthetic_data(shape, preprocessing=known)
-        images = torch.cat(
-            [batch[0] for split_ in (plain.train, plain.holdout) for batch in split_]
-        )
-        half = torch.cat([b[0] for split_ in (chosen.train, chosen.holdout) for b in split_])
-        half[::2] = inverted(net, half[::2], "auto")
-        of_noise = torch.randn(1250, *shape, generator=torch.Generator().manual_seed(0))
-        rows: dict[str, tuple[Any, bool]] = {
-            "white noise": (split(of_noise), True),
-            "Gaussian of the leaves' covariance": (split(gaussian(images)), True),
-            "leaves as they come": (plain, True),
-            "and the net's norms": (plain, False),
-            "chosen among many": (chosen, True),
-            "and the net's norms (large nets)": (chosen, False),
-            "and half of them inverted (small nets)": (split(half), False),
-        }
-        if shape[0] == 3:
-            rows["crops of two photographs"] = (split(known.normalise(photographs())), True)
-        for what, (data, as_it_is) in rows.items():
-            yield f"{name}: {what}", {"top1": score(fitted_to(net, shape, data, as_it_is, how))}
+        return split(known.normalise(photographs()))
+
+    rows: dict[str, tuple[Callable[[], factorize.Data], bool]] = {
+        "white noise": (noise, True),
+        "Gaussian of the leaves' covariance": (lambda: split(gaussian(all_of(plain()))), True),
+        "leaves as they come": (plain, True),
+        "leaves, discs only": (lambda: less("shapes"), True),
+        "leaves that add up, no occlusion": (lambda: less("occlusion"), True),
+        "leaves, no noise on top": (lambda: less("noise"), True),
+        "and the net's norms": (plain, False),
+        "chosen among many": (chosen, True),
+        "and the net's norms (large nets)": (chosen, False),
+        "and half of them inverted (small nets)": (half, False),
+    }
+    if shape[0] == 3:
+        rows["crops of two photographs"] = (pictures, True)
+    return rows
 
 
-def counts(folder: Path | None) -> Iterator[tuple[str, Any]]:
+def counts(folder: Path | None) -> Rows:
     """ResNet-20: what more images buy, and what making them takes."""
-    this, shape = task_of("resnet20", folder), (3, 32, 32)
     for number in COUNTS:
+        yield f"{number}", partial(_counted, number, folder)
+
+
+def _counted(number: int, folder: Path | None) -> dict[str, Any]:
+    this, shape = task_of("resnet20", folder), (3, 32, 32)
+    start = time.perf_counter()
+    data = synthetic_data(shape, suit=suiting(this.model, None, "cpu", 0), count=number * 5 // 4)
+    making = time.perf_counter() - start
+    fit = factorize.FitConfig(images=number)
+    made = compressed(this.model, shape, 0, data=data, fit=fit, **UNIFORM)
+    whole = time.perf_counter() - start
+    threads = torch.get_num_threads()
+    return {"top1": this.score(made), "making": making, "whole": whole, "threads": threads}
+
+
+def times(_: Path | None) -> Rows:
+    """Seconds to make images, nothing chosen."""
+
+    def row(shape: tuple[int, ...]) -> dict[str, Any]:
         start = time.perf_counter()
-        data = synthetic_data(
-            shape, suit=suiting(this.model, None, "cpu", 0), count=number * 5 // 4
-        )
-        making = time.perf_counter() - start
-        fit = factorize.FitConfig(images=number)
-        made = compressed(this.model, shape, 0, data=data, fit=fit, **UNIFORM)
-        whole = time.perf_counter() - start
-        yield f"{number}", {"top1": this.score(made), "making": making, "whole": whole}
+        made_up(shape, 1000)
+        return {"seconds": time.perf_counter() - start, "threads": torch.get_num_threads()}
+
+    for shape in ((3, 32, 32), (3, 224, 224)):
+        yield f"1,000 images of {shape[1]}x{shape[2]}", partial(row, shape)
 
 
 WEIGHTS = {"fit": factorize.FitConfig("weights")}
 PARTS = {
-    "digits": digits, "counts": counts, "ablation": ablation, "uniform": uniform,
-    "searched": searched,
+    "digits": digits, "times": times, "counts": counts, "ablation": ablation, "uniform": uniform,
+    "budgets": budgets,
 }  # fmt: skip
 
 
@@ -189,42 +243,6 @@ def fitted_to(net: nn.Module, shape: Any, data: Any, as_it_is: bool, how: Any) -
         return compressed(net, shape, 0, data=data, **how)
     with NEVER:
         return compressed(net, shape, 0, data=data, **how)
-
-
-def split(images: Tensor, batch: int = 125) -> factorize.Data:
-    """A fifth held out."""
-    fitted, held = images.split([len(images) - len(images) // 5, len(images) // 5])
-    return factorize.Data(
-        [(b,) for b in fitted.split(batch)], [(b,) for b in held.split(batch)], labelled=False
-    )
-
-
-def gaussian(images: Tensor) -> Tensor:
-    """Normal images of the same mean and covariance of all pixels."""
-    rows = images.flatten(1).double()
-    _, values, right = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    draw = torch.randn(len(rows), len(values), generator=torch.Generator().manual_seed(0)).double()
-    made = draw * values / (len(rows) - 1) ** 0.5 @ right + rows.mean(0)
-    return made.float().view_as(images)
-
-
-def photographs() -> Tensor:
-    """(1250, 3, 32, 32) crops of scikit-learn's two sample pictures, at several scales."""
-    from sklearn.datasets import load_sample_images
-
-    draw = torch.Generator().manual_seed(0)
-    pictures = [
-        torch.from_numpy(picture).movedim(2, 0).float() / 255
-        for picture in load_sample_images().images
-    ]
-    made = []
-    for number in range(1250):
-        picture = pictures[number % 2]
-        side = int(32 * 2 ** float(3 * torch.rand(1, generator=draw)))
-        y, x = (int(torch.randint(n - side + 1, (1,), generator=draw)) for n in picture.shape[1:])
-        part = picture[None, :, y : y + side, x : x + side]
-        made.append(nn.functional.interpolate(part, (32, 32), mode="bilinear", antialias=True)[0])
-    return torch.stack(made)
 
 
 if __name__ == "__main__":

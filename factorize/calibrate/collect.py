@@ -16,7 +16,7 @@ from factorize.errors import DataError, FactorizeError
 from factorize.spec import ConvSpec
 from factorize.tensor.call import batch_size, call, evaluating, input_on, rows_of
 from factorize.tensor.effort import Effort, effort
-from factorize.tensor.moments import Calibration, LayerCalibration, Moments
+from factorize.tensor.moments import Calibration, LayerCalibration
 from factorize.types import Progress
 
 HELD_OUT = 5
@@ -109,7 +109,7 @@ def collect_each(
             progress("calibrate", done, total, {})
 
     for group in groups:
-        moments: list[dict[str, Moments]] = []
+        parts: list[tuple[dict[str, MomentSums], int]] = []
         for part in (fit, held_out):
             count = _count(part)
             sums = {}
@@ -117,9 +117,9 @@ def collect_each(
                 drawn = per_image or positions_per_image(spec, count)
                 sums[name] = MomentSums(spec, per_image=drawn, seed=seed)
             _run(model, {name: modules[name] for name in group}, sums, part, seed, advance)
-            moments.append({name: sums.pop(name).finish(count) for name in group})
-        for name in group:
-            both = LayerCalibration(moments[0].pop(name), moments[1].pop(name))
+            parts.append((sums, count))
+        for name in group:  # half of each matrix is held until its turn comes
+            both = LayerCalibration(*(sums.pop(name).finish(count) for sums, count in parts))
             for alias in names[id(modules[name])]:
                 yield alias, both
 
@@ -216,6 +216,8 @@ def _run(
     finally:
         for handle in hooks:
             handle.remove()
+    for layer in sums.values():
+        layer.flush()
 
 
 def _groups(specs: Mapping[str, ConvSpec], memory: float) -> Iterator[dict[str, ConvSpec]]:

@@ -17,7 +17,7 @@ LARGEST = 8000
 """Patch length up to which all pairs of entries are kept: (D, D) float64 is 0.5 GB there."""
 
 _BLOCK_ROWS = 2048  # patches in one float32 product: its rounding stays that of a short sum
-_PANEL = 512  # columns of a symmetric product that are made at a time, down to the diagonal
+_PANEL = 512  # rows of a symmetric product that are made at a time, as far as the diagonal
 _BLOCK_VALUES = 2**23  # float32 values gathered at a time: 32 MB
 
 
@@ -25,9 +25,10 @@ class MomentSums:
     """Second moments of one layer's input patches, summed over its calls.
 
     Products of blocks of patches are float32 (float64 for float64 input) on the input's device;
-    their sum is float64 there, and nothing waits for the device until `finish`. With `per_image`
-    positions drawn from a map of P, a patch stands for P / per_image: the sums estimate those
-    over all positions, whatever the sizes of the maps.
+    their sum is float64 there, and nothing waits for the device until `finish`. Until then little
+    more than half of a symmetric sum, in panels as far as the diagonal, is made and held. With
+    `per_image` positions drawn from a map of P, a patch stands for P / per_image: the sums
+    estimate those over all positions, whatever the sizes of the maps.
 
     Where D exceeds `LARGEST`, S is approximated by a Kronecker product: channels (C, C), the
     covariance of the channels summed over the kernel's positions, times positions (K, K), that of
@@ -48,7 +49,7 @@ class MomentSums:
     def __init__(self, spec: ConvSpec, *, per_image: int | None, seed: int) -> None:
         self.spec, self.per_image = spec, per_image
         self.generator = torch.Generator().manual_seed(seed + crc32(spec.name.encode()))
-        self.second: tuple[Tensor, ...] = ()
+        self.second: tuple[list[Tensor], ...] = ()  # the panels of each matrix
         self.mean = self.cross = self.output_mean = self.output_second = torch.zeros(())
         self.with_outputs = False
         self._held: list[tuple[Tensor, Tensor | None]] = []  # windows, outputs
@@ -59,7 +60,7 @@ class MomentSums:
     def memory(spec: ConvSpec, *, outputs: bool = False) -> int:
         """Bytes of the sums, with `cross` where outputs are given."""
         length = _length(spec)
-        values = sum(n * n for n in _sizes(spec)) + length
+        values = sum(rows * columns for n in _sizes(spec) for rows, columns in _panels(n)) + length
         own = spec.out_channels if outputs else 0
         held = 4 * _block_rows(spec) * (length + own)
         return held + 8 * (values + own * (length + 2))
@@ -100,14 +101,13 @@ class MomentSums:
             Nothing was added, or something that is not finite.
         """
         label, total = self.spec.label, self.positions
-        self._add_held()
+        self.flush()
         if not self.count:
             raise DataError(
                 f"{label}: must be called with the calibration images, and was not. "
                 "Leave the layer out, or give images that reach it."
             )
-        second = [part.cpu() / total for part in self.second]
-        second = [part.tril() + part.tril(-1).T for part in second]
+        second = [_symmetric(panels).div_(total) for panels in self.second]
         if len(second) == 2:
             second[1] /= second[1].trace().clamp_min(torch.finfo(torch.float64).tiny)
         found = [*second, *(sums.cpu() / total for sums in (self.mean, *self._output_sums()))]
@@ -135,7 +135,7 @@ class MomentSums:
 
         device = torch.device("cpu") if pixels.device.type == "mps" else pixels.device  # no float64
         length, outputs = _length(self.spec), self.spec.out_channels
-        self.second = tuple(zeros(n, n) for n in _sizes(self.spec))
+        self.second = tuple([zeros(*size) for size in _panels(n)] for n in _sizes(self.spec))
         self.mean = zeros(length)
         self.with_outputs = with_outputs
         if with_outputs:
@@ -149,12 +149,13 @@ class MomentSums:
         """Keep patches until they fill a block: adding (D, D) costs as much for one patch."""
         rows = len(windows) + sum(len(held) for held, _ in self._held)
         if rows > _block_rows(self.spec) or weight != self._weight:
-            self._add_held()
+            self.flush()
         self._held.append((windows, outputs))
         self._weight = weight
 
     @torch.inference_mode(False)
-    def _add_held(self) -> None:
+    def flush(self) -> None:
+        """Add the patches that are kept, so that the sums are all that is held."""
         if self._held:
             windows, outputs = zip(*self._held, strict=True)
             self._held = []
@@ -171,10 +172,10 @@ class MomentSums:
         factors = [patches]
         if len(self.second) == 2:
             factors = [windows.flatten(0, 1), windows.transpose(0, 1).flatten(1).T]  # C, K columns
-        for sums, rows in zip(self.second, factors, strict=True):
-            for start in range(0, len(sums), _PANEL):  # what is above the diagonal is not needed
-                some = slice(start, start + _PANEL)
-                add(sums[some, : some.stop], rows[:, some].T @ rows[:, : some.stop])
+        for panels, rows in zip(self.second, factors, strict=True):
+            for panel in panels:
+                height, width = panel.shape
+                add(panel, rows[:, width - height : width].T @ rows[:, :width])
         add(self.mean, patches.sum(0))
         if outputs is not None:
             outputs = outputs.to(patches.dtype)
@@ -191,6 +192,26 @@ def _length(spec: ConvSpec) -> int:
 def _block_rows(spec: ConvSpec) -> int:
     """Patches in a block, at most."""
     return min(_BLOCK_ROWS, max(_BLOCK_VALUES // _length(spec), 1))
+
+
+def _panels(size: int) -> list[tuple[int, int]]:
+    """Rows and columns of the panels of a symmetric matrix, each as wide as its last row."""
+    ends = [*range(_PANEL, size, _PANEL), size]
+    return [(end - start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _symmetric(panels: list[Tensor]) -> Tensor:
+    """The whole matrix, on the CPU."""
+    size = panels[-1].shape[1]
+    whole = torch.empty(size, size, dtype=panels[-1].dtype)
+    for panel in panels:
+        height, width = panel.shape
+        some, before = slice(width - height, width), width - height
+        whole[some, :width] = panel
+        whole[:before, some] = whole[some, :before].T
+        corner = whole[some, some].tril()
+        whole[some, some] = corner + corner.tril(-1).T
+    return whole
 
 
 def _sizes(spec: ConvSpec) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ whole net is fitted in about one pass over the images.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from factorize.errors import DataError
+from factorize.fit.alive import Alive
 from factorize.tensor.call import batch_size, call, rows_of, twice
 
 Decision = Callable[[Tensor], Tensor] | None
@@ -83,6 +83,7 @@ class _Run:
         self.name = ""
         self.output: Any = None
         self.kept: dict[str, tuple[Tensor, Tensor]] = {}
+        self.compressed = torch.empty(0)  # the second half, while a layer sees the first
         self._flow = greenlet(forward)
         self._outside = _modes(device)
 
@@ -210,8 +211,12 @@ class Lockstep:
         for name, module in self.layers.items():
             if id(module) not in names:
                 names[id(module)] = name
-                register = module.register_forward_hook  # before those that a user has put there
-                self._hooks.append(register(self._hook(name), with_kwargs=True, prepend=True))
+                # Next to the module: what a user has put there is around them.
+                before, after = self._split(name), self._hook(name)
+                self._hooks += [
+                    module.register_forward_pre_hook(before, with_kwargs=True),
+                    module.register_forward_hook(after, with_kwargs=True, prepend=True),
+                ]
         self._held = self._held_per_image()
         self._paused[0] = self._start(0)
 
@@ -234,10 +239,10 @@ class Lockstep:
             run.resume()
             self._running = None
 
-    def _hook(self, name: str) -> Any:
-        def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-        ) -> Any:
+    def _split(self, name: str) -> Any:
+        """Give a layer the original's half alone: what becomes of the other is decided."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             run = self._running
             if run is None:  # called by whoever looks at the arrivals, or decided
                 return None
@@ -248,25 +253,35 @@ class Lockstep:
                     f"{name}: must be called with whole batches (N, C, ...) to be fitted in "
                     f"sequence, and was with {tuple(x.shape)}. Use --fit outputs."
                 )
-            original, compressed = x.chunk(2)
-            first = output.chunk(2)[0]
+            original, run.compressed = x.chunk(2)
+            return ((original, *args[1:]), kwargs) if args else ((), kwargs | {"input": original})
+
+        return hook
+
+    def _hook(self, name: str) -> Any:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> Any:
+            run = self._running
+            if run is None:
+                return None
+            original, compressed = args[0] if args else kwargs["input"], run.compressed
             if name in self.keep:
                 run.kept[name] = (original, compressed)
             visit, run.visits = run.visits, run.visits + 1
             if visit == len(self.decisions):
-                run.pause(name, Arrival(run.index, original, compressed, first, run.kept))
-            then = self.decisions[visit]
-            if then is not None:
-                self._running = None
-                output = torch.cat((first, then(compressed)))
-                self._running = run
+                run.pause(name, Arrival(run.index, original, compressed, output, run.kept))
+            then = self.decisions[visit] or module.forward
+            self._running = None
+            output = torch.cat((output, then(compressed)))
+            self._running = run
             return output
 
         return hook
 
     def _held_per_image(self) -> list[int]:
         """Bytes that an image holds, paused at each of the layers in turn."""
-        found, alive, keep = [], _Alive(), dict(self.keep)
+        found, alive, keep = [], Alive(), dict(self.keep)
         run = self._paused[0] = self._run(0, rows_of(self.batches[0], slice(1)), alive)
         self._resume(run)
         while run.arrival is not None:
@@ -276,23 +291,3 @@ class Lockstep:
         self.decisions.clear()
         self.keep = keep
         return found
-
-
-class _Alive(TorchDispatchMode):
-    """Knows the tensors that were made while it was on and are still held."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[weakref.ref[Tensor]] = []
-
-    def bytes(self) -> int:
-        """What they hold, storage shared by several counted once."""
-        tensors = [tensor for ref in self.made if (tensor := ref()) is not None]
-        self.made = [weakref.ref(tensor) for tensor in tensors]
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        return sum(storages.values())
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self.made += [weakref.ref(leaf) for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
-        return made

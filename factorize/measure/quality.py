@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from factorize.errors import DataError
 from factorize.outputs import UNDECLARED, Outputs
-from factorize.tensor.call import batch_size, call, evaluating, input_on, model_on, to_model
+from factorize.tensor.call import batch_size, call, evaluating, input_on, model_on
+from factorize.tensor.layout import forward
 from factorize.tensor.output_kinds import (
     agreement_of,
     distance_of,
@@ -83,7 +84,7 @@ def accuracy(
             labels = batch[1].to(device) if labelled else None
             try:
                 expected = None if reference is None else reference(images)
-                output = expected if itself else call(running, to_model(images, running))
+                output = expected if itself else forward(running, images)
             except Exception as error:  # whatever a model's forward may raise
                 raise DataError(
                     f"dataset: the model must run on its batches, got for {_shape(images)} "

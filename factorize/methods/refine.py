@@ -25,6 +25,7 @@ SWEEPS, SWEEPS_LARGE = 12, 5
 QUICK = 0.05  # tolerance where fits are only compared
 SINGLE = 200  # rows of this length and longer are swept in float32, in half the time,
 RESOLVED = 1e-3  # down to this squared error: rounding is well below it
+_SEEN = 4  # points whose objective is remembered
 MOST_FEATURES = 2**27  # entries of the features of the last stage; beyond, it is not projected out
 
 
@@ -75,31 +76,26 @@ def refine(
     scale = norm.energy(target)
     if not scale:
         return start
-    problem = _problem(stages, start, target, norm, scale)
+    problem = _problem(stages, target, norm, scale)
     length = target[0].numel()
     tolerance = max(tolerance, QUICK) if effort() < Effort.WHOLE else tolerance
     most = sweeps or (SWEEPS_LARGE if length >= LARGE else SWEEPS)
     most = 1 if effort() == Effort.ROUGH else most
-    rough = length >= SINGLE and problem.objective(list(problem.free(start))) > RESOLVED
-    dtype = torch.float32 if rough else torch.float64
-    fast = problem if dtype == torch.float64 else problem.to(dtype)
-    free = [w.detach().to(dtype, copy=True).requires_grad_() for w in fast.free(start)]
-    best, lowest = [w.detach().clone() for w in free], fast.objective(free)
+    points = _Points(problem.to(torch.float32) if length >= SINGLE else problem, start)
+    if length >= SINGLE and not points.value() > RESOLVED:
+        points = _Points(problem, start)
+    free = points.free
+    best, lowest = [w.detach().clone() for w in free], points.value()
     if trace:
         trace(lowest)
     optimizer = torch.optim.LBFGS(
         free, max_iter=ITERATIONS, history_size=HISTORY, line_search_fn="strong_wolfe",
         tolerance_grad=0.0, tolerance_change=0.0,
     )  # fmt: skip
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        return fast.objective(free, backward=True)
-
     for _ in range(most if free else 0):
         with torch.enable_grad():
-            optimizer.step(closure)
-        reached = fast.objective(free)
+            optimizer.step(points.value)
+        reached = points.value()
         if not reached < lowest:
             break
         enough = lowest - reached < tolerance * lowest
@@ -120,13 +116,46 @@ def refine(
     return min((found, start), key=lambda weights: _finite(error(weights)))
 
 
-def _problem(
-    stages: tuple[ConvSpec, ...], start: Weights, target: Tensor, norm: Norm, scale: float
-) -> _Joint:
+def _problem(stages: tuple[ConvSpec, ...], target: Tensor, norm: Norm, scale: float) -> _Joint:
     last = stages[-1]
     features = last.in_channels * prod(last.kernel) * target[0].numel()
     projected = last.groups == 1 and features <= MOST_FEATURES
     return (_Projected if projected else _Joint)(stages, target.flatten(1), norm, scale)
+
+
+class _Points:
+    """An objective at weights that L-BFGS moves; what it asks for again is not computed again.
+
+    Each of its steps begins where the last one ended, at a point that its line search has seen.
+
+    Attributes
+    ----------
+    free
+        The weights.
+    """
+
+    def __init__(self, problem: _Joint, start: Weights) -> None:
+        self.problem = problem
+        dtype = problem.target.dtype
+        self.free = [w.detach().to(dtype, copy=True).requires_grad_() for w in problem.free(start)]
+        self._seen: list[tuple[list[Tensor], float, list[Tensor | None]]] = []
+
+    def value(self) -> float:
+        """The objective, and the gradients in the weights."""
+        seen = (one for one in self._seen if all(map(torch.equal, one[0], self.free)))
+        _, value, gradients = next(seen, None) or self._computed()
+        for weight, gradient in zip(self.free, gradients, strict=True):
+            weight.grad = gradient
+        return value
+
+    def _computed(self) -> tuple[list[Tensor], float, list[Tensor | None]]:
+        for weight in self.free:
+            weight.grad = None
+        with torch.enable_grad():
+            value = self.problem.objective(self.free, backward=True)
+        point = [w.detach().clone() for w in self.free]
+        self._seen = [*self._seen[1 - _SEEN :], (point, value, [w.grad for w in self.free])]
+        return self._seen[-1]
 
 
 class _Joint:
@@ -188,7 +217,10 @@ class _Projected(_Joint):
             last, weighted, gram, inner = self._last(features)
             misfit = last @ gram - 2 * inner
             value = 1 + float((misfit * last).sum(dtype=torch.float64)) / self.scale
-            gradient = last.T @ last @ weighted - last.T @ self.product
+            if len(features) > len(last):  # the order that costs less
+                gradient = last.T @ (last @ weighted - self.product)
+            else:
+                gradient = last.T @ last @ weighted - last.T @ self.product
             if self.noise:
                 gains = self.noise * last.square().sum(0)
                 value += float((gains * gram.diagonal()).sum(dtype=torch.float64)) / self.scale

@@ -131,6 +131,8 @@ def _folded(twin: Twin, outputs: set[str], exclude: frozenset[str]) -> dict[str,
         if not isinstance(norm, BatchNorm) or _left(twin, step, exclude) is not None:
             continue
         module: Any = twin.module_of(step)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         module.weight, module.bias = fuse_conv_bn_weights(
             module.weight, module.bias, norm.running_mean, norm.running_var, norm.eps,
             norm.weight, norm.bias,

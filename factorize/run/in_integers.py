@@ -88,6 +88,7 @@ def _quantize(
                 return None
             journal.remarks.append(f"the original is not compared in int8: {text}")
     check = checks[STEP]
+    assert made.check is not None
     made.check = replace(made.check, nodes=check.nodes, bytes=check.bytes)
     scales = {"values": check.grids, "layers": check.scales}
     (folder / SCALES).write_text(json.dumps(scales, indent=1) + "\n", encoding="utf-8")

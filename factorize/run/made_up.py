@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from factorize.errors import DataError
 from factorize.fit import FitConfig, Fitted, apply_, rebased
 from factorize.measure import count
 from factorize.plan import Budget
-from factorize.run.steps import copied
+from factorize.run.steps import copied, find
 from factorize.tensor.call import to_model
 from factorize.types import Data, Preprocessing, Progress
 
@@ -31,6 +32,8 @@ MACS = 4e12
 PASS_MACS, FEWEST = 1.5e12, 64
 """What a pass of all images through the model may cost, in which a search makes several; of so many
 images at least."""
+MANY, FEWER = 10_000, 5
+"""Of nets in which each layer has so many positions in every image, so many times fewer will do."""
 _PLAIN = Preprocessing((0.0,), (1.0,))
 
 
@@ -75,7 +78,11 @@ def make_up(
         progress("make images up", 0, 0, {})
     shape = example_input.shape[1:]
     macs = count(model, example_input).macs / len(example_input)
-    most = max(int(PASS_MACS / max(macs, 1)), FEWEST)
+    positions = [
+        prod(size) for site in find(model, example_input) for size in site.spec.output_sizes
+    ]
+    cost = PASS_MACS / (FEWER if min(positions, default=0) >= MANY else 1)
+    most = max(int(cost / max(macs, 1)), FEWEST)
     return synthetic_data(
         shape, preprocessing=wish.preprocessing, batch_size=wish.batch_size,
         suit=suiting(model, outputs, device, seed), count=min(count_for(shape), most), seed=seed,

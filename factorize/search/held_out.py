@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from factorize.errors import DataError
 from factorize.outputs import Outputs
-from factorize.tensor.call import batch_size, call, evaluating, input_on, model_on, to_model
+from factorize.tensor.call import batch_size, evaluating, input_on, model_on
+from factorize.tensor.layout import forward
 from factorize.tensor.output_kinds import distance_of, kind_of, named_floats, own_loss
 from factorize.types import Batch
 
@@ -46,7 +47,7 @@ def losses_of(
             images = input_on(batch[0], device)
             sizes.append(batch_size(images))
             expected = reference(images)
-            output = call(model, to_model(images, model))
+            output = forward(model, images)
             if outputs.loss is not None:
                 value = own_loss(outputs, output, expected, batch).reshape(1)
                 found.setdefault("", []).append(value.double().cpu())

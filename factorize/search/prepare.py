@@ -127,7 +127,7 @@ def prepare(
             moments = calibrate.load_calibration(config.calibration).layers.items()
         elif how != "weights":
             moments = calibrate.collect_each(
-                model, every, images, memory=config.memory / 2, seed=seed, progress=progress
+                model, every, images, memory=config.memory * 3 / 4, seed=seed, progress=progress
             )
         watch = None
         if replay is not None:

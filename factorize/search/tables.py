@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil, sqrt
 
 from factorize import methods
 from factorize.errors import BudgetError
 from factorize.measure import Chain, LatencyModel
+from factorize.methods import Method
 from factorize.plan import Budget, Candidate, UnreachableBudget
 from factorize.search.losses import Losses
 from factorize.search.offers import TIE, Layer, Offer, confirmed
-from factorize.spec import ConvSpec
+from factorize.spec import ConvSpec, Rank
 from factorize.types import ConvSite, LayerPlan, Plan
 
 
@@ -115,7 +117,7 @@ class Tables:
                 loss = self.losses.loss(name, offer) * (factors or {}).get(offer.method, 1.0)
                 if offer.time is None:  # of near-equal losses the chain that is likely faster
                     method = methods.get(offer.method)
-                    loss *= 1 + TIE * len(method.stages(layer.spec, offer.rank, offer.variant))
+                    loss *= 1 + TIE * _length(method, layer.spec, offer.rank, offer.variant)
                 found[name].append(Candidate(costs, (1 + len(layer.tied)) * loss, offer))
         return found
 
@@ -201,3 +203,9 @@ class Tables:
             f"no chain is faster on {self.target}{noise}: the best, {best}, {time.speedup:.2f}x "
             f"({time.low:.2f}..{time.high:.2f})"
         )
+
+
+@lru_cache(2**16)  # a search asks for those of all chains a dozen times
+def _length(method: Method, spec: ConvSpec, rank: Rank, variant: str) -> int:
+    """Stages of a chain."""
+    return len(method.stages(spec, rank, variant))

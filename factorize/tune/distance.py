@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from factorize.errors import DataError
 from factorize.outputs import UNDECLARED, Outputs
-from factorize.tensor.call import batch_size, call, evaluating, laid_out_, to_model
+from factorize.tensor.call import batch_size, evaluating, laid_out_
+from factorize.tensor.layout import forward
 from factorize.tensor.output_kinds import (
     Energy,
     distance_of,
@@ -135,8 +136,8 @@ def holdout_scores(
     outputs = data.outputs
     with evaluating(model):
         for batch in data.holdout:
-            images, size = to_model(batch[0], model), batch_size(batch[0])
-            student, teacher = call(model, images), reference(images)
+            student, size = forward(model, batch[0]), batch_size(batch[0])
+            teacher = reference(batch[0])
             total += float(distance(student, teacher, outputs, batch)) * size
             count += size
             if outputs.score is not None:

@@ -196,6 +196,19 @@ def test_moments_agree_with_unfold_on_real_numbers():
     assert MomentSums.memory(sums.spec) == held + 8 * (45 * 45 + 45)
 
 
+def test_sums_hold_half_of_each_matrix(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(moments_module, "_PANEL", 5)
+    sums = MomentSums(spec_of(nn.Conv2d(5, 4, 3, padding=1), "a"), per_image=None, seed=0)
+    x = torch.randn(6, 5, 12, 12, generator=generator())
+    sums.add(x)
+    sums.flush()
+    held = sum(panel.nbytes for panels in sums.second for panel in panels) + sums.mean.nbytes
+    assert MomentSums.memory(sums.spec) == held + 4 * 2048 * 45
+    assert held < 0.6 * 8 * 45 * 45
+    second = sums.finish().second[0]
+    assert torch.equal(second, second.T)
+
+
 def test_patches_of_small_batches_are_multiplied_in_blocks(monkeypatch: pytest.MonkeyPatch):
     x, sizes = whole(10, 2, 6, 6), []
     add = MomentSums._add_block

@@ -170,6 +170,21 @@ def test_images_are_counted_where_the_model_takes_them():
     assert layer.fit.count == 19 * 4 * 4
 
 
+def test_matrices_are_whole_for_one_layer_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    model, specs = net()
+    finish, finished = MomentSums.finish, []
+
+    def noted(sums: MomentSums, *rest: int) -> Moments:
+        assert not sums._held  # all patches were added when the pass was over
+        finished.append(sums.spec.name)
+        return finish(sums, *rest)
+
+    monkeypatch.setattr(MomentSums, "finish", noted)
+    for number, (name, _) in enumerate(collect_each(model, specs, IMAGES), start=1):
+        assert len(finished) == 2 * number
+        assert finished[-2:] == [name, name]
+
+
 def test_layer_by_layer_holds_one_pass_at_a_time():
     model, specs = net()
     stream = collect_each(model, specs, IMAGES, memory=0)

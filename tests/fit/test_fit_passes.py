@@ -43,7 +43,21 @@ def test_activations_held_by_a_paused_batch_are_counted() -> None:
     model, x = made(Plain), images(1)
     with Lockstep(model, {"first": model.get_submodule("first")}, [x], 0.0) as lockstep:
         held = lockstep._held_per_image()
-    assert held == [2 * (6 + 8) * 12 * 12 * 8]  # input and output, in both networks, in float64
+    inputs, output = 2 * 6, 8  # of both networks, of the original
+    assert held == [(inputs + output) * 12 * 12 * 8]  # in float64
+
+
+def test_a_fitted_layer_sees_the_original_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, rows = made(Plain), images(), []
+    layer = model.get_submodule("first")
+    chain, forward = copy.deepcopy(layer), layer.forward
+    monkeypatch.setattr(layer, "forward", lambda x: (rows.append(len(x)), forward(x))[1])
+    with Lockstep(model, {"first": layer}, batches(x), 2e9) as lockstep:
+        rows.clear()  # of the look at what is held
+        while lockstep.next() is not None:
+            arrived = sum(len(arrival.original) for arrival in lockstep.arrivals())
+            lockstep.decide(chain)
+    assert sum(rows) == arrived == len(x)
 
 
 def test_batches_start_anew_only_where_layers_hold_too_much() -> None:
@@ -54,7 +68,7 @@ def test_batches_start_anew_only_where_layers_hold_too_much() -> None:
     model.register_forward_pre_hook(lambda *_: starts.append(1))
     layers = {name: module for name, module in model.named_children() if name}
     x = [torch.randn(2, 3, 16, 16) for _ in range(4)]
-    room = 5 * 2 * 4 * (3 + 64) * 16 * 16  # for two batches where most is held, in both networks
+    room = 5 * 4 * (2 * 64 * 16 * 16 + 4 * 4 * 4)  # for two batches where most is held
     with Lockstep(model, layers, x, room) as lockstep:
         while lockstep.next() is not None:
             assert [arrival.batch for arrival in lockstep.arrivals()] == [0, 1, 2, 3]

@@ -1,6 +1,7 @@
 """The solver that fits all stages of a chain in a norm: its optimum, its sweeps, its gradient."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -68,9 +69,9 @@ def start_of(
 
 PATHS = {  # what to shrink to come there
     "float64": {},
-    "float32": {"LARGE": 1},
+    "float32": {"SINGLE": 1},
     "all stages": {"MOST_FEATURES": 1},
-    "all stages, float32": {"LARGE": 1, "MOST_FEATURES": 1},
+    "all stages, float32": {"SINGLE": 1, "MOST_FEATURES": 1},
 }
 
 
@@ -101,10 +102,30 @@ def test_long_rows_are_fitted_as_well_in_float32(
     weight, norm = random(*SPEC.weight_shape), NORMS["full"](0)
     layer = planned(method, variant)
     double, _ = fitted(layer, weight, norm)
-    monkeypatch.setattr(solver, "LARGE", 1)
-    monkeypatch.setattr(solver, "SWEEPS_LARGE", solver.SWEEPS)
+    monkeypatch.setattr(solver, "SINGLE", 1)
     single, _ = fitted(layer, weight, norm)
     assert single.error <= 1.1 * double.error
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_point_is_looked_at_twice(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in PATHS[path].items():
+        monkeypatch.setattr(solver, name, value)
+    kind: Any = solver._Joint if "all stages" in path else solver._Projected
+    objective, points = kind.objective, list[Tensor]()
+
+    def noted(problem: Any, free: list[Tensor], **how: bool) -> float:
+        now = torch.cat([weight.detach().flatten() for weight in free])
+        assert not any(torch.equal(now, one) for one in points)
+        points.append(now)
+        return objective(problem, free, **how)
+
+    monkeypatch.setattr(kind, "objective", noted)
+    weight, norm, errors = random(*SPEC.weight_shape), NORMS["full"](0), list[float]()
+    stages, start = start_of("cp", "", weight)
+    refine(stages, tuple(start), weight, norm, trace=errors.append, tolerance=0.0, sweeps=3)
+    assert len(errors) == 4
+    assert len(points) > 3 * solver.ITERATIONS
 
 
 def test_refine_keeps_the_start_where_all_weights_are_equal_to_the_norm() -> None:
@@ -123,7 +144,7 @@ def test_gradient_is_that_of_finite_differences(
     monkeypatch.setattr(solver, "MOST_FEATURES", most_features)
     weight, norm = random(*SPEC.weight_shape), NORMS[kind](0)
     stages, start = start_of(method, variant, weight)
-    problem = solver._problem(stages, tuple(start), weight, norm, norm.energy(weight))
+    problem = solver._problem(stages, weight, norm, norm.energy(weight))
     free = [w.clone().requires_grad_() for w in problem.free(tuple(start))]
     assert len(free) == len(stages) - (most_features > 1 and stages[-1].groups == 1)
     with torch.enable_grad():

@@ -86,6 +86,22 @@ def test_large_models_look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looked == [300]
 
 
+def test_fewer_are_made_where_each_has_many_positions_everywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = []
+    monkeypatch.setattr(
+        made_up, "synthetic_data", lambda shape, **said: counts.append(said["count"])
+    )
+    nets = [nn.Sequential(nn.Conv2d(1, 4, 3), last) for last in (nn.ReLU(), nn.Conv2d(4, 4, 3, 2))]
+    x = torch.zeros(1, 1, 112, 112)
+    monkeypatch.setattr(made_up, "PASS_MACS", 50 * count(nets[0], x).macs)
+    monkeypatch.setattr(made_up, "FEWEST", 1)
+    for net in nets:
+        made_up.make_up(made_up.MadeUp(), net, x, outputs=None, device="cpu", seed=0, progress=None)
+    assert counts == [10, int(made_up.PASS_MACS / count(nets[1], x).macs)]
+
+
 def test_a_model_that_takes_others_is_told_by_the_run() -> None:
     """Images that the model does not take are no reason to fail while they are chosen."""
     suit = made_up.suiting(load_digits_model(), None, "cpu", 0)
