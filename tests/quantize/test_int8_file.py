@@ -62,6 +62,7 @@ def test_what_is_written_is_near_the_float_net(tmp_path: Path, name: str) -> Non
     assert check.simulated < 0.05
     assert all(loss < 0.02 for loss in check.losses.values())
     assert check.bytes == out.stat().st_size
+    assert check.images == 12
     before, after = onnx.load(path), onnx.load(out)
     assert [v.name for v in after.graph.input] == [v.name for v in before.graph.input]
     assert [v.name for v in after.graph.output] == [v.name for v in before.graph.output]
