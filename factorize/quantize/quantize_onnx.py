@@ -27,7 +27,7 @@ from factorize.tensor.call import batch_size, evaluating, onnx_session, rows_of
 from factorize.types import Progress
 
 _COMPARED = 8  # images
-_SPREAD, _RESOLVED = 1.5, 1e-3
+_SPREAD, _RESOLVED = 2.0, 1e-3  # one code that differs may turn others behind it
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def test_gradient_with_noise_is_that_of_finite_differences(method: str, variant:
     weight, norm = random(*SPEC.weight_shape), NORMS["full"](0)
     stages, start = start_of(method, variant, weight)
     with with_noise(SHARE):
-        problem = solver._problem(stages, tuple(start), weight, norm, norm.energy(weight))
+        problem = solver._problem(stages, weight, norm, norm.energy(weight))
     free = [w.clone().requires_grad_() for w in problem.free(tuple(start))]
     with torch.enable_grad():
         value = problem.objective(free, backward=True)

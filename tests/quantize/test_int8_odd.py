@@ -11,7 +11,8 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from onnx_files import node, random, run, save
-from rounding_nets import conv_relu, images_of, made_net, rounded, steps_apart
+from rounding_nets import conv_relu, made_net
+from simulating import images_of, rounded, steps_apart
 
 from factorize.errors import ExportError, OutputError
 from factorize.quantize import quantize_onnx

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from onnx_files import node, random, save
-from rounding_nets import images_of, made_net
+from rounding_nets import made_net
+from simulating import images_of
 
 from factorize.onnx_graph import Twin
 from factorize.quantize.places import places_of
@@ -28,7 +29,6 @@ WANTED = {  # values that are rounded, by net
     "matmul": "x s",  # the sum with a constant is in float
     "transposed": "x r c y",
     "channels_last": "x r y",
-    "in_a_function": "x a r y",
     "batch_norms": "x r c e y",
 }
 REASONS = {

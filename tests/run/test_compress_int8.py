@@ -223,18 +223,24 @@ def test_where_it_fails_the_float_net_is_delivered(
         assert "int8" not in made.report.quality
 
 
-def test_interrupted_it_leaves_the_float_net(
+def test_interrupted_it_leaves_the_float_net_and_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(in_integers, "quantize_onnx", stopped)
     twin = twin_of(onnx_net(tmp_path / "net.onnx"), image())
-    with pytest.raises(KeyboardInterrupt):
-        compressed(twin, image(), data=of_file(), include=["f"], out=tmp_path / "out")
+    how: dict[str, Any] = {"data": of_file(), "include": ["f"], "out": tmp_path / "out"}
+    with monkeypatch.context() as patch:
+        patch.setattr(in_integers, "quantize_onnx", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            compressed(twin, image(), finetune=FinetuneConfig(1), **how)
     assert "QuantizeLinear" not in operators(tmp_path / "out" / "model.onnx")
     assert (tmp_path / "out" / "report.json").exists()
+    made = compressed(twin, image(), finetune=FinetuneConfig(1, resume=True), **how)
+    assert made.report.int8 is not None
+    assert made.report.finetuning is not None
+    assert "QuantizeLinear" in operators(tmp_path / "out" / "model.onnx")
 
 
 def test_with_a_tuning_in_stages_that_goes_on(tmp_path: Path) -> None:
