@@ -121,22 +121,13 @@ def run_alone(runtime: str, folder: Path, file: Path, calls: int) -> int:
     return (_answer(key, task) or 0) if code is None else code
 
 
-def start(runtime: str) -> None:
-    """Start the process that `run_alone` asks, so that it is ready by then."""
-    _process((os.getpid(), runtime))
-
-
-def _process(key: tuple[int, str]) -> Any:
+def _answer(key: tuple[int, str], task: str) -> int | None:
+    """The exit code of one task; None where the process was no longer waiting for it."""
     if key in _waiting and _waiting[key].poll() is not None:
         _end(_waiting.pop(key))
     if key not in _waiting:
         _waiting[key] = _started(key[1])
-    return _waiting[key]
-
-
-def _answer(key: tuple[int, str], task: str) -> int | None:
-    """The exit code of one task; None where the process was no longer waiting for it."""
-    process = _process(key)
+    process: Any = _waiting[key]
     try:
         process.stdin.write(f"{task}\n")
         process.stdin.flush()

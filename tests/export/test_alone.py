@@ -46,14 +46,6 @@ def test_files_run_one_after_the_other_in_forks_of_one_process(program: Path) ->
     assert waiting().pid == first
 
 
-def test_a_process_that_was_started_before_is_the_one_that_is_asked(program: Path) -> None:
-    alone.start("torch")
-    first = waiting().pid
-    alone.start("torch")
-    assert run_alone("torch", program.parent, program, 1) == 0
-    assert waiting().pid == first
-
-
 def test_a_process_that_was_killed_is_started_again(program: Path) -> None:
     assert run_alone("torch", program.parent, program, 1) == 0
     waiting().kill()
