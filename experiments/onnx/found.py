@@ -109,7 +109,9 @@ def row(name: str, case: str, source: Path, folder: Path) -> dict[str, Any]:
 def table(stored: dict[str, Any]) -> str:
     """What README.md has between the marks."""
     where = stored["environment"]
-    threads = max(one["measured"]["threads"] for one in stored["rows"] if "measured" in one)
+    threads = max(
+        (one["measured"]["threads"] for one in stored["rows"] if "measured" in one), default=0
+    )
     lines = [
         f"{where['cpu']}, {threads} threads, torch {where['torch']}, "
         f"onnxruntime {where['onnxruntime']}, seed 0.", "",
