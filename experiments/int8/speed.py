@@ -118,12 +118,13 @@ def _within(
 
 
 def _replaced(spec: ConvSpec) -> bool:
-    """All kernels over an area but those that read the image or give it."""
-    return max(spec.kernel, default=1) > 1 and min(spec.in_channels, spec.out_channels) > STEP
+    """All convolutions but those that read the image or give it."""
+    return bool(spec.kernel) and min(spec.in_channels, spec.out_channels) > STEP
 
 
 def _chain(spec: ConvSpec, name: str, share: float) -> LayerPlan:
-    """Ranks on the hardware's step."""
+    """Ranks on the hardware's step; a 1x1 convolution has one kind of chain."""
+    name = name if max(spec.kernel) > 1 else "channel_svd"
     method = methods.get(name)
     most = method.max_rank(spec)
     rank = tuple(min(max(STEP * round(share * r / STEP), STEP), r) for r in most)
