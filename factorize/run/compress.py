@@ -307,7 +307,7 @@ def _assisted(model: nn.Module, data: Data | None, device: str) -> Result:
 
 
 def _targets(
-    target: Target | None, device: str, threads: int | None, batch: int, int8: bool
+    target: Target | None, device: str, threads: int | None, batch: int, int8: bool = False
 ) -> list[Target]:
     """What to measure the two models on; the first is the one that the run is about."""
     if target is not None:
@@ -316,5 +316,5 @@ def _targets(
     known = sorted(map(runtimes.get, runtimes.names()), key=lambda one: one.device)  # cpu first
     beside = [one.name for one in known if one.reported and one.device in ("cpu", device)]
     names = dict.fromkeys((first.runtime, *beside))
-    timed = replace(first, dtype="int8") if int8 else first
-    return [timed if name == first.runtime else replace(first, runtime=name) for name in names]
+    main, *others = [replace(first, runtime=name) for name in names]
+    return [replace(main, dtype="int8") if int8 else main, *others]

@@ -15,8 +15,8 @@ INT8 = 3e-3
 """Mean squared error, as a share of the mean square, that fits for 8-bit values reckon with.
 
 A channel that uses all of its 8 bits has about 1e-4 (its largest value is five times its root mean
-square). In `experiments/int8` ten times as much loses least: a chain rounds twice, and what it
-computes from a rounded input is inexact too.
+square). More loses less (`experiments/int8/noise.md`): a chain rounds twice, and what it computes
+from a rounded input is inexact too.
 """
 
 _current: ContextVar[float] = ContextVar("noise", default=0.0)
