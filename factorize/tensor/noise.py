@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-INT8 = 3e-3
+INT8 = 2e-3
 """Mean squared error, as a share of the mean square, that fits for 8-bit values reckon with.
 
 A channel that uses all of its 8 bits has about 1e-4 (its largest value is five times its root mean
