@@ -83,7 +83,7 @@ def _write(content: dict[str, Any]) -> None:
     about = content["environment"]
     lines = [
         "# What a fit reckons with\n",
-        "    PYTHONPATH=. python experiments/int8/noise.py --data ../shared/data\n",
+        "    PYTHONPATH=. python experiments/int8/noise.py --data ../shared/data [--macs 0.5]\n",
         "Top-1 in percent on CIFAR-10's test images; KL from the original, by which the share is "
         "chosen, on 4,000 training images that nothing is fitted to.\n",
         "| chains, share of the mean square | float | int8 | KL float | KL int8 |",

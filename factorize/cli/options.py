@@ -41,8 +41,8 @@ Plan = Annotated[Path | None, typer.Option(
     help="A plan.json of an earlier run, perhaps edited, instead of --rank and --method.",
     rich_help_panel=_CHOICE)]
 Int8 = Annotated[bool, typer.Option(
-    "--int8", help="Make model.onnx compute in 8-bit integers: chains are fitted for it, ranges "
-    "found on --data's images. The report has int8 without factorization beside it.",
+    "--int8", help="Make model.onnx compute in 8-bit integers: chains are fitted for it, and "
+    "the ranges come from --data's images. The report shows int8 without factorization beside it.",
     rich_help_panel=_CHOICE)]
 Include = Annotated[list[str] | None, typer.Option(
     metavar="GLOB",

@@ -182,8 +182,6 @@ class Report:
     @property
     def measured(self) -> Speedup | None:
         """Time of the whole net on the target; without a search, in the first runtime."""
-        if self.int8 and self.speed:
-            return self.speed[0]
         if self.search and self.search.measured:
             return self.search.measured
         return self.speed[0] if self.speed else None

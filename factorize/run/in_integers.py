@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from factorize.export.onnx_back import export_back
 from factorize.fit import Fitted
 from factorize.measure import OnnxNet, Target, pairs
 from factorize.onnx_graph import Twin
-from factorize.quantize import Int8Check, quantize_onnx
+from factorize.quantize import LARGEST, Int8Check, quantize_onnx
 from factorize.run.records import Journal, Request
 from factorize.types import LayerPlan, Plan, Speedup
 
@@ -82,7 +83,7 @@ def _quantize(
                 net = OnnxNet(folder / name, request.model, request.example_input)
                 journal.quality[step] = request.worth(net)
         except ExportError as error:
-            text = str(error).replace(f"{folder}/", "")
+            text = str(error).replace(f"{folder}{os.sep}", "")
             if step == STEP:
                 made.failures.append(f"model.onnx in int8, it stays in float32: {text}")
                 return None
@@ -162,7 +163,7 @@ def _remarks(check: Int8Check) -> list[str]:
     for reason, names in reasons.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         told.append(f"int8: {names[0]}{more} stayed in float32: {reason}")
-    if check.largest < 127:
+    if check.largest < LARGEST:
         told.append(
             "int8: weights have 7 bits, as this processor has no VNNI and would saturate with 8"
         )
