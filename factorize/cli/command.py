@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from factorize.cli import options
+from factorize.cli.bare import Completed, int8_of
 from factorize.cli.ending import UNREACHED, ended
 from factorize.cli.help import HELP
 from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
@@ -69,7 +70,7 @@ compare_app = typer.Typer(add_completion=False)
 _out, _err = (Console(stderr=err, quiet=not processes.is_main()) for err in (False, True))
 
 
-@app.command(help=HELP, no_args_is_help=True)
+@app.command(help=HELP, no_args_is_help=True, cls=Completed)
 @interruptible
 def run(
     model: options.Model,
@@ -81,7 +82,7 @@ def run(
     include: options.Include = None,
     exclude: options.Exclude = None,
     allow_costlier: options.AllowCostlier = False,
-    int8: options.Int8 = False,
+    int8: options.Int8 = None,
     dry_run: options.DryRun = False,
     speedup: options.Speedup = None,
     macs: options.Macs = None,
@@ -157,6 +158,7 @@ def run(
     timed = None
     if target or batch != 1 or dtype != "float32" or compile_ or searching:
         timed = Target(target or "onnxruntime", threads, batch, dtype, compile_)
+    integers = int8_of(int8)
     layers = {"method": method, "include": include or (), "exclude": exclude or ()}
     ranks = {"rank": rank_of(rank), "energy": energy, "allow_costlier": allow_costlier}
     Wish(given, budget, config if searching else None, Selection(**layers, **ranks)).check()
@@ -205,7 +207,7 @@ def run(
                 found = search_plan(
                     loaded.model, sample, Wish(None, budget, config, Selection(**layers)),
                     target=timed, data=images, fit=fitting, device=device, seed=seed,
-                    refresh=refresh, int8=int8, progress=bars.update,
+                    refresh=refresh, int8=integers, progress=bars.update,
                 )  # fmt: skip
                 planned, times = found.outcome.plan, found.times
             else:
@@ -237,7 +239,7 @@ def run(
                 loaded.model, sample, plan=given, budget=budget, target=timed,
                 search=config if searching else None,
                 data=images, outputs=outputs, loss=own_loss, score=own_score, evaluate=metric,
-                fit=fitting, finetune=tuning, stages=stages, int8=int8,
+                fit=fitting, finetune=tuning, stages=stages, int8=integers,
                 onnx=OnnxConfig(opset, names_of(input_names), names_of(output_names), onnx_float16),
                 refresh=refresh, out=folder, force=force, device=device, threads=threads,
                 command=shlex.join(["factorize", *sys.argv[1:]]), seed=seed, name=loaded.arch,

@@ -40,9 +40,10 @@ Method = Annotated[str | None, typer.Option(
 Plan = Annotated[Path | None, typer.Option(
     help="A plan.json of an earlier run, perhaps edited, instead of --rank and --method.",
     rich_help_panel=_CHOICE)]
-Int8 = Annotated[bool, typer.Option(
-    "--int8", help="Make model.onnx compute in 8-bit integers: chains are fitted for it, and "
-    "the ranges come from --data's images. The report shows int8 without factorization beside it.",
+Int8 = Annotated[str | None, typer.Option(
+    "--int8", metavar="[all]", help="Make model.onnx compute in 8-bit integers: chains are fitted "
+    "for it, and the ranges come from --data's images. Layers that are slower so stay in float, "
+    "but for --int8 all. The report shows int8 without factorization beside it.",
     rich_help_panel=_CHOICE)]
 Include = Annotated[list[str] | None, typer.Option(
     metavar="GLOB",

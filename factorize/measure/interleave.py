@@ -94,6 +94,21 @@ def time_chains(
     return found + _time_group(target, dense, group, size, copies)
 
 
+def beside_float(target: Target, chain: Chain, size: Size) -> ChainTime | None:
+    """A chain on an int8 target (``chain``) beside the same one in float32 there (``dense``).
+
+    Returns
+    -------
+    None where either is refused.
+    """
+    runtime, exact = runtimes.get(target.runtime), replace(target, dtype="float32")
+    [one], [other] = (runtime.chain_runs(how, [chain], size) for how in (exact, target))
+    if one is None or other is None:
+        return None
+    copies = runtime.copies(target, chain[0], size)
+    return _chain_time(_in_turns([reference(target), one, other], copies))
+
+
 def in_units(target: Target, run: Run) -> tuple[float, float]:
     """How long a run takes in units of the reference, and milliseconds per unit."""
     unit, beside = reference(target), runtimes.get(target.runtime).overhead(target)
@@ -136,13 +151,18 @@ def _time_group(
         if run is None:
             found.append(None)
             continue
-        turns = np.array([row for row in zip(*times[:2], column, strict=True) if row[2] > 0])
-        unit, whole, part = turns.T
-        ratios = np.sort(whole / part)
-        low, high = median_bounds(len(ratios))
-        numbers = np.median(whole / unit), np.median(part / unit), np.median(ratios)
-        found.append(ChainTime(*map(float, (*numbers, ratios[low], ratios[high]))))
+        found.append(_chain_time([*times[:2], column]))
     return found
+
+
+def _chain_time(columns: Sequence[Sequence[float]]) -> ChainTime:
+    """Milliseconds of the reference, the dense layer and the chain by turn, 0 where left out."""
+    turns = np.array([row for row in zip(*columns, strict=True) if row[2] > 0])
+    unit, whole, part = turns.T
+    ratios = np.sort(whole / part)
+    low, high = median_bounds(len(ratios))
+    numbers = np.median(whole / unit), np.median(part / unit), np.median(ratios)
+    return ChainTime(*map(float, (*numbers, ratios[low], ratios[high])))
 
 
 def _in_turns(runs: Sequence[Run | None], copies: int) -> list[list[float]]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import compress
 from math import inf
 
 from factorize import methods
 from factorize.measure.cache import NumberCache
-from factorize.measure.interleave import Chain, ChainTime, in_units, reference, time_chains
+from factorize.measure.interleave import (
+    Chain,
+    ChainTime,
+    beside_float,
+    in_units,
+    reference,
+    time_chains,
+)
 from factorize.measure.runtimes import Target
 from factorize.spec import ConvSpec, Size
 from factorize.types import Plan
@@ -64,6 +71,18 @@ class LatencyModel:
                     totals[index] = before + found if before and found else None
         return totals
 
+    def in_integers(self, chain: Chain, size: Size) -> ChainTime | None:
+        """A chain in int8 (``chain``) beside itself in float32 (``dense``), on an int8 target.
+
+        Returns
+        -------
+        None where the runtime refuses it.
+        """
+        key = f"float32 beside int8 @ {size} : {_text(chain)}"
+        return self._measured({key: chain}, lambda chains: [
+            beside_float(self.target, chain, size) for chain in chains
+        ])[0]  # fmt: skip
+
     def of_plan(
         self, plan: Plan, offered: Mapping[str, Chain] | None = None, *, whole_ms: float = inf
     ) -> dict[str, dict[str, float]]:
@@ -103,17 +122,27 @@ class LatencyModel:
         self, spec: ConvSpec, size: Size, chains: Sequence[Chain]
     ) -> list[ChainTime | None]:
         dense = _text((spec,))
-        keys = [f"{dense} @ {size} : {_text(chain)}" for chain in chains]
-        wanted = [key for key in dict.fromkeys(keys) if key not in self._known]
+        named = {f"{dense} @ {size} : {_text(chain)}": chain for chain in chains}
+        found = self._measured(
+            named, lambda missing: time_chains(self.target, (spec,), missing, size)
+        )
+        times = dict(zip(named, found, strict=True))
+        return [times[f"{dense} @ {size} : {_text(chain)}"] for chain in chains]
+
+    def _measured(
+        self,
+        named: Mapping[str, Chain],
+        measure: Callable[[list[Chain]], list[ChainTime | None]],
+    ) -> list[ChainTime | None]:
+        """What is known of chains by their keys; those of which nothing is are measured."""
+        wanted = [key for key in named if key not in self._known]
         if wanted and not self.refresh:
             stored = self.cache.get(self._context, wanted)
             self._known |= stored
             self.cached += len(stored)
-        missing = {
-            key: chain for key, chain in zip(keys, chains, strict=True) if key not in self._known
-        }
+        missing = {key: chain for key, chain in named.items() if key not in self._known}
         if missing:
-            found = time_chains(self.target, (spec,), list(missing.values()), size)
+            found = measure(list(missing.values()))
             entries = {
                 key: asdict(one) if one else {"refused": 1.0}
                 for key, one in zip(missing, found, strict=True)
@@ -122,7 +151,7 @@ class LatencyModel:
             self.cache.put(self._context, dict(compress(entries.items(), steady)))
             self._known |= entries
             self.timed += len(entries)
-        return [None if "refused" in e else ChainTime(**e) for e in map(self._known.get, keys)]  # type: ignore[arg-type, operator]
+        return [None if "refused" in e else ChainTime(**e) for e in map(self._known.get, named)]  # type: ignore[arg-type, operator]
 
 
 def _text(chain: Chain) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ _ANY = Grid(2.0**-5, 128)
 _POSITIVE = Grid(2.0**-6, 0)  # up to 4: the rounding does what Relu and Clip do
 
 
-def as_integers(file: Path) -> bytes:
-    """The int8 form of a float file, without calibration: its time is that of a calibrated one."""
+def as_integers(file: Path, *, exclude: Mapping[str, str] | None = None) -> bytes:
+    """The int8 form of a float file, without calibration: its time is that of a calibrated one.
+
+    Parameters
+    ----------
+    exclude
+        Names of layers that stay in float, each with the reason.
+    """
     twin, _ = make_twin(read_onnx(file))
-    made = RoundedNet(twin, places_of(twin))
+    made = RoundedNet(twin, places_of(twin, exclude=exclude))
     draw = torch.Generator().manual_seed(0)
     for name in made.places.layers:
         step = next(one for one in twin.onnx_steps if one.name == name)

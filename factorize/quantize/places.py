@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,7 +51,7 @@ class Places:
     folded: dict[str, str] = field(default_factory=dict)
 
 
-def places_of(twin: Twin, *, exclude: Iterable[str] = ()) -> Places:
+def places_of(twin: Twin, *, exclude: Mapping[str, str] | None = None) -> Places:
     """Decide it for a whole net.
 
     A layer computes in integers where its weight is known; what is between such layers does where
@@ -62,9 +62,9 @@ def places_of(twin: Twin, *, exclude: Iterable[str] = ()) -> Places:
     twin
         Batch norms behind such layers are folded into them first, in place.
     exclude
-        Names of layers that stay in float.
+        Names of layers that stay in float, each with the reason.
     """
-    places, exclude = Places(), frozenset(exclude)
+    places, exclude = Places(), exclude or {}
     outputs = {value.name for value in twin.onnx_file.proto.graph.output}
     places.folded = _folded(twin, outputs, exclude)
     readers = readers_of(twin)
@@ -119,7 +119,7 @@ def places_of(twin: Twin, *, exclude: Iterable[str] = ()) -> Places:
     return places
 
 
-def _folded(twin: Twin, outputs: set[str], exclude: frozenset[str]) -> dict[str, str]:
+def _folded(twin: Twin, outputs: set[str], exclude: Mapping[str, str]) -> dict[str, str]:
     """Fold batch norms into the convolutions that they alone read, in place."""
     readers, folded = readers_of(twin), {}
     for step in twin.onnx_steps:
@@ -155,7 +155,7 @@ def readers_of(twin: Twin) -> defaultdict[str, list[Step]]:
     return readers
 
 
-def _left(twin: Twin, step: Step, exclude: frozenset[str]) -> str | None:
+def _left(twin: Twin, step: Step, exclude: Mapping[str, str]) -> str | None:
     """None for a layer in integers; why it is in float, "" for what is no layer."""
     if step.layer is None:
         return ""
@@ -163,7 +163,7 @@ def _left(twin: Twin, step: Step, exclude: frozenset[str]) -> str | None:
     if isinstance(module, BatchNorm):
         return ""
     if step.name in exclude:
-        return "excluded"
+        return exclude[step.name]
     if step.kind not in LAYERS:
         return f"the runtime has no integer {step.kind}"
     if step.reads[0] in twin.onnx_numbers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
@@ -73,7 +73,7 @@ def quantize_onnx(
     path: str | Path,
     batches: Iterable[Any],
     *,
-    exclude: Iterable[str] = (),
+    exclude: Iterable[str] | Mapping[str, str] = (),
     images: int = IMAGES,
     memory: float = 2e9,
     force: bool = False,
@@ -94,7 +94,7 @@ def quantize_onnx(
         Inputs as the net takes them (an image tensor, a tuple, a dict by name); labels are left out
         before.
     exclude
-        Names of layers that stay in float.
+        Names of layers that stay in float; a mapping has the reason of each.
     images, memory
         How many samples are used at most, and bytes of activations; fewer where the net is large.
 
@@ -109,7 +109,8 @@ def quantize_onnx(
 
     with publishing(path, force) as file:
         twin, given = twin_and_batches(Path(source), batches, images=images, memory=memory)
-        places = places_of(twin, exclude=exclude)
+        reasons = exclude if isinstance(exclude, Mapping) else dict.fromkeys(exclude, "excluded")
+        places = places_of(twin, exclude=reasons)
         if not places.layers:
             told = "".join(f" ({name}: {why})" for name, why in [*places.left.items()][:1])
             raise ExportError(

@@ -61,7 +61,7 @@ def _batches(
     found: list[dict[str, Tensor]] = []
     most, have = images, 0
     for batch in batches:
-        given = _named(twin, batch)
+        given = named_inputs(twin, batch)
         if not batch_size(given):
             continue
         if not found:
@@ -109,7 +109,7 @@ def _most(twin: Twin, one: dict[str, Tensor], memory: float) -> int:
     return max(min(by_memory, max(int(_MACS / max(macs, 1)), FEWEST)), 1)
 
 
-def _named(twin: Twin, inputs: Any) -> dict[str, Tensor]:
+def named_inputs(twin: Twin, inputs: Any) -> dict[str, Tensor]:
     """Inputs by the names of the file's, of its dtypes."""
     from onnx import helper
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ from factorize.run.made_up import check_real, data_of, make_up
 from factorize.run.make_plan import ruled_plan
 from factorize.run.pipeline import cut_and_tune, tune_original
 from factorize.run.rebuild import unfitted
-from factorize.run.records import Journal, Request
+from factorize.run.records import EVERYWHERE, Journal, Request
 from factorize.run.rounds import CHECKPOINT, Selection, Wish, of_round, rounds_of, work_files
 from factorize.run.steps import beside, copied
 from factorize.search import SearchConfig, latency_model
@@ -94,7 +94,7 @@ def compress(
     fit: FitConfig | None = None,
     finetune: int | tune.FinetuneConfig = 0,
     stages: int = 1,
-    int8: bool = False,
+    int8: bool | Literal["all"] = False,
     onnx: OnnxConfig | None = None,
     out: str | Path | None = None,
     force: bool = False,
@@ -159,7 +159,8 @@ def compress(
         share as rank.
     int8
         Whether ``model.onnx`` is to compute in 8-bit integers, see `quantize_onnx`: the chains are
-        fitted for it, and the ranges are those of `data`. The returned model stays in float.
+        fitted for it, and the ranges are those of `data`. Layers that are measured to be slower so
+        stay in float, but for ``"all"``. The returned model stays in float.
     onnx
         How ``model.onnx`` is written: operators, names, float16.
     out
@@ -183,6 +184,8 @@ def compress(
     """
     check_configs(plan=plan, budget=budget, search=search, fit=fit, finetune=finetune, onnx=onnx)
     target = as_target(target)
+    if int8 not in (False, True, EVERYWHERE):
+        raise DataError(f'int8: must be True, False or "{EVERYWHERE}", got {int8!r}.')
     if int8:
         target = in_int8(target)
     elif target and target.dtype == "int8":
@@ -307,7 +310,7 @@ def _assisted(model: nn.Module, data: Data | None, device: str) -> Result:
 
 
 def _targets(
-    target: Target | None, device: str, threads: int | None, batch: int, int8: bool = False
+    target: Target | None, device: str, threads: int | None, batch: int, int8: object = False
 ) -> list[Target]:
     """What to measure the two models on; the first is the one that the run is about."""
     if target is not None:

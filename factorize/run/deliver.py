@@ -64,7 +64,9 @@ def deliver(
                     request.example_input, request.onnx,
                 )  # fmt: skip
             if request.int8:
-                delivered.int8 = quantize_delivered(delivered.exports, request, journal)
+                delivered.int8 = quantize_delivered(
+                    delivered.exports, request, journal, timed=bool(targets)
+                )
             if files:
                 journal.remarks += export.hub_files.write(request.model, folder)
         if targets:

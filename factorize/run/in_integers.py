@@ -16,10 +16,11 @@ from factorize import export
 from factorize.errors import ExportError
 from factorize.export.onnx_back import export_back
 from factorize.fit import Fitted
-from factorize.measure import OnnxNet, Target, pairs
+from factorize.measure import LatencyModel, OnnxNet, Target, pairs
 from factorize.onnx_graph import Twin
 from factorize.quantize import LARGEST, Int8Check, quantize_onnx
-from factorize.run.records import Journal, Request
+from factorize.run.kept_in_float import slower_in_integers
+from factorize.run.records import EVERYWHERE, Journal, Request
 from factorize.types import LayerPlan, Plan, Speedup
 
 FLOAT = "float.onnx"
@@ -50,12 +51,17 @@ class InIntegers:
 
 
 def quantize_delivered(
-    made: export.Exports, request: Request, journal: Journal
+    made: export.Exports, request: Request, journal: Journal, *, timed: bool
 ) -> InIntegers | None:
     """Make ``model.onnx`` int8, and rate it; None where that failed, which is noted.
 
     The original is quantized too: in the same way, on the same images. ``model.onnx`` stays in
     float where it cannot be int8, or where this is interrupted.
+
+    Parameters
+    ----------
+    timed
+        Whether layers are timed, and stay in float where they are slower in integers.
     """
     if made.check is None:
         made.failures.append("model.onnx in int8: there is no float one to make it of")
@@ -63,22 +69,23 @@ def quantize_delivered(
     original, model = made.onnx_files
     model.replace(made.folder / FLOAT)
     try:
-        return _quantize(made, original, request, journal)
+        return _quantize(made, original, request, journal, timed)
     finally:
         if not model.exists():
             (made.folder / FLOAT).replace(model)
 
 
 def _quantize(
-    made: export.Exports, original: Path, request: Request, journal: Journal
+    made: export.Exports, original: Path, request: Request, journal: Journal, timed: bool
 ) -> InIntegers | None:
+    timer = request.timer if timed and request.int8 != EVERYWHERE else None
     folder, checks = made.folder, dict[str, Int8Check]()
     for step, source, name in (
         (ALONE_STEP, original, ALONE), (STEP, folder / FLOAT, "model.onnx"),
     ):  # fmt: skip
         try:
             with journal.timed("int8"):
-                checks[step] = _quantized(source, folder / name, request)
+                checks[step] = _quantized(source, folder / name, request, timer)
             with journal.timed("evaluate"):
                 net = OnnxNet(folder / name, request.model, request.example_input)
                 journal.quality[step] = request.worth(net)
@@ -144,11 +151,18 @@ def int8_speedups(
     return found + [replace(one, net="in float32") for one in others]
 
 
-def _quantized(source: Path, path: Path, request: Request) -> Int8Check:
+def _quantized(
+    source: Path, path: Path, request: Request, timer: LatencyModel | None = None
+) -> Int8Check:
     assert request.data is not None
+    example, left = request.example_input, {}
+    if timer is not None:
+        if isinstance(request.model, Twin):
+            example = request.model.fed(example)
+        left = slower_in_integers(source, example, timer)
     return quantize_onnx(
-        source, path, (batch[0] for batch in request.data.train), memory=request.fit.memory,
-        seed=request.seed, progress=request.progress,
+        source, path, (batch[0] for batch in request.data.train), exclude=left,
+        memory=request.fit.memory, seed=request.seed, progress=request.progress,
     )  # fmt: skip
 
 

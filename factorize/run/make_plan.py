@@ -145,7 +145,7 @@ def search_plan(
     device: Any = "auto",
     seed: int = 0,
     refresh: bool = False,
-    int8: bool = False,
+    int8: bool | str = False,
     progress: Progress | None = None,
 ) -> Searched:
     """The plan that `compress` carries out within a budget, and what is predicted of it."""
@@ -166,7 +166,7 @@ def search_plan(
         return worth(model, one, example_input, data=data, metric=None, device=device, seed=seed)
 
     timed = as_target(target) or Target()
-    latency = latency_model((int8 and in_int8(timed)) or timed, refresh=refresh)
+    latency = latency_model(in_int8(timed) or timed if int8 else timed, refresh=refresh)
     with latency.cache, with_noise(INT8 if int8 else 0.0):
         outcome = run_search(
             seen, example_input, wish.budget, wish.search or SearchConfig(), latency, data=data,

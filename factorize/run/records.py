@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -17,6 +17,9 @@ from factorize.system.stopwatch import Stopwatch
 from factorize.tensor.reference import Reference
 from factorize.tune import FinetuneConfig, FinetuneResult, Recalibration
 from factorize.types import Data, Metric, Plan, Progress
+
+EVERYWHERE = "all"
+"""int8 for layers that are slower in it, too."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Request:
     reference
         The model, whose outputs are kept.
     int8
-        Whether ``model.onnx`` is to compute in integers.
+        Whether ``model.onnx`` is to compute in integers: True, but for layers that are slower so;
+        `EVERYWHERE`.
     """
 
     model: nn.Module
@@ -49,7 +53,7 @@ class Request:
     seed: int
     progress: Progress | None
     reference: Reference
-    int8: bool = False
+    int8: bool | Literal["all"] = False
 
     def worth(self, model: nn.Module, original: Reference | None = None) -> dict[str, float]:
         """Measure what a model is worth, beside the original or what stands for it."""

@@ -50,7 +50,7 @@ def report(folder: Path) -> dict:
 def test_it_is_delivered_compared_told_and_made_again_over_it(
     command: Command, tmp_path: Path, file: Path, images: Path
 ) -> None:
-    arguments = (file, "--rank", "4", "--data", images, "--int8", *COMMON)
+    arguments = (file, "--rank", "4", "--data", images, "--int8", "all", *COMMON)
     ran = command(*arguments)
     assert ran.code == 0, ran.err
     out = tmp_path / "net-factorized"
@@ -80,6 +80,7 @@ def test_it_goes_on_with_a_tuning_in_stages(
         "--data",
         images,
         "--int8",
+        "all",
         *tuning,
         *COMMON,
     )
@@ -100,7 +101,7 @@ def test_it_goes_on_with_a_tuning_in_stages(
 def test_what_it_needs(
     command: Command, tmp_path: Path, file: Path, more: tuple[str, ...], told: str
 ) -> None:
-    ran = command(file, "--rank", "4", "--int8", *more, *COMMON)
+    ran = command(file, "--rank", "4", "--int8", "all", *more, *COMMON)
     assert ran.code == (2 if told else 0), ran.err
     assert told in ran.err.replace("\n", " ")
     assert not (tmp_path / "net-factorized").exists()
@@ -112,3 +113,14 @@ def test_an_old_opset_is_one_line(command: Command, tmp_path: Path) -> None:
     assert ran.code == 2
     assert len(ran.err.strip().splitlines()) == 1
     assert "of opset 13 or later" in ran.err
+
+
+def test_all_may_be_left_out_and_nothing_else_may_follow(command: Command, file: Path) -> None:
+    """Whatever comes after it is read as if it were not there."""
+    ran = command(file, "--int8", "--rank", "4", "--dry-run", *COMMON)
+    assert ran.code == 0, ran.err
+    ran = command("--rank", "4", "--dry-run", *COMMON, "--int8", file)
+    assert ran.code == 0, ran.err
+    ran = command(file, "--rank", "4", "--dry-run", *COMMON, "--int8=some")
+    assert ran.code == 2
+    assert "--int8: must be by itself or followed by all, got some" in ran.err

@@ -46,7 +46,7 @@ def of_file() -> list[tuple[torch.Tensor]]:
 
 
 def compressed(model: nn.Module | None = None, x: Any = X, **how: Any) -> factorize.Result:
-    how = {"rank": 4, "int8": True, "latency": False, "device": "cpu", "data": images(), **how}
+    how = {"rank": 4, "int8": "all", "latency": False, "device": "cpu", "data": images(), **how}
     return factorize.compress(model or net(), x, **how)
 
 
