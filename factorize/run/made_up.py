@@ -21,15 +21,19 @@ from factorize.data.synthetic import (
 )
 from factorize.errors import DataError
 from factorize.fit import FitConfig, Fitted, apply_, rebased
+from factorize.graph.spec_of import is_convolution
 from factorize.measure import count
 from factorize.plan import Budget
 from factorize.run.steps import copied, find
 from factorize.tensor.call import to_model
 from factorize.types import Data, Preprocessing, Progress
 
-MACS = 4e12
+MACS = 6e12
 """What choosing made-up images, and changing them, may each cost: a minute or so on two cores."""
-PASS_MACS, FEWEST = 1.5e12, 64
+VALUE = 100
+"""MACs that take about as long as one value that a layer hands on: memory bounds what depthwise
+and narrow layers take."""
+PASS_MACS, FEWEST = 1.7e12, 64
 """What a pass of all images through the model may cost, in which a search makes several; of so many
 images at least."""
 MANY, FEWER = 10_000, 5
@@ -77,16 +81,32 @@ def make_up(
     if progress:
         progress("make images up", 0, 0, {})
     shape = example_input.shape[1:]
-    macs = count(model, example_input).macs / len(example_input)
     positions = [
         prod(size) for site in find(model, example_input) for size in site.spec.output_sizes
     ]
     cost = PASS_MACS / (FEWER if min(positions, default=0) >= MANY else 1)
-    most = max(int(cost / max(macs, 1)), FEWEST)
+    most = max(int(cost / max(work(model, example_input), 1)), FEWEST)
     return synthetic_data(
         shape, preprocessing=wish.preprocessing, batch_size=wish.batch_size,
         suit=suiting(model, outputs, device, seed), count=min(count_for(shape), most), seed=seed,
     )  # fmt: skip
+
+
+def work(model: nn.Module, example_input: Tensor) -> float:
+    """What a sample costs: its MACs, and `VALUE` more for each value that a convolution makes."""
+    values = 0
+
+    def note(module: nn.Module, given: Any, made: Any) -> None:
+        nonlocal values
+        values += made.numel()
+
+    hooks = [one.register_forward_hook(note) for one in model.modules() if is_convolution(one)]
+    try:
+        macs = count(model, example_input).macs
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return macs + VALUE * values / len(example_input)
 
 
 def suiting(model: nn.Module, outputs: str | None, device: str, seed: int) -> Suit:
@@ -101,8 +121,8 @@ def suiting(model: nn.Module, outputs: str | None, device: str, seed: int) -> Su
     ) -> tuple[list[Tensor], Preprocessing] | None:
         try:
             with tune.placed(device, model):
-                macs = count(model, to_model(_PLAIN.normalise(kinds[0][:1]), model)).macs
-                most = int(MACS / max(macs, 1))
+                one = to_model(_PLAIN.normalise(kinds[0][:1]), model)
+                most = int(MACS / max(work(model, one), 1))
                 found = calibrate.suited(
                     model, kinds, preprocessing, wanted, outputs=kind, most=most, seed=seed
                 )

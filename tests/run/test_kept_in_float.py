@@ -10,6 +10,7 @@ import pytest
 from onnx_files import image, node, random, save, twin_of
 
 import factorize
+from factorize.errors import DataError
 from factorize.measure import LatencyModel, NumberCache, Target
 from factorize.measure.interleave import ChainTime
 from factorize.run import kept_in_float
@@ -149,5 +150,5 @@ def test_by_the_clock(tmp_path: Path) -> None:
 
 
 def test_another_value_is_told(tmp_path: Path) -> None:
-    with pytest.raises(factorize.DataError, match='int8: must be True, False or "all", got 8'):
+    with pytest.raises(DataError, match='int8: must be True, False or "all", got 8'):
         made(tmp_path, 8)

@@ -14,7 +14,7 @@ from factorize.data.digits import digits_data
 from factorize.data.synthetic import synthetic_data
 from factorize.errors import DataError, NoConvolutionError, OutputError, PlanError
 from factorize.fit import FitConfig
-from factorize.measure import accuracy, count
+from factorize.measure import accuracy
 from factorize.models.digits import load_digits_model
 from factorize.run import made_up
 
@@ -80,8 +80,7 @@ def test_large_models_look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(made_up.calibrate, "suited", suited)
     net = load_digits_model()
-    macs = count(net, X).macs
-    monkeypatch.setattr(made_up, "MACS", 300.5 * macs)
+    monkeypatch.setattr(made_up, "MACS", 300.5 * made_up.work(net, X))
     assert synthetic_data((1, 8, 8), suit=made_up.suiting(net, None, "cpu", 0), count=50).made_up
     assert looked == [300]
 
@@ -95,11 +94,22 @@ def test_fewer_are_made_where_each_has_many_positions_everywhere(
     )
     nets = [nn.Sequential(nn.Conv2d(1, 4, 3), last) for last in (nn.ReLU(), nn.Conv2d(4, 4, 3, 2))]
     x = torch.zeros(1, 1, 112, 112)
-    monkeypatch.setattr(made_up, "PASS_MACS", 50 * count(nets[0], x).macs)
+    monkeypatch.setattr(made_up, "PASS_MACS", 50 * made_up.work(nets[0], x))
     monkeypatch.setattr(made_up, "FEWEST", 1)
     for net in nets:
         made_up.make_up(made_up.MadeUp(), net, x, outputs=None, device="cpu", seed=0, progress=None)
-    assert counts == [10, int(made_up.PASS_MACS / count(nets[1], x).macs)]
+    assert counts == [10, int(made_up.PASS_MACS / made_up.work(nets[1], x))]
+
+
+def test_what_a_sample_costs_counts_the_values_that_convolutions_make() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, groups=4), nn.Flatten()
+    )
+    for samples in (1, 3):
+        values = 4 * 6 * 6 + 4 * 2 * 2
+        macs = 9 * 4 * 6 * 6 + 9 * 4 * 2 * 2
+        found = made_up.work(net, torch.zeros(samples, 1, 8, 8))
+        assert found == macs + made_up.VALUE * values
 
 
 def test_a_model_that_takes_others_is_told_by_the_run() -> None:
