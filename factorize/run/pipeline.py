@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from factorize import graph, tune
+from factorize.errors import ExportError
 from factorize.fit import Fitted, apply_, as_fitted, fit, fit_remarks, rebased
 from factorize.plan import load_plan, save_plan
 from factorize.report import CONTROL
@@ -96,8 +97,11 @@ def _cut(
         def rate(fitted: Fitted | None) -> dict[str, Any]:
             one = delivered(whole, fitted, reference) if fitted else whole
             if fitted and request.int8:
-                with journal.timed("int8"):
-                    return worth_in_integers(request, one, fitted)
+                try:
+                    with journal.timed("int8"):
+                        return worth_in_integers(request, one, fitted)
+                except ExportError as error:
+                    journal.remarks.append(f"a net of the curve is rated in float32: {error}")
             return _rated(request, one, compared, journal)
 
         with journal.timed("search"):

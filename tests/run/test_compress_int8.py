@@ -22,7 +22,7 @@ from factorize.fit import FitConfig
 from factorize.measure import Target, pairs
 from factorize.report import load_report
 from factorize.run import compress as whole
-from factorize.run import in_integers
+from factorize.run import in_integers, pipeline
 from factorize.tune import FinetuneConfig
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|accelerate|onnxscript")]
@@ -284,3 +284,28 @@ def test_what_a_chain_cannot_be_either_is_told(tmp_path: Path) -> None:
     assert "alone" not in made.report.int8
     (note,) = [n for n in made.report.notes if "not compared in int8" in n]
     assert "found none (up: the runtime has no integer ConvTranspose)" in note
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_points_of_a_curve_are_rated_in_integers_where_they_can_be(
+    monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    real, rated = pipeline.worth_in_integers, []
+
+    def worth(*given: Any) -> dict[str, float]:
+        if fails:
+            raise ExportError("model.onnx: must be better, got worse.")
+        rated.append(real(*given))
+        return rated[-1]
+
+    monkeypatch.setattr(pipeline, "worth_in_integers", worth)
+    made = compressed(
+        rank=None, method="channel_svd", search=factorize.SearchConfig(shares=(0.7, 0.5)),
+        target=Target("onnxruntime", threads=1),
+    )  # fmt: skip
+    points = [one.quality for one in made.report.curve if one.kind == "search"]
+    assert len(points) == 2
+    told = [note for note in made.report.notes if "rated in float32: model.onnx: must" in note]
+    assert bool(told) == fails
+    if not fails:
+        assert all(point in rated for point in points)
