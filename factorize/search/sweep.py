@@ -112,7 +112,11 @@ def speedups_of(sweep: Sequence[float] | Literal["auto"]) -> list[float]:
 
 
 def _knee(found: dict[float, Found], over: str) -> float:
-    """The point farthest above the chord of the losses of the choices."""
+    """The point farthest above the chord of the losses of the choices.
+
+    Points at which nothing was replaced, as int8 alone does, lose nothing: they are no part of it.
+    """
+    found = {point: one for point, one in found.items() if one.choice.plan.factorized} or found
     wanted = list(found)
     if len(wanted) < 3:
         return wanted[-1]

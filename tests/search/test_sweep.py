@@ -95,13 +95,17 @@ def test_a_point_is_picked(machine: Machine):
 def test_the_knee_is_where_loss_begins_to_rise():
     sweep = import_module("factorize.search.sweep")
 
-    def found(speed: float, loss: float) -> Any:
-        return SimpleNamespace(choice=SimpleNamespace(measured_speedup=speed), loss=loss)
+    def found(speed: float, loss: float, *, replaced: bool = True) -> Any:
+        plan = SimpleNamespace(factorized=("a layer",) * replaced)
+        return SimpleNamespace(choice=SimpleNamespace(measured_speedup=speed, plan=plan), loss=loss)
 
     flat_then_steep = {s: found(s, loss) for s, loss in
                        ((1.5, 0.010), (2.0, 0.011), (3.0, 0.013), (4.0, 1.0))}  # fmt: skip
     assert sweep._knee(flat_then_steep, "speedup") == 3.0
     assert sweep._knee({s: found(s, 0.1) for s in (1.5, 2.0)}, "speedup") == 2.0
+    int8_alone = {s: found(1.4, 0.0, replaced=False) for s in (1.2, 1.3)}
+    assert sweep._knee(int8_alone | flat_then_steep, "speedup") == 3.0
+    assert sweep._knee(int8_alone, "speedup") == 1.3
 
 
 @pytest.mark.parametrize(("sweep", "pick", "message"), [
