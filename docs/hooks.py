@@ -16,10 +16,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))  # MkDocs runs this file, and imports no folder
 sys.path.insert(0, str(ROOT))
 
-from mkdocs.structure.files import File, Files  # noqa: E402
-
 import method_pages  # noqa: E402
 import reference_pages  # noqa: E402
+from mkdocs.structure.files import File, Files  # noqa: E402
 
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("README.md"))
 SHOWN_WITH = (".md", ".svg")  # what experiments' pages show or link to
@@ -59,7 +58,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     to = posixpath.relpath("experiments", here or ".") + "/"
     markdown = markdown.replace(f"]({start}", f"]({to}")
     return reference_pages.resolved(markdown)
-
 
 
 def name_of(path: Path) -> str:

@@ -18,7 +18,9 @@ def resolved(markdown: str) -> str:
         value = getattr(factorize, name)
         value = getattr(value, "__wrapped__", value)
         place = f"{value.__module__}.{value.__qualname__}"
-        return f"::: {place}\n    options:\n      heading: factorize.{name}"
+        return (
+            f"::: {place}\n    options:\n      heading: factorize.{name}\n      toc_label: {name}"
+        )
 
     return re.sub(r"^::: factorize\.(\w+)$", definition, markdown, flags=re.MULTILINE)
 

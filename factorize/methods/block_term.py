@@ -5,6 +5,7 @@ Chain        1x1: I -> R, k_h x k_w in R / w groups of width w: R -> R, 1x1: R -
 Rank         (R, w), R rounded up to a multiple of w; at most (the exact rank of `cp`, max(I, O))
 MACs         R I H W + R (w k_h k_w + O) H' W'
 Parameters   R (I + w k_h k_w + O)
+Wins         where `cp` is accurate and slow: groups as wide as the hardware's vectors
 Limits       no closed form; w = 1 is `cp`, w = R is Tucker-2 with equal ranks, which do them better
 Source       De Lathauwer, SIAM J. Matrix Anal. Appl. 30 (2008); Chen et al., "Sharing residual
              units through collective tensor factorization", IJCAI 2018

@@ -6,6 +6,7 @@ Chain        k_h x k_w: I -> R, 1x1: R -> O; or 1x1: I -> R, k_h x k_w: R -> O
 Rank         R in 1..min(I, O)
 MACs         R (I k_h k_w + O) H' W';   R I H W + R O k_h k_w H' W'
 Parameters   R (I k_h k_w + O);         R (I + O k_h k_w)
+Wins         linear and 1-D layers; a closed form also in the norm of the outputs
 Limits       keeps the spatial cost: wins little where R must stay near the channel count
 Source       Zhang, Zou, He, Sun, TPAMI 2016, section 3.1
 """

@@ -5,6 +5,7 @@ Chain        1x1: I -> R, k_h x k_w depthwise: R, 1x1: R -> O
 Rank         R in 1..(O I k_h k_w) / max(O, I, k_h k_w), where the exact form is known
 MACs         R I H W + R (k_h k_w + O) H' W'
 Parameters   R (I + k_h k_w + O)
+Wins         keeps most accuracy at a share of the MACs; fast where channels are many and maps small
 Limits       no closed form: ALS may stop in a local minimum
 Source       Lebedev et al., ICLR 2015, over three modes as in Astrid & Lee 2017
 """

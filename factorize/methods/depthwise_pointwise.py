@@ -7,6 +7,7 @@ Chain        k_h x k_w depthwise with multiplier T: I -> I T, 1x1: I T -> O;
 Rank         T in 1..min(I, O, k_h k_w)
 MACs         I T (k_h k_w + O) H' W';   O T (I H W + k_h k_w H' W')
 Parameters   I T (k_h k_w + O);         O T (I + k_h k_w)
+Wins         very small shares of wide layers, without an iterative fit
 Limits       the rank is coarse: T = 1 is about 1 / (k_h k_w) of the cost, T = 2 twice that
 Source       Guo, Li, Lin, Chen, Li, "Network decoupling", BMVC 2018
 """

@@ -7,6 +7,7 @@ Rank         (R, G): R rounded up to a multiple of G, G down to a divisor of I (
              R in 1..min(I min(O, k_h k_w), O min(I, k_h k_w)), G in 1..max(I, O)
 MACs         R (I k_h k_w / G + O) H' W';   R I H W + R O k_h k_w / G H' W'
 Parameters   R (I k_h k_w / G + O);         R (I + O k_h k_w / G)
+Wins         costs between those of `channel_svd` and `depthwise_pointwise`, in two stages
 Limits       G = 1 is `channel_svd`, G = I (O) `depthwise_pointwise`
 Source       Liebenwein et al., "Compressing neural networks: towards determining the optimal
              layer-wise decomposition" (ALDS), NeurIPS 2021

@@ -6,6 +6,7 @@ Rank         (R, G): G down to divisors g of I and h of O, R up to a multiple of
              R in 1..the exact one at the most groups, G in 1..the root of min(I, O)
 MACs         R I / g H' W' + R O / h H' W'
 Parameters   R I / g + R O / h
+Wins         1x1 layers, which have no spatial axis to factorize
 Limits       1x1 layers only; each of the g h blocks of W has the same rank
 Source       Zhang et al., "ShuffleNet", CVPR 2018, for the chain; Dao et al., "Monarch", ICML 2022,
              for the closed form: one SVD per block

@@ -8,6 +8,7 @@ Rank         R in 1..min(I k_h, k_w, k_h, O k_w)
 MACs         O R (I k_h H' W + k_w H' W');   I R (k_h H' W + O k_w H' W')
 Parameters   O R (I k_h + k_w);              I R (k_h + O k_w)
 In 3-D       k_t x 1 x 1 and 1 x k_h x k_w
+Wins         about 1 / k of the cost in two stages, without an iterative fit
 Limits       the rank is coarse: R = 1 is about 1 / k of the cost, R = 2 twice that
 Source       Mamalet & Garcia, "Simplifying ConvNets for fast learning", ICANN 2012, for filters of
              rank 1; the closed form is one SVD per filter

@@ -5,6 +5,7 @@ Chain        k_t x 1 x 1: I -> R1, 1 x k_h x 1: R1 -> R2, 1 x 1 x k_w: R2 -> O
 Rank         (R1, R2), at most (min(I k_t, O k_h k_w), min(I k_t k_h, O k_w))
 MACs         R1 I k_t T' H W + R1 R2 k_h T' H' W + R2 O k_w T' H' W'
 Parameters   R1 I k_t + R1 R2 k_h + R2 O k_w
+Wins         3-D kernels: one stage for each axis
 Limits       3-D only: on two axes this is `spatial_svd`, which has the better order
 Source       Oseledets, SIAM J. Sci. Comput. 33 (2011); Rigamonti et al., CVPR 2013, for the form
 """

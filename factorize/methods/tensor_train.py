@@ -6,6 +6,7 @@ Rank         (R1, R2, R3), one more than spatial axes; at most those of the unfo
              (min(I, O k_h k_w), min(I k_h, O k_w), min(I k_h k_w, O))
 MACs         R1 I H W + R1 R2 k_h H' W + (R2 R3 k_w + R3 O) H' W'
 Parameters   R1 I + R1 R2 k_h + R2 R3 k_w + R3 O
+Wins         large kernels, where both the channels and the axes are redundant
 Limits       four layers deep; large where neither the channels nor the axes are redundant
 Source       Oseledets, SIAM J. Sci. Comput. 33 (2011); Garipov et al., 2016, for convolutions
 """

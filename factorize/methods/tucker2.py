@@ -5,6 +5,7 @@ Chain        1x1: I -> R_in, k_h x k_w: R_in -> R_out, 1x1: R_out -> O
 Rank         (R_in, R_out), at most (min(I, O k_h k_w), min(O, I k_h k_w))
 MACs         I R_in H W + (R_in R_out k_h k_w + R_out O) H' W'
 Parameters   I R_in + R_in R_out k_h k_w + R_out O
+Wins         layers with many channels on both sides: the core stays one dense, small convolution
 Limits       three layers deep: small maps may gain little time
 Source       Kim et al., ICLR 2016; solved by HOOI (De Lathauwer 2000)
 """
