@@ -87,7 +87,10 @@ def drawing(method: Method) -> str:
     stages = method.stages(spec, rank, variant)
     wide = max(spec.in_channels, *(stage.out_channels for stage in stages))
     step, width, middle = 150, 40 + 150 * len(stages), 70
-    parts = [f'<svg viewBox="0 0 {width} 150" role="img" aria-label="The chain of {method.name}">']
+    parts = [
+        f'<svg viewBox="0 0 {width} 150" width="{1.4 * width:.0f}" role="img" '
+        f'aria-label="The chain of {method.name}">'
+    ]
     for index, channels in enumerate([spec.in_channels, *(s.out_channels for s in stages)]):
         x, tall = 20 + index * step, max(100 * channels / wide, 3)
         parts.append(f'<rect class="map" x="{x - 5}" y="{middle - tall / 2:.1f}" width="10" '

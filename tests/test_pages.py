@@ -21,12 +21,16 @@ from conftest import Ran
 from draw_speedup import points
 
 import factorize
+from factorize.calibrate import calibration_file
 from factorize.cli.command import app, compare_app
-from factorize.measure import pairs
+from factorize.measure import cache, pairs
+from factorize.plan import plan_file
+from factorize.report import record
+from factorize.tune import checkpoint
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOT_RUN = 12
+NOT_RUN = 15
 """So many blocks say that they are not run; one more is not to come by accident."""
 
 pytestmark = [
@@ -163,3 +167,13 @@ def test_links_between_files_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             if link not in made:
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_formats_have_the_versions_of_the_code() -> None:
+    text = (ROOT / "docs" / "files.md").read_text()
+    for module in (plan_file, record):
+        assert f'`"format": "{module.FORMAT}"` | {module.VERSION} |' in text
+    assert f"`format: {calibration_file.FORMAT}`" in text
+    assert f"safetensors | {calibration_file.VERSION} |" in text
+    assert f"`version` | {checkpoint.VERSION} |" in text
+    assert f"file's name | {cache._VERSION} |" in text
