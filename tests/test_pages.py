@@ -149,8 +149,9 @@ def test_the_readme_is_short_and_its_figures_are_measured() -> None:
     assert len(readme.splitlines()) < 120
     rows = re.findall(r"^\| (.+?) \| (\d\.\d\d) \| (\d\d\.\d\d) dB \|$", readme, re.M)
     denoiser = points()["DnCNN, Set12: PSNR in dB"]
-    told = sorted((speedup, score) for _, speedup, score in rows)
-    assert told == sorted((f"{p.speedup:.2f}", f"{p.score:.2f}") for p in denoiser)
+    measured = {(f"{p.speedup:.2f}", f"{p.score:.2f}") for p in denoiser}
+    assert len(rows) == 6
+    assert {(speedup, score) for _, speedup, score in rows} <= measured
 
 
 def test_reference_has_each_public_name_once() -> None:
