@@ -49,11 +49,14 @@ def denoiser() -> list[Point]:
         found.append(Point(OURS, speedup(report), report["quality"]["rewritten"]["psnr"]))
     plain = read("denoise/report.json")
     found.append(Point(SVD, speedup(plain), plain["quality"]["recalibrated"]["psnr"]))
-    integers = [run for run in read("int8/denoise.json").values() if "speed" in run]
-    for way, key in ((INT8, "int8 alone"), (OURS_INT8, "int8")):
-        runs = integers if way == OURS_INT8 else integers[:1]  # that net is always the same
-        found += [Point(way, run["speed"][key][0], run["psnr"][key]) for run in runs]
-    return found
+    integers = read("int8/denoise.json")["curve"]
+    alone = integers["speed"]["int8 alone"][0], integers["psnr"]["int8 alone"]
+    found.append(Point(INT8, *alone))
+    return found + [
+        Point(OURS_INT8, point["speedup"], point["quality"]["psnr"])
+        for point in integers["curve"]
+        if point["kind"] == "search" and point["macs"] < 1  # with all MACs left it is int8 alone
+    ]
 
 
 def classifier() -> list[Point]:
