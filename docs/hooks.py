@@ -57,6 +57,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     start = "experiments/" if page.file.src_uri == "index.md" else f"{outside}experiments/"
     to = posixpath.relpath("experiments", here or ".") + "/"
     markdown = markdown.replace(f"]({start}", f"]({to}")
+    if page.file.src_uri == "methods/index.md":
+        markdown = method_pages.linked(markdown)
     return reference_pages.resolved(markdown)
 
 

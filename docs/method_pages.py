@@ -51,6 +51,19 @@ def page(name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def linked(markdown: str) -> str:
+    """The table of methods with a link to each page, and a row for those that it has not."""
+    *_, last = re.findall(r"^\|.+$", markdown, re.MULTILINE)
+    rows = [last]
+    for name in names():
+        link = f"| [`{name}`]({name}.md) |"
+        if f"| `{name}` |" not in markdown:
+            rows.append(f"{link} {cell(methods.get(name).summary)} | |")
+        markdown = markdown.replace(f"| `{name}` |", link)
+        rows[0] = rows[0].replace(f"| `{name}` |", link)
+    return markdown.replace(rows[0], "\n".join(rows))
+
+
 def head_of(doc: str) -> tuple[str, dict[str, list[str]]]:
     """The first sentence, and what stands under each name; an indented line continues one."""
     title, _, rest = doc.strip().partition("\n\n")
