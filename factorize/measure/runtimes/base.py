@@ -238,6 +238,12 @@ class Target:
         return f"{self.runtime}, {get(self.runtime).describe(self)}, batch {self.batch}"
 
     @property
+    def label(self) -> str:
+        """The package, and what of it is used, for the report."""
+        name = ":".join(filter(None, [get(self.runtime).package, self.on]))
+        return f"{name} ({', '.join(self.options)})" if self.options else name
+
+    @property
     def device(self) -> str:
         """The torch device: ``cpu`` or ``cuda``."""
         return get(self.runtime).device
