@@ -85,7 +85,7 @@ def compress(
     plan: Plan | None = None,
     budget: Budget | None = None,
     target: Target | str | None = None,
-    also: Sequence[Target | str] = (),
+    also: Target | str | Sequence[Target | str] = (),
     search: SearchConfig | None = None,
     data: Any = None,
     outputs: str | None = None,
@@ -190,6 +190,7 @@ def compress(
         it is told in ``result.report.failures``.
     """
     check_configs(plan=plan, budget=budget, search=search, fit=fit, finetune=finetune, onnx=onnx)
+    also = (also,) if isinstance(also, Target | str) else also
     if also and target is None:
         target = Target(threads=threads)
     target, *others = map(as_target, (target, *also))
