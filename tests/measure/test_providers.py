@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_times_depend_on_the_provider_and_its_options(there: None) -> None:
         Target("onnxruntime", threads=1, on="XNNPACK", options=("a=1",)),
     ]  # fmt: skip
     contexts = [target.context() for target in targets]
-    assert all(one != two for one, two in zip(contexts, contexts[1:], strict=False))
+    assert all(one != two for one, two in pairwise(contexts))
     assert (targets[1].on, targets[1].label) == ("XNNPACK", "onnxruntime:XNNPACK")
     assert str(targets[2]) == "onnxruntime, XNNPACK, 1 threads, a=1, batch 1"
     assert targets[2].label == "onnxruntime:XNNPACK (a=1)"
