@@ -20,13 +20,14 @@ def conv(inputs: int, outputs: int, kernel: Size, **changes: Any) -> ConvSpec:
     return ConvSpec("", kind, inputs, outputs, kernel, **values)
 
 
+UP: dict[str, Any] = {"kind": "conv_transpose2d", "stride": (2, 2), "output_padding": (0, 0)}
 CHAINS: dict[str, tuple[Size, tuple[ConvSpec, ...]]] = {
     "one": ((6, 5), (conv(4, 6, (3, 3)),)),
     "two": ((6, 5), (conv(4, 2, (3, 1)), conv(2, 6, (1, 3)))),
     "strided": ((9, 8), (conv(4, 6, (3, 3), stride=(2, 1), padding=(1, 0)),)),
     "1d": ((9,), (conv(4, 6, (3,)),)),
     "3d": ((4, 3, 5), (conv(4, 6, (3, 3, 3)),)),
-    "transposed": ((4, 3), (conv(4, 6, (3, 3), kind="conv_transpose2d", stride=(2, 2)),)),
+    "transposed": ((4, 3), (conv(4, 6, (3, 3), **UP),)),
 }  # fmt: skip
 
 

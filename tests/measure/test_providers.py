@@ -19,6 +19,7 @@ from factorize.measure.runtimes import onnx_files, providers
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Duplicate provider"),
 ]
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

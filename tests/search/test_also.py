@@ -67,8 +67,8 @@ def test_what_is_slower_on_one_target_is_not_offered() -> None:
     here, there = {16: 3.0, 20: 2.0, 24: 2.0}, {16: 2.0, 20: 0.9, 24: None}
     for one, two in ((here, there), (there, here)):
         layer = layer_of(Fixed({**SMOOTH, **one}, Fixed({**SMOOTH, **two})))
-        assert [offer.rank for offer in layer.offers] == [(16,)]
-        assert [offer.time for offer in layer.offers] == [12 / (one[16] or 0)]  # of the first
+        assert {offer.rank for offer in layer.offers} == {(16,)}
+        assert {offer.time for offer in layer.offers} == {12 / (one[16] or 0)}  # of the first
         every = layer_of(Fixed({**SMOOTH, **one}, Fixed({**SMOOTH, **two})), never_slower=False)
         ranks = {offer.rank[0] for offer in every.offers}
         assert {16, 20} <= ranks
