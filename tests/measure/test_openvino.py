@@ -14,6 +14,7 @@ from torch import nn
 from factorize import export
 from factorize.errors import DeviceError, ExportError
 from factorize.measure import Target, runtimes, speedup
+from factorize.measure.environment import usable_cores
 from factorize.measure.runtimes import onnx_files
 from factorize.measure.runtimes import openvino as of_openvino
 from factorize.spec import ConvSpec
@@ -36,6 +37,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.skipif(usable_cores() < 2, reason="one core has one stream")
 def test_requests_at_once_are_timed_for_each(net: Path) -> None:
     target = Target("openvino", threads=2, options=THROUGHPUT)
     latency = Target("openvino", threads=2)
@@ -91,6 +93,7 @@ def test_outputs_are_compared_with_those_of_onnxruntime(
 ) -> None:
     target, runtime = Target("openvino", threads=1), runtimes.get("openvino")
     [told] = runtime.remarks(target, net, X)
+    assert "threads of the 9999 asked for" in runtime.remarks(Target("openvino", 9999), net, X)[1]
     assert told.startswith("model.onnx on openvino, 1 threads, batch 1 puts out what ONNX Runtime")
     assert isfinite(apart := float(told.rpartition(" ")[2]))
     assert apart < 1e-4

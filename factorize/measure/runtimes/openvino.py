@@ -114,7 +114,11 @@ class OpenVino(Runtime):
         inputs = batched(example_input, target.batch)
         compiled, feeds = _compiled(net, target, inputs)
         found = compiled.create_infer_request().infer(feeds)
-        return compared(target, net, inputs, [found[port] for port in compiled.outputs])
+        told = compared(target, net, inputs, [found[port] for port in compiled.outputs])
+        used = None if target.on else compiled.get_property("INFERENCE_NUM_THREADS")
+        if used not in (None, target.threads):  # such as one for each core that is not virtual
+            told.append(f"OpenVINO uses {used} threads of the {target.threads} asked for")
+        return told
 
 
 @cache
