@@ -37,6 +37,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> None:
     """XNNPACK, which is the CPU's provider in truth."""
     patched = {**providers.PROVIDERS, "XNNPACK": ("CPUExecutionProvider", "luck")}
     monkeypatch.setattr(providers, "PROVIDERS", patched)
+    providers._refusal.cache_clear()
 
 
 @pytest.mark.parametrize("name", providers.PROVIDERS)
@@ -100,17 +101,23 @@ def test_nothing_is_told_of_what_the_provider_runs(
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_a_provider_that_cannot_be_started_is_no_other_one(
-    net: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_provider_that_cannot_be_started_is_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
     patched = {**providers.PROVIDERS, "QNN": ("NoSuchExecutionProvider", "luck")}
     monkeypatch.setattr(providers, "PROVIDERS", patched)
     monkeypatch.setattr(
         onnxruntime, "get_available_providers",
         lambda: ["NoSuchExecutionProvider", "CPUExecutionProvider"],
     )  # fmt: skip
-    with pytest.raises(ExportError, match=r"^net.onnx: (QNN cannot be started|cannot be run on)"):
-        providers.session_on(Target("onnxruntime:QNN", threads=1), net)
+    with pytest.raises(DeviceError) as error:
+        Target("onnxruntime:QNN", threads=1)
+    assert str(error.value).startswith("target onnxruntime: QNN cannot be started: ")
+    assert str(error.value).isprintable()
+
+
+def test_a_net_that_a_provider_refuses_is_one_line(there: None, tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"no net")
+    with pytest.raises(ExportError, match=r"^net.onnx: cannot be run on onnxruntime, XNNPACK, 1 "):
+        providers.session_on(Target("onnxruntime:XNNPACK", threads=1), tmp_path / "net.onnx")
 
 
 def test_outputs_that_differ_are_an_error(net: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from factorize.errors import DeviceError, ExportError
+from factorize.measure.framed_chain import frame_model
 from factorize.measure.runtimes.base import Target
-from factorize.system.imports import brief
 from factorize.tensor.call import named_feeds, onnx_session, session_options
 
 CPU = "CPU"
@@ -28,6 +29,7 @@ _THREADS = {"XNNPACK": "intra_op_num_threads", "OpenVINO": "num_of_threads"}
 """The option of providers that have threads of their own."""
 
 _TOLD = 6  # nodes that a remark names
+_LONGEST = 200  # characters of the runtime's own words
 _SUFFIX = "_kernel_time"
 
 
@@ -37,7 +39,7 @@ def provider_of(target: Target) -> str:
     Raises
     ------
     DeviceError
-        The installed ONNX Runtime does not have it.
+        The installed ONNX Runtime does not have it, or cannot start it.
     """
     import onnxruntime
 
@@ -62,6 +64,11 @@ def provider_of(target: Target) -> str:
             f"target onnxruntime: the installed build, {onnxruntime.__version__}, has no provider "
             f"{name}, only {', '.join(has)}. Install {PROVIDERS[name][1]} in its place."
         )
+    if reason := _refusal(name, target.options):
+        raise DeviceError(
+            f"target onnxruntime: {name} cannot be started: {reason}. See ONNX Runtime's "
+            "documentation for what it needs, and the options that it takes."
+        )
     return name
 
 
@@ -76,32 +83,51 @@ def session_on(target: Target, net: str | Path | bytes, *, profile: Path | None 
     Raises
     ------
     ExportError
-        The provider cannot be started, or refuses the net.
+        The provider refuses the net.
     """
     if not target.on:
         return onnx_session(net, target.threads)
+    try:
+        return _open(net, target.on, target.options, target.threads, profile)
+    except Exception as error:  # the runtime has dozens
+        raise ExportError(f"{_name(net)}: cannot be run on {target}: {_tail(error)}") from error
+
+
+def _open(
+    net: str | Path | bytes, on: str, options: tuple[str, ...], threads: int | None,
+    profile: Path | None = None,
+) -> Any:  # fmt: skip
     import onnxruntime
 
-    called = PROVIDERS[target.on][0]
-    settings = {_THREADS[target.on]: str(target.threads)} if target.on in _THREADS else {}
-    settings |= dict(option.split("=", 1) for option in target.options)
-    options = session_options(target.threads)
-    options.enable_mem_pattern = target.on != "DirectML"
+    called = PROVIDERS[on][0]
+    settings = {_THREADS[on]: str(threads)} if on in _THREADS and threads else {}
+    settings |= dict(option.split("=", 1) for option in options)
+    how = session_options(threads)
+    how.enable_mem_pattern = on != "DirectML"
     if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    try:
-        session = onnxruntime.InferenceSession(
-            net if isinstance(net, bytes) else str(net), options,
-            providers=[(called, settings), "CPUExecutionProvider"], enable_fallback=0,
-        )  # fmt: skip
-    except Exception as error:  # the runtime has dozens
-        raise ExportError(f"{_name(net)}: cannot be run on {target}: {brief(error)}") from error
+        how.enable_profiling, how.profile_file_prefix = True, str(profile)
+    source = net if isinstance(net, bytes) else str(net)
+    chosen = [(called, settings), "CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(source, how, providers=chosen, enable_fallback=0)
     if called not in session.get_providers():
-        raise ExportError(
-            f"{_name(net)}: {target.on} cannot be started: ONNX Runtime fell back to its CPU "
-            "provider. See its documentation for what that needs, and the options that it takes."
-        )
+        raise RuntimeError("ONNX Runtime could not start it, and fell back to its CPU provider")
     return session
+
+
+@cache
+def _refusal(on: str, options: tuple[str, ...]) -> str | None:
+    """Why a provider cannot be started, even for a net of next to nothing."""
+    try:
+        _open(frame_model(1, (1, 1), 1), on, options, None)
+    except Exception as error:  # the runtime has dozens
+        return _tail(error)
+    return None
+
+
+def _tail(error: Exception) -> str:
+    """The end of a message, which begins with where in the runtime it is from."""
+    line = " ".join(str(error).split()).rstrip(".")
+    return line if len(line) <= _LONGEST else f"...{line[-_LONGEST:]}"
 
 
 def left_to_the_cpu(target: Target, net: str | Path | bytes, inputs: Any) -> tuple[list[str], int]:
