@@ -21,7 +21,7 @@ from typing import Any
 
 from tables import write_tables
 
-from factorize.measure.environment import environment
+from factorize.measure.environment import environment, package_version
 
 HERE = Path(__file__).parent
 DENOISE = HERE.parent / "denoise" / "dncnn.py"
@@ -56,7 +56,7 @@ def main() -> None:
                 row = {**key, **_run(key, plan, options.data.resolve())}
                 print(row, flush=True)
                 options.out.write_text(json.dumps([*rows, row], indent=1) + "\n")
-    write_tables(HERE)
+                write_tables(HERE)
 
 
 def _run(key: dict[str, Any], plan: Path, data: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _run(key: dict[str, Any], plan: Path, data: Path) -> dict[str, Any]:
         )  # fmt: skip
         found = {
             "exit_code": ran.returncode, "seconds": round(time.perf_counter() - start, 1),
-            "load": os.getloadavg()[0], "environment": environment(),
+            "load": os.getloadavg()[0], "environment": {**environment(), "openvino": package_version("openvino")},
         }  # fmt: skip
         if not (out / "report.json").exists():
             return {**found, "message": ran.stdout.strip()[-500:]}
