@@ -82,7 +82,8 @@ def _run(key: dict[str, Any], plan: Path, data: Path) -> dict[str, Any]:
         )  # fmt: skip
         found = {
             "exit_code": ran.returncode, "seconds": round(time.perf_counter() - start, 1),
-            "load": os.getloadavg()[0], "environment": {**environment(), "openvino": package_version("openvino")},
+            "load": os.getloadavg()[0],
+            "environment": {**environment(), "openvino": package_version("openvino")},
         }  # fmt: skip
         if not (out / "report.json").exists():
             return {**found, "message": ran.stdout.strip()[-500:]}

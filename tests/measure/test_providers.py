@@ -100,8 +100,22 @@ def test_nothing_is_told_of_what_the_provider_runs(
     assert runtimes.get("onnxruntime").remarks(Target("onnxruntime", threads=1), net, X) == []
 
 
+class OnTheCpu:
+    """A session that quietly took another provider."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_a_provider_that_cannot_be_started_is_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("session", [onnxruntime.InferenceSession, OnTheCpu])
+def test_a_provider_that_cannot_be_started_is_no_target(
+    session: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers._refusal.cache_clear()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     patched = {**providers.PROVIDERS, "QNN": ("NoSuchExecutionProvider", "luck")}
     monkeypatch.setattr(providers, "PROVIDERS", patched)
     monkeypatch.setattr(
