@@ -48,7 +48,7 @@ def main() -> None:
         ]
         rows.append({**row, "environment": environment()})
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
-    write_tables(HERE)
+        write_tables(HERE)
 
 
 def _gains(model: LatencyModel, channels: int, size: int) -> list[dict[str, Any]]:
