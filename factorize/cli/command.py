@@ -19,6 +19,7 @@ from factorize.cli.ending import UNREACHED, ended
 from factorize.cli.help import HELP
 from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
 from factorize.cli.parse import (
+    also_of,
     budget_of,
     check_wish,
     default_out,
@@ -92,6 +93,8 @@ def run(
     sweep: options.Sweep = None,
     pick: options.Pick = None,
     target: options.RuntimeTarget = None,
+    also: options.Also = None,
+    provider_option: options.ProviderOption = None,
     arch: options.Arch = None,
     arch_args: options.ArchArgs = None,
     weights: options.Weights = None,
@@ -129,6 +132,7 @@ def run(
     input_names: options.InputNames = None,
     output_names: options.OutputNames = None,
     onnx_float16: options.OnnxFloat16 = False,
+    openvino_xml: options.OpenVinoXml = False,
     device: options.Device = "auto",
     threads: options.Threads = None,
     batch: options.Batch = 1,
@@ -156,8 +160,13 @@ def run(
     )  # fmt: skip
     rank = "lossless" if lossless else rank
     timed = None
-    if target or batch != 1 or dtype != "float32" or compile_ or searching:
-        timed = Target(target or "onnxruntime", threads, batch, dtype, compile_)
+    given_by = target or also or provider_option or batch != 1 or dtype != "float32" or compile_
+    if given_by or searching:
+        timed = Target(
+            target or "onnxruntime", threads, batch, dtype, compile_,
+            options=tuple(provider_option or ()),
+        )  # fmt: skip
+    others = also_of(also, threads, batch, dtype)
     integers = int8_of(int8)
     layers = {"method": method, "include": include or (), "exclude": exclude or ()}
     ranks = {"rank": rank_of(rank), "energy": energy, "allow_costlier": allow_costlier}
@@ -206,7 +215,7 @@ def run(
             if searching:
                 found = search_plan(
                     loaded.model, sample, Wish(None, budget, config, Selection(**layers)),
-                    target=timed, data=images, fit=fitting, device=device, seed=seed,
+                    target=timed, also=others, data=images, fit=fitting, device=device, seed=seed,
                     refresh=refresh, int8=integers, progress=bars.update,
                 )  # fmt: skip
                 planned, times = found.outcome.plan, found.times
@@ -236,12 +245,13 @@ def run(
     try:
         with Bars(_err) as bars, log_to(_err, level):
             result = compress(
-                loaded.model, sample, plan=given, budget=budget, target=timed,
+                loaded.model, sample, plan=given, budget=budget, target=timed, also=others,
                 search=config if searching else None,
                 data=images, outputs=outputs, loss=own_loss, score=own_score, evaluate=metric,
                 fit=fitting, finetune=tuning, stages=stages, int8=integers,
                 onnx=OnnxConfig(opset, names_of(input_names), names_of(output_names), onnx_float16),
-                refresh=refresh, out=folder, force=force, device=device, threads=threads,
+                openvino_xml=openvino_xml, refresh=refresh,
+                out=folder, force=force, device=device, threads=threads,
                 command=shlex.join(["factorize", *sys.argv[1:]]), seed=seed, name=loaded.arch,
                 notes=notes, progress=bars.update, **layers, **ranks,
             )  # fmt: skip

@@ -87,8 +87,18 @@ Pick = Annotated[str | None, typer.Option(
     rich_help_panel=_BUDGET)]
 
 RuntimeTarget = Annotated[str | None, typer.Option(
-    "--target", metavar="NAME", help=f"{' | '.join(runtimes.names())}. Default: onnxruntime.",
-    rich_help_panel=_TARGET)]
+    "--target", metavar="NAME[:DEVICE]", help=f"{' | '.join(runtimes.names())}. Default: "
+    "onnxruntime. With a device of OpenVINO, as openvino:GPU, or a provider of ONNX Runtime, as "
+    "onnxruntime:CUDA.", rich_help_panel=_TARGET)]
+Also = Annotated[list[str] | None, typer.Option(
+    "--also", metavar="NAME[:DEVICE]", help="Another target on which no layer may be slower; "
+    "repeatable. The report has the times on each.", rich_help_panel=_TARGET)]
+ProviderOption = Annotated[list[str] | None, typer.Option(
+    "--provider-option", metavar="K=V", help="Of --target's provider or device, such as "
+    "PERFORMANCE_HINT=THROUGHPUT for openvino; repeatable.", rich_help_panel=_TARGET)]
+OpenVinoXml = Annotated[bool, typer.Option(
+    "--openvino-xml", help="Write model.xml and model.bin too, for OpenVINO.",
+    rich_help_panel=_RUN)]
 Arch = Annotated[str | None, typer.Option(
     metavar="REF",
     help="What a state dict belongs to, where it is not recognised: torchvision:NAME, "
@@ -217,7 +227,8 @@ Threads = Annotated[int | None, typer.Option(
 Batch = Annotated[int, typer.Option(
     min=1, max=65536, help="Samples per call.", rich_help_panel=_TARGET)]
 Dtype = Annotated[str, typer.Option(
-    help=f"{' | '.join(runtimes.dtypes())}; others than float32 with --target cuda.",
+    help=f"{' | '.join(runtimes.dtypes())}; others than float32 with "
+    "--target cuda or openvino.",
     rich_help_panel=_TARGET)]
 Compile = Annotated[bool, typer.Option(
     "--compile", help="With --target cuda: torch.compile with CUDA graphs, not eager mode.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import typer
 
 from factorize.cli.numbers import number
 from factorize.errors import BudgetError, DataError, ModelLoadError, PlanError, RankError
+from factorize.measure import Target, runtimes
 from factorize.models.load_model import LoadedModel
 from factorize.plan import Budget
 from factorize.run.checks import exists
@@ -225,6 +226,17 @@ def macs_of(text: str | None) -> tuple[float | None, tuple[float, ...]]:
             f"{text!r}."
         ) from None
     return (shares[0], ()) if len(shares) == 1 else (None, shares)
+
+
+def also_of(
+    names: Sequence[str] | None, threads: int | None, batch: int, dtype: str
+) -> tuple[Target, ...]:
+    """Targets used as the first one is, as far as their runtimes have its dtype."""
+    return tuple(
+        Target(name, threads, batch, dtype if dtype in has else "float32")
+        for name in names or ()
+        for has in [runtimes.get(name.partition(":")[0]).dtypes]
+    )
 
 
 def pick_of(text: str | None) -> float | Literal["knee"]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import compress
 from math import inf
+from typing import Any
 
 from factorize import methods
 from factorize.measure.cache import NumberCache
@@ -40,7 +41,11 @@ class LatencyModel:
     ----------
     timed, cached
         How many distinct (chain, input size) were measured, and how many were in the cache.
+    beside
+        Of other targets, on which no layer may become slower either.
     """
+
+    beside: tuple[LatencyModel, ...] = ()
 
     def __init__(self, target: Target, cache: NumberCache, *, refresh: bool = False) -> None:
         self.target = target
@@ -116,6 +121,26 @@ class LatencyModel:
             }
             for spec, time in found.items()
             if time
+        }
+
+    def everywhere(
+        self, plan: Plan, offered: Mapping[str, Chain] | None, whole_ms: Sequence[float]
+    ) -> dict[str, dict[str, Any]]:
+        """What `of_plan` tells, and under ``elsewhere`` the same of each target beside this one.
+
+        Parameters
+        ----------
+        whole_ms
+            Of the original net on each of them, this one first.
+        """
+        first, *others = (
+            model.of_plan(plan, offered, whole_ms=ms)
+            for model, ms in zip((self, *self.beside), whole_ms, strict=True)
+        )
+        named = [*zip((str(model.target) for model in self.beside), others, strict=True)]
+        return {
+            layer: {**times, "elsewhere": {name: one[layer] for name, one in named if layer in one}}
+            for layer, times in first.items()
         }
 
     def _at_size(

@@ -33,30 +33,9 @@ def chain_model(
     """
     import onnx
     import onnxruntime
-    from onnx import helper
 
-    nodes, weights = [], []
-    for copy in range(copies):
-        more, theirs = chain_nodes(stages, "x", f"y{copy}", f"c{copy}")
-        nodes += more
-        weights += theirs
-    outputs = [
-        helper.make_tensor_value_info(f"y{copy}", onnx.TensorProto.FLOAT, None)
-        for copy in range(copies)
-    ]
-    channels = stages[0].in_channels
-    graph = helper.make_graph(
-        nodes, "chain",
-        [
-            helper.make_tensor_value_info(
-                "x", onnx.TensorProto.FLOAT, input_shape(stages[0], size, batch)
-            )
-        ],
-        outputs, weights,
-    )  # fmt: skip
-    if int8:
-        in_integers_(graph)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    nodes, weights, results = copies_of(stages, "x", copies)
+    model = model_of(nodes, weights, input_shape(stages[0], size, batch), results, int8=int8)
     if not stages[0].kernel:  # linear layers have but one layout
         return model.SerializeToString()
     with tempfile.TemporaryDirectory(prefix="factorize-") as folder:
@@ -71,8 +50,35 @@ def chain_model(
     if int8:
         _strip_channels_last(optimized.graph)
     else:
-        _strip(optimized.graph, channels)
+        _strip(optimized.graph, stages[0].in_channels)
     return optimized.SerializeToString()
+
+
+def copies_of(
+    stages: Sequence[ConvSpec], source: str, copies: int
+) -> tuple[list[Any], list[Any], list[str]]:
+    """Nodes and weights of copies of a chain that read one value, and names of their results."""
+    nodes, weights = [], []
+    for copy in range(copies):
+        more, theirs = chain_nodes(stages, source, f"y{copy}", f"c{copy}")
+        nodes += more
+        weights += theirs
+    return nodes, weights, [f"y{copy}" for copy in range(copies)]
+
+
+def model_of(
+    nodes: Sequence[Any], weights: Sequence[Any], shape: Size, results: Sequence[str], *, int8: bool
+) -> Any:
+    """An ``onnx.ModelProto`` that reads ``x``."""
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        nodes, "chain", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in results], weights,
+    )  # fmt: skip
+    if int8:
+        in_integers_(graph)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
 
 
 def _strip(graph: Any, channels: int) -> None:

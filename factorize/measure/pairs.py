@@ -38,14 +38,42 @@ def speedups(
     files
         ONNX files of both; where one is not there, targets that read such are left out.
     """
-    nets: dict[str, tuple[Any, Any]] = {"module": (original, compressed)}
-    if all(file.exists() for file in files):
-        nets["onnx"] = files
-    forms = [(target, runtimes.get(target.runtime).reads) for target in targets]
-    inputs = dict.fromkeys(nets, example_input)
-    if isinstance(original, Twin):
-        inputs["onnx"] = original.fed(example_input)
-    return [speedup(target, *nets[form], inputs[form]) for target, form in forms if form in nets]
+    return [
+        speedup(target, one, two, given)
+        for target in targets
+        if (found := _form_for(target, files, original, compressed, example_input))
+        for one, two, given in [found]
+    ]
+
+
+def remarks(
+    files: tuple[Path, Path],
+    original: nn.Module,
+    compressed: nn.Module,
+    example_input: Any,
+    target: Target,
+) -> list[str]:
+    """What is to be told of how the compressed net runs on a target.
+
+    Raises
+    ------
+    ExportError
+        It does not, or not as it should.
+    """
+    found = _form_for(target, files, original, compressed, example_input)
+    return runtimes.get(target.runtime).remarks(target, *found[1:]) if found else []
+
+
+def _form_for(
+    target: Target, files: tuple[Path, Path], original: Any, compressed: Any, example_input: Any
+) -> tuple[Any, Any, Any] | None:
+    """Both nets and their input as the target's runtime reads them; None where they are not."""
+    if not reads_files(target):
+        return original, compressed, example_input
+    if not all(file.exists() for file in files):
+        return None
+    fed = original.fed(example_input) if isinstance(original, Twin) else example_input
+    return (*files, fed)
 
 
 def reads_files(target: Target) -> bool:
@@ -76,7 +104,7 @@ def speedup(
         pairs = _interleave(one, two, runs)
     middle, low, high = _spread(pairs[:, 0] / pairs[:, 1])
     return Speedup(
-        runtime=runtime.package,
+        runtime=target.label,
         device=runtime.device,
         dtype=runtime.computes_in(target, original, example_input),
         batch=target.batch,

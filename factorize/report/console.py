@@ -50,6 +50,9 @@ def _layer_table(layers: tuple[LayerReport, ...], narrow: bool = False) -> Table
     if timed:
         total = _times(_sum_ms(layers, "ms_original"), _sum_ms(layers, "ms_now"))
         table.add_column("ms", total, justify="right", no_wrap=True)
+    others = list(dict.fromkeys(name for layer in layers for name in layer.elsewhere))
+    for name in others:
+        table.add_column(Text(f"ms, {name}"), justify="right", max_width=16)
     columns = [("MACs", "macs_original", "macs"), ("params", "params_original", "params")]
     for title, before, after in columns[:1] if spare else columns:
         sums = (sum(getattr(layer, key) for layer in layers) for key in (before, after))
@@ -68,6 +71,10 @@ def _layer_table(layers: tuple[LayerReport, ...], narrow: bool = False) -> Table
         cells += [] if spare else [Text("x".join(map(str, layer.weight_shape)))]
         cells += [what]
         cells += [Text(_times(layer.ms_original, layer.ms_now))] if timed else []
+        for name in others:
+            one = layer.elsewhere.get(name, {})
+            before, after = one.get("ms_original"), one.get("ms")
+            cells += [Text(_times(before, after if layer.method else before))]
         cells += [Text(words.change(layer.macs_original, layer.macs))]
         cells += [] if spare else [Text(words.change(layer.params_original, layer.params))]
         table.add_row(*cells, _error(layer), style="" if layer.method else "dim")
@@ -114,6 +121,8 @@ def _remarks(report: Report) -> Iterator[Text]:
         )
         if shown:
             yield Text(f"ms predicted/measured: {shown}")
+    for found in search.likes:
+        yield Text(words.likes_line(found))
     if not search.reached:
         asked = ", ".join(f"{name} {value:g}" for name, value in search.budget.items())
         yield Text(f"the budget was not reached: {asked}", style="bold red")

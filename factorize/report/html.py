@@ -39,6 +39,7 @@ def write_html(report: Report, path: str | Path, command: str | None = None) -> 
         "number": _number, "quality": _quality, "count": _count, "percent": _percent,
         "ms": _ms, "plain": _plain, "flat": lambda values: list(_flat(values)),
         "quality_name": words.quality_name, "step_name": words.step_name, "setup": words.setup,
+        "likes_line": words.likes_line,
     }  # fmt: skip
     names = dict.fromkeys(n for values in report.quality.values() for n in values)
     curve_names = dict.fromkeys(n for point in report.curve for n in point.quality)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class LayerReport:
         chain that was offered for it.
     speedup_low, speedup_high
         Bounds, with 95 % confidence, of the median ratio of the two.
+    elsewhere
+        These four on each of the other targets, by what it is called.
     """
 
     name: str
@@ -56,6 +58,7 @@ class LayerReport:
     ms: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
+    elsewhere: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -86,7 +89,9 @@ class SearchReport:
     trials
         What each one tried, its predicted and its measured loss and time.
     reached
-        Whether the budget was kept.
+        Whether the budget was kept, and the net is not slower on another target.
+    likes
+        What each target was found to like, see `search.likes`.
     """
 
     budget: dict[str, float]
@@ -100,6 +105,7 @@ class SearchReport:
     reached: bool
     errors_made: int = 0
     errors_cached: int = 0
+    likes: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -240,14 +246,15 @@ class Report:
 def layer_reports(
     plan: Plan,
     fitted: Mapping[str, Factorization] = {},
-    times: Mapping[str, Mapping[str, float]] = {},
+    times: Mapping[str, Mapping[str, Any]] = {},
 ) -> tuple[LayerReport, ...]:
     """One entry per convolution of the plan, its errors predicted where there is no fit.
 
     Parameters
     ----------
     times
-        By layer: ``ms_original``, ``ms``, ``speedup_low``, ``speedup_high``, as far as known.
+        By layer: ``ms_original``, ``ms``, ``speedup_low``, ``speedup_high``, ``elsewhere``, as far
+        as known.
     """
     return tuple(
         LayerReport(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from factorize.report.record import CONTROL, LayerReport, Report, SearchReport
 from factorize.types import Speedup
@@ -145,17 +146,37 @@ def quality_line(report: Report) -> str:
 
 
 def slower_layers(report: Report) -> tuple[LayerReport, ...]:
-    """Replaced layers whose chain is slower than the convolution beyond noise, the worst first."""
+    """Replaced layers whose chain is slower than the convolution beyond noise, the worst first.
+
+    On the target, or on another one.
+    """
     worse = [
         layer
         for layer in report.layers
-        if layer.method and layer.speedup_high is not None and layer.speedup_high < 1
+        if layer.method and any(bound is not None and bound < 1 for bound in _highest(layer))
     ]
     return tuple(sorted(worse, key=slowdown, reverse=True))
 
 
+def _highest(layer: LayerReport) -> list[float | None]:
+    """Upper bounds of the speedup, on each target."""
+    return [layer.speedup_high, *(one.get("speedup_high") for one in layer.elsewhere.values())]
+
+
 def slowdown(layer: LayerReport) -> float:
-    """Time of the chain over that of the convolution."""
-    if not layer.ms or not layer.ms_original:
-        return math.nan
-    return layer.ms / layer.ms_original
+    """Time of the chain over that of the convolution, on the target where that is most."""
+    pairs = [(layer.ms, layer.ms_original)]
+    pairs += [(one.get("ms"), one.get("ms_original")) for one in layer.elsewhere.values()]
+    known = [now / before for now, before in pairs if now and before]
+    return max(known, default=math.nan)
+
+
+def likes_line(found: Mapping[str, Any]) -> str:
+    """What a target was found to like: ``onnxruntime, ..: channels in steps of 16; ..``."""
+    never = [
+        f"{name} ({one['speedup']:.2f}x at best)"
+        for name, one in found["methods"].items()
+        if not one["faster"]
+    ]
+    rest = f"never faster: {', '.join(never)}" if never else "each method is faster in some layer"
+    return f"{found['target']}: channels in steps of {found['step']}; {rest}"

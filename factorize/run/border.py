@@ -25,6 +25,7 @@ _WORDS = {
     **{name: f"SearchConfig({name}=)" for name in ("sweep", "pick", "sensitivity")},
     **{name: f"Target({name}=)" for name in ("batch", "dtype")},
     "target": "target=", "compile": "Target(compiled=True)",
+    "provider-option": "Target(options=)",
     "fit": "FitConfig(how=)", "calibration-images": "FitConfig(images=)",
     "calibration-memory": "FitConfig(memory=)", "calibration": "FitConfig(calibration=)",
     "save-calibration": "FitConfig(save_calibration=)",

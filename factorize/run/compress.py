@@ -53,7 +53,7 @@ from factorize.types import Data, Metric, Plan, Progress
 
 OUTPUTS = (
     "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
-    SCALES,
+    SCALES, *export.OPENVINO_FILES,
 )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def compress(
     plan: Plan | None = None,
     budget: Budget | None = None,
     target: Target | str | None = None,
+    also: Target | str | Sequence[Target | str] = (),
     search: SearchConfig | None = None,
     data: Any = None,
     outputs: str | None = None,
@@ -96,6 +97,7 @@ def compress(
     stages: int = 1,
     int8: bool | Literal["all"] = False,
     onnx: OnnxConfig | None = None,
+    openvino_xml: bool = False,
     out: str | Path | None = None,
     force: bool = False,
     latency: bool = True,
@@ -132,6 +134,9 @@ def compress(
     target
         What time is measured on, or the name of a runtime; without one ONNX Runtime, and for the
         report torch too.
+    also
+        Other targets that it has to run on: a search replaces no layer by what is not faster on all
+        of them, and the report has the times on each.
     search
         How to search, if not the default way; with a ``sweep``, no budget is needed.
     data
@@ -163,6 +168,8 @@ def compress(
         stay in float, but for ``"all"``. The returned model stays in float.
     onnx
         How ``model.onnx`` is written: operators, names, float16.
+    openvino_xml
+        Whether to write ``model.xml`` and ``model.bin`` beside it, OpenVINO's own form.
     out
         Folder for weights, plan, ONNX, ``.pt2`` and report. Nothing is written without.
     force
@@ -183,15 +190,21 @@ def compress(
         it is told in ``result.report.failures``.
     """
     check_configs(plan=plan, budget=budget, search=search, fit=fit, finetune=finetune, onnx=onnx)
-    target = as_target(target)
+    also = (also,) if isinstance(also, Target | str) else also
+    if also and target is None:
+        target = Target(threads=threads)
+    target, *others = map(as_target, (target, *also))
     if int8 not in (False, True, EVERYWHERE):
         raise DataError(f'int8: must be True, False or "{EVERYWHERE}", got {int8!r}.')
     if int8:
-        target = in_int8(target)
-    elif target and target.dtype == "int8":
+        target, *others = map(in_int8, (target, *others))
+    elif any(one.dtype == "int8" for one in (target, *others) if one):
         raise DeviceError("target: int8 is for a result that computes in it. Give int8 (--int8).")
+    if openvino_xml:
+        export.check_openvino()
     if isinstance(model, Twin):
-        check_twins(model, onnx, target)
+        for one in (target, *others):
+            check_twins(model, onnx, one)
     model, wrapped = prepared(model)
     device = resolve_device(device)
     metric = as_metric(evaluate)
@@ -236,7 +249,8 @@ def compress(
     targets = _targets(target, device, threads, samples, int8)
     if isinstance(model, Twin):  # nobody runs it in torch
         targets = targets[:1]
-    timer = latency_model(targets[0], refresh=refresh)
+    targets += [one for one in others if one]
+    timer = latency_model(targets[0], refresh=refresh, also=targets[1:] if others else ())
     processes.join(device)
     if not processes.is_main():
         return _assisted(model, data if isinstance(data, Data) else None, device)
@@ -263,7 +277,7 @@ def compress(
                 data = replace(data, outputs=meant)
             request = Request(
                 model, example_input, data, meant, metric, fit, how, config, onnx or OnnxConfig(),
-                timer, device, seed, progress, Reference(model, device, KEPT), int8,
+                timer, device, seed, progress, Reference(model, device, KEPT), int8, openvino_xml,
             )  # fmt: skip
             told = [*notes, *wrapped, *half_remark(model), *(data.notes if data else ()), *guessed]
             journal = Journal(told)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from factorize import export
-from factorize.measure import Target, count, environment, measured_on, speedups
+from factorize.errors import ExportError
+from factorize.measure import Target, count, environment, measured_on, pairs, speedups
 from factorize.report import Report, layer_reports
 from factorize.run.in_integers import InIntegers, drop_data, int8_speedups, quantize_delivered
 from factorize.run.records import Compressed, Journal, Request
@@ -26,6 +27,8 @@ class Delivered:
 
     Attributes
     ----------
+    also
+        Of these, what a search was to keep to on other targets.
     int8
         What is known of ``model.onnx`` where it computes in integers.
     interrupt
@@ -34,7 +37,8 @@ class Delivered:
 
     exports: export.Exports
     speed: tuple[Speedup, ...] = ()
-    times: dict[str, dict[str, float]] = field(default_factory=dict)
+    also: tuple[Speedup, ...] = ()
+    times: dict[str, dict[str, Any]] = field(default_factory=dict)
     int8: InIntegers | None = None
     interrupt: KeyboardInterrupt | None = None
 
@@ -67,12 +71,14 @@ def deliver(
                 delivered.int8 = quantize_delivered(
                     delivered.exports, request, journal, timed=bool(targets)
                 )
+            if request.openvino_xml and delivered.exports.check:
+                _write_openvino(delivered.exports)
             if files:
                 journal.remarks += export.hub_files.write(request.model, folder)
         if targets:
             request.tell("measure latency")
             with journal.timed("latency"):
-                _measure(delivered, request, made, targets)
+                _measure(delivered, request, made, targets, journal)
             journal.remarks += request.timer.cache.notes + _unsteady(delivered.speed)
         if delivered.int8:
             drop_data(delivered.exports)
@@ -84,25 +90,44 @@ def deliver(
     return delivered
 
 
+def _write_openvino(exports: export.Exports) -> None:
+    try:
+        export.write_openvino(exports.onnx_files[1])
+    except ExportError as error:
+        exports.failures.append(str(error))
+
+
 def _measure(
-    delivered: Delivered, request: Request, made: Compressed, targets: Sequence[Target]
-) -> None:
-    outcome = made.cut.outcome
-    if delivered.int8:
-        delivered.speed = tuple(int8_speedups(delivered.exports, request, made.model, targets))
-    else:
-        delivered.speed = tuple(
-            speedups(
-                delivered.exports.onnx_files, request.model, made.model, request.example_input,
-                targets,
-            )
-        )  # fmt: skip
-    # The first is what layers are timed on too, unless it was left out.
-    all_timed = len(delivered.speed) >= len(targets)
-    delivered.times = request.timer.of_plan(
-        made.cut.plan, outcome.offered if outcome else None,
-        whole_ms=delivered.speed[0].original.median_ms if all_timed else inf,
-    )  # fmt: skip
+    delivered: Delivered, request: Request, made: Compressed, targets: Sequence[Target],
+    journal: Journal,
+) -> None:  # fmt: skip
+    """Time the nets on each target, and the layers on those that the run is about."""
+    found = [_timed(delivered, request, made, target, journal) for target in targets]
+    offered = made.cut.outcome.offered if made.cut.outcome else None
+    count = 1 + len(request.timer.beside)
+    mains = [some[0] if some else None for some in found[:count]]
+    delivered.speed = tuple(one for some in found for one in some)
+    delivered.also = tuple(one for one in mains[1:] if one)
+    delivered.times = request.timer.everywhere(
+        made.cut.plan, offered, [one.original.median_ms if one else inf for one in mains]
+    )
+
+
+def _timed(
+    delivered: Delivered, request: Request, made: Compressed, target: Target, journal: Journal
+) -> list[Speedup]:
+    """Times of the nets on a target; none where it does not take them, which loses no files."""
+    nets = delivered.exports.onnx_files, request.model, made.model, request.example_input
+    found: list[Speedup] = []
+    try:
+        if delivered.int8:
+            found += int8_speedups(delivered.exports, request, made.model, target)
+        else:
+            found += speedups(*nets, [target])
+        journal.remarks += pairs.remarks(*nets, target)
+    except ExportError as error:
+        delivered.exports.failures.append(str(error))
+    return found
 
 
 def _unsteady(speed: Sequence[Speedup]) -> list[str]:
@@ -126,6 +151,11 @@ def reported(
     ]
     plan, outcome = made.cut.plan, made.cut.outcome
     speed = delivered.speed[0] if delivered.speed else None
+    journal.remarks += [
+        f"slower than the original on {one.runtime}: {one.speedup:.2f}x"
+        for one in delivered.also
+        if one.speedup_p90 < 1
+    ]
     return Report(
         model=name or type(request.model).__name__,
         settings={
@@ -157,7 +187,7 @@ def reported(
         seconds=journal.stopwatch.seconds,
         failures=tuple(delivered.exports.failures),
         notes=tuple(journal.remarks),
-        search=completed(outcome, speed) if outcome else None,
+        search=completed(outcome, speed, delivered.also) if outcome else None,
         int8=delivered.int8.reported() if delivered.int8 else None,
         curve=outcome.curve if outcome else (),
     )

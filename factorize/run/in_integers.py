@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,26 +128,26 @@ def drop_data(made: export.Exports) -> None:
 
 
 def int8_speedups(
-    made: export.Exports, request: Request, compressed: nn.Module, targets: Sequence[Target]
+    made: export.Exports, request: Request, compressed: nn.Module, target: Target
 ) -> list[Speedup]:
-    """Times of the int8 net, of its float form and of the original in int8, beside the original."""
+    """Times of the int8 net, of its float form and of the original in int8, beside the original.
+
+    On a target that is not for integers, of the float form.
+    """
     original, model = made.onnx_files
-    nets = [(model, "int8", ""), (made.folder / FLOAT, "float32", "in float32"),
-            (made.folder / ALONE, "int8", "int8 alone")]  # fmt: skip
-    onnx = [target for target in targets if pairs.reads_files(target)][:1]
-    found = [
-        replace(one, dtype=dtype, net=net)
+    in_float = made.folder / FLOAT, "float32", "in float32"
+    if target.dtype != "int8":
+        nets = [(in_float[0], "", in_float[2])]
+    else:
+        nets = [(model, "int8", ""), in_float, (made.folder / ALONE, "int8", "int8 alone")]
+    return [
+        replace(one, dtype=dtype or one.dtype, net=net)
         for file, dtype, net in nets
-        if file.exists()
+        if file.exists() or not pairs.reads_files(target)
         for one in pairs.speedups(
-            (original, file), request.model, compressed, request.example_input, onnx
+            (original, file), request.model, compressed, request.example_input, [target]
         )
     ]
-    rest = [target for target in targets if target not in onnx]
-    others = pairs.speedups(
-        (original, made.folder / FLOAT), request.model, compressed, request.example_input, rest
-    )
-    return found + [replace(one, net="in float32") for one in others]
 
 
 def _quantized(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class Searched:
     """
 
     outcome: Outcome
-    times: dict[str, dict[str, float]] = field(default_factory=dict)
+    times: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def make_plan(
@@ -140,6 +141,7 @@ def search_plan(
     wish: Wish,
     *,
     target: Target | str | None = None,
+    also: Sequence[Target] = (),
     data: Any = None,
     fit: FitConfig | None = None,
     device: Any = "auto",
@@ -165,8 +167,10 @@ def search_plan(
         one = delivered(model, fitted, seen) if fitted else model
         return worth(model, one, example_input, data=data, metric=None, device=device, seed=seed)
 
-    timed = as_target(target) or Target()
-    latency = latency_model(in_int8(timed) or timed if int8 else timed, refresh=refresh)
+    timed, *others = [
+        in_int8(one) or one if int8 else one for one in (as_target(target) or Target(), *also)
+    ]
+    latency = latency_model(timed, refresh=refresh, also=others)
     with latency.cache, with_noise(INT8 if int8 else 0.0):
         outcome = run_search(
             seen, example_input, wish.budget, wish.search or SearchConfig(), latency, data=data,
@@ -175,7 +179,6 @@ def search_plan(
         )  # fmt: skip
         measured, times = outcome.report.measured, {}
         if measured is not None:
-            times = latency.of_plan(
-                outcome.plan, outcome.offered, whole_ms=measured.original.median_ms
-            )
+            whole = [measured.original.median_ms, *[inf] * len(others)]
+            times = latency.everywhere(outcome.plan, outcome.offered, whole)
     return Searched(outcome, times)

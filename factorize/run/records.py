@@ -37,6 +37,8 @@ class Request:
     int8
         Whether ``model.onnx`` is to compute in integers: True, but for layers that are slower so;
         `EVERYWHERE`.
+    openvino_xml
+        Whether OpenVINO's own form is wanted too.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class Request:
     progress: Progress | None
     reference: Reference
     int8: bool | Literal["all"] = False
+    openvino_xml: bool = False
 
     def worth(self, model: nn.Module, original: Reference | None = None) -> dict[str, float]:
         """Measure what a model is worth, beside the original or what stands for it."""

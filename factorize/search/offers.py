@@ -13,7 +13,7 @@ from typing import Any
 from factorize import methods
 from factorize.measure import ChainTime, LatencyModel, Target, runtimes
 from factorize.plan import check_globs, skip_reason
-from factorize.search.chain_times import ChainTimes
+from factorize.search.chain_times import ChainTimes, Timed
 from factorize.search.error_curve import family_of
 from factorize.spec import ConvSpec, Rank
 from factorize.types import ConvSite, Progress
@@ -26,6 +26,9 @@ TIE = 0.01
 """Of the loss, for each stage of a chain that no time was measured of: fewer stages are likely
 faster, and losses are not predicted to a percent."""
 SMOOTH = 1.05  # a rank off a step may take so much more than the straight line says
+
+JUDGED = 1 / 3
+"""Share of a layer's MACs from which on chains tell what a target likes: below, most are faster."""
 
 BASE = 64  # a multiple of all steps
 PROBE = ConvSpec("", "conv2d", 128, 128, (3, 3), (1, 1), (1, 1), (1, 1), input_sizes=((28, 28),))
@@ -66,7 +69,10 @@ class Layer:
     macs, params, dense
         MACs, parameters and time of all of them as they are.
     slower
-        The fastest chain and its time, where none is faster than the layer.
+        The fastest chain and its time, where none is faster than the layer; of several targets, the
+        time where it gains least.
+    gains
+        For each target, the most that chains of each method gain there, see `likes`.
     """
 
     spec: ConvSpec
@@ -76,6 +82,7 @@ class Layer:
     params: int
     dense: float
     slower: tuple[Offer, ChainTime] | None = None
+    gains: tuple[dict[str, float], ...] = ()
 
 
 def hardware_step(latency: LatencyModel) -> int:
@@ -125,7 +132,9 @@ def layers_of(
         Whether to leave out what is not measured faster than its layer.
     """
     check_globs(sites, include, exclude)
-    step = hardware_step(latency) if latency else runtimes.get(target.runtime).steps[0]
+    step = runtimes.get(target.runtime).steps[0]
+    if latency:
+        step = max(map(hardware_step, (latency, *latency.beside)))
     allowed: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
     groups: dict[str, list[ConvSite]] = {}
@@ -208,17 +217,38 @@ def _layer(
                     chains.append(made)
     if latency is None:
         return Layer(first, tied, tuple(offers), macs, params, 0.0)
-    times = ChainTimes(latency, specs)
     kinds = [(o.method, o.variant, family_of(methods.get(o.method), first, o.rank)) for o in offers]
+    each = [ChainTimes(one, specs) for one in (latency, *latency.beside)]
+    timed = [times.of_kinds(chains, kinds) for times in each]
     good, slower = [], []
-    for offer, found in zip(offers, times.of_kinds(chains, kinds), strict=True):
-        if found:
-            if not found.estimated:
-                slower.append((offer, found.total))
-            if found.faster or not never_slower:
-                good.append(replace(offer, time=found.total.chain, estimated=found.estimated))
+    for offer, *found in zip(offers, *timed, strict=True):
+        known = [one for one in found if one]
+        if len(known) < len(found):
+            continue
+        if not any(one.estimated for one in known):
+            slower.append((offer, _worst(known)))
+        if not never_slower or all(one.faster for one in known):
+            estimated = any(one.estimated for one in known)
+            good.append(replace(offer, time=known[0].total.chain, estimated=estimated))
     best = max(slower, key=lambda one: one[1].speedup, default=None)
-    return Layer(first, tied, tuple(good), macs, params, times.dense, None if good else best)
+    gains = tuple(gains_of(offers, found, macs) for found in timed)
+    return Layer(
+        first, tied, tuple(good), macs, params, each[0].dense, None if good else best, gains
+    )
+
+
+def gains_of(offers: Sequence[Offer], found: Sequence[Timed | None], macs: int) -> dict[str, float]:
+    """The highest lower bound of a speedup by method, of measured chains of a share of the MACs."""
+    gains: dict[str, float] = {}
+    for offer, one in zip(offers, found, strict=True):
+        if one and not one.estimated and offer.macs >= JUDGED * macs:
+            gains[offer.method] = max(gains.get(offer.method, 0.0), one.total.low)
+    return gains
+
+
+def _worst(found: Sequence[Timed]) -> ChainTime:
+    """Of the target on which the chain gains least."""
+    return min((one.total for one in found), key=lambda total: total.speedup)
 
 
 def confirmed(
@@ -228,14 +258,16 @@ def confirmed(
     """The layer with the chain's own time in place of an estimate; without one that is slower."""
     method = methods.get(offer.method)
     made = [method.stages(spec, offer.rank, offer.variant) for spec in specs]
-    [found] = ChainTimes(latency, specs).of([made])
+    found = [ChainTimes(one, specs).of([made])[0] for one in (latency, *latency.beside)]
+    known = [one for one in found if one]
     others = tuple(one for one in layer.offers if one != offer)
-    if found and (found.faster or not never_slower):
-        known = replace(offer, time=found.total.chain, estimated=False)
-        return replace(layer, offers=tuple(known if o == offer else o for o in layer.offers))
+    whole = len(known) == len(found)
+    if whole and (not never_slower or all(one.faster for one in known)):
+        sure = replace(offer, time=known[0].total.chain, estimated=False)
+        return replace(layer, offers=tuple(sure if o == offer else o for o in layer.offers))
     best = layer.slower
-    if found and (best is None or found.total.speedup > best[1].speedup):
-        best = offer, found.total
+    if whole and (best is None or _worst(known).speedup > best[1].speedup):
+        best = offer, _worst(known)
     return replace(layer, offers=others, slower=best)
 
 

@@ -152,10 +152,14 @@ def prepare(
     return Search(tables, fits, assembled, stopwatch)
 
 
-def latency_model(target: Target, *, refresh: bool = False) -> LatencyModel:
-    """Times on a target, kept in the user's cache folder."""
+def latency_model(
+    target: Target, *, refresh: bool = False, also: Sequence[Target] = ()
+) -> LatencyModel:
+    """Times on a target and, beside it, on others, kept in the user's cache folder."""
     cache = NumberCache(default_cache_path())
-    return LatencyModel(target, cache, refresh=refresh)
+    latency = LatencyModel(target, cache, refresh=refresh)
+    latency.beside = tuple(LatencyModel(one, cache, refresh=refresh) for one in also)
+    return latency
 
 
 def _nothing(

@@ -73,7 +73,8 @@ class Tables:
                 chain = methods.get(offer.method).stages(spec, offer.rank, offer.variant)
                 together.setdefault(replace(spec, name=""), []).append(chain)
         for spec, chains in together.items():
-            self.latency.times(spec, chains)
+            for one in (self.latency, *self.latency.beside):
+                one.times(spec, chains)
         for name, offer in doubtful.items():
             self.layers[name] = confirmed(
                 self.layers[name], offer, specs[name], self.latency, never_slower=self.never_slower
@@ -199,8 +200,10 @@ class Tables:
         offer, time = layer.slower
         noise = " beyond the noise" if time.speedup > 1 else ""
         best = f"{offer.method} {','.join(map(str, offer.rank))}"
+        beside = self.latency.beside if self.latency else ()
+        where = " and ".join([self.target, *(str(one.target) for one in beside)])
         return (
-            f"no chain is faster on {self.target}{noise}: the best, {best}, {time.speedup:.2f}x "
+            f"no chain is faster on {where}{noise}: the best, {best}, {time.speedup:.2f}x "
             f"({time.low:.2f}..{time.high:.2f})"
         )
 

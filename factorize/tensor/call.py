@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import compress
 from math import prod
@@ -172,18 +172,30 @@ def onnx_session(model: str | Path | bytes, threads: int | None = None) -> Any:
     """
     import onnxruntime
 
+    source = model if isinstance(model, bytes) else str(model)
+    options = session_options(threads)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def session_options(threads: int | None = None) -> Any:
+    """Of a session that goes on with others in one process, see `onnx_session`."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return options
 
 
 def onnx_feeds(session: Any, example_input: Any) -> dict[str, Any]:
     """Make the arrays for a session's inputs: by name from a mapping, else in order."""
-    names = [entry.name for entry in session.get_inputs()]
+    return named_feeds([entry.name for entry in session.get_inputs()], example_input)
+
+
+def named_feeds(names: Sequence[str], example_input: Any) -> dict[str, Any]:
+    """Make the arrays for the inputs of a file: by name from a mapping, else in order."""
     tensors = [v for v in tree_leaves(example_input) if isinstance(v, Tensor)]
     if isinstance(example_input, Mapping) and set(names) <= set(example_input):
         tensors = [example_input[name] for name in names]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import pairwise
 from math import isfinite
@@ -186,6 +188,17 @@ def test_a_net_beside_itself(name: str, tmp_path: Path, hurry: None) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_net_is_told_of(name: str, tmp_path: Path) -> None:
+    target, runtime, model = target_of(name), runtimes.get(name), net()
+    one: Any = model
+    if runtime.reads == "onnx":
+        one = tmp_path / "net.onnx"
+        export.export_onnx(model, X, one)
+    for remark in runtime.remarks(target, one, X):
+        assert remark.isprintable()
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_search_can_time_layers_and_nets(name: str, hurry: None) -> None:
     target, model, method = target_of(name, batch=1), net(), methods.get("spatial_svd")
     spec = find(model, X)[1].spec
@@ -216,13 +229,24 @@ def test_targets_that_are_none(name: str, changes: dict[str, Any], message: str)
     assert str(error.value) == message
 
 
+@contextmanager
+def refused_by_the_device(name: str) -> Iterator[None]:
+    """What a runtime has, the machine may not have."""
+    try:
+        yield
+    except DeviceError as error:
+        if not str(error).startswith(f"target {name}"):
+            raise
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_target_has_what_its_runtime_has(name: str) -> None:
     runtime = runtimes.get(name)
     asked = [({"dtype": dtype}, dtype in runtime.dtypes) for dtype in runtimes.dtypes()]
     for changes, there in [*asked, ({"compiled": True}, runtime.compiles)]:
         if there:
-            target_of(name, **changes)
+            with refused_by_the_device(name):
+                Target(name, **changes)
         else:
             with pytest.raises(DeviceError) as error:
                 Target(name, **changes)
@@ -232,6 +256,27 @@ def test_a_target_has_what_its_runtime_has(name: str) -> None:
                 f"target {name}: this dtype, and compiling, are for {others}. Leave them out, or "
                 f"choose {others}."
             )
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("changes", [{"on": "nowhere"}, {"options": ("NO_SUCH_THING=1",)}])
+def test_devices_and_options_that_are_none(name: str, changes: dict[str, Any]) -> None:
+    target_of(name)
+    with pytest.raises(DeviceError, match=f"^target {name}: ") as error:
+        Target(name, **changes)
+    assert "\n" not in str(error.value)
+    if "on" in changes:
+        with pytest.raises(DeviceError) as same:
+            Target(f"{name}:nowhere")
+        assert str(same.value) == str(error.value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_options_have_a_name_and_a_value(name: str) -> None:
+    target_of(name)
+    with pytest.raises(DeviceError) as error:
+        Target(name, options=("x",))
+    assert str(error.value) == "--provider-option must be NAME=VALUE, got 'x'."
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -252,7 +297,7 @@ def test_a_runtime_registered_later_is_used_by_name(registry: None) -> None:
     assert runtimes.names() == (*sorted({*ALL, "half"}),)
     assert "float64" in runtimes.dtypes()
     assert Target("half", dtype="float64").runtime == "half"
-    with pytest.raises(DeviceError, match="are for cuda or half. .* choose cuda or half"):
+    with pytest.raises(DeviceError, match="are for cuda or half.* choose cuda or half"):
         Target("torch-cpu", dtype="float16")
     later = runtimes.register(Half())
     assert runtimes.get("half") is later

@@ -25,6 +25,8 @@ SVD = methods.get("spatial_svd")
 class Line:
     """Times are a tenth of the MACs and a call besides; some chains are refused or slow."""
 
+    beside = ()
+
     def __init__(self, *, refused: Sequence[int] = (), slow: Sequence[int] = ()) -> None:
         self.refused, self.slow = refused, slow
         self.measured: list[int] = []

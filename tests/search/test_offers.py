@@ -22,6 +22,8 @@ SPEC = ConvSpec("a", "conv2d", 32, 48, (3, 3), (1, 1), (1, 1), (1, 1), input_siz
 class Times:
     """Stands for a latency model: speedups by rank."""
 
+    beside = ()
+
     def __init__(self, speedups: dict[int, float | None]) -> None:
         self.speedups, self.target = speedups, Target(threads=1)
 

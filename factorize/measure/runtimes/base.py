@@ -61,6 +61,21 @@ class Runtime(ABC):
         """None, or why it cannot be used on this machine, such as ``needs X, found none``."""
         return None
 
+    def placed(self, target: Target) -> str:
+        """The target's device or provider as it is called here; empty for the usual one.
+
+        Raises
+        ------
+        DeviceError
+            It is not there, or does not take the target's options or its dtype.
+        """
+        if given := [*filter(None, [target.on]), *target.options]:
+            raise DeviceError(
+                f"target {self.name}: has one device, and takes no options, got "
+                f"{', '.join(given)}. Leave it out."
+            )
+        return ""
+
     def context(self) -> dict[str, Any]:
         """The hardware and the versions that times depend on. For JSON."""
         machine = {"device": cpu_name(), "cores": usable_cores()}
@@ -68,7 +83,7 @@ class Runtime(ABC):
 
     def describe(self, target: Target) -> str:
         """How it is used, in words."""
-        return f"{target.threads} threads"
+        return ", ".join([*filter(None, [target.on]), f"{target.threads} threads", *target.options])
 
     def computes_in(self, target: Target, net: Any, example_input: Any) -> str:
         """The dtype that a net is run in, for the report."""
@@ -84,6 +99,17 @@ class Runtime(ABC):
         """How many copies of a layer, or of a chain for it, one run is made of."""
         del target, dense, size
         return 1
+
+    def remarks(self, target: Target, net: Any, example_input: Any) -> list[str]:
+        """What is to be told of how a delivered net, in the form that it reads, runs there.
+
+        Raises
+        ------
+        ExportError
+            It does not run, or not as it should.
+        """
+        del target, net, example_input
+        return []
 
     @abstractmethod
     def chain_runs(self, target: Target, chains: Sequence[Chain], size: Size) -> list[Run | None]:
@@ -148,8 +174,8 @@ class Target:
     Attributes
     ----------
     runtime
-        The name of a registered one, such as ``onnxruntime`` (its CPU provider), ``torch-cpu``, or
-        ``cuda`` (torch, channels_last).
+        The name of a registered one, such as ``onnxruntime``, ``torch-cpu``, or ``cuda`` (torch,
+        channels_last); with a colon and `on` behind it, as in ``openvino:GPU``.
     threads
         Of the CPU; None: all usable cores.
     batch
@@ -158,6 +184,10 @@ class Target:
         ``float32``, or what else the runtime has.
     compiled
         Where the runtime can: ``torch.compile`` with CUDA graphs instead of eager mode.
+    on
+        The runtime's device or provider, such as ``CUDA``; empty: its usual one, on the CPU.
+    options
+        Of that, each as ``NAME=VALUE``.
 
     Raises
     ------
@@ -170,8 +200,12 @@ class Target:
     batch: int = 1
     dtype: str = "float32"
     compiled: bool = False
+    on: str = ""
+    options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        name, _, on = self.runtime.partition(":")
+        self._set(runtime=name, on=on or self.on, options=tuple(self.options))
         runtime = get(self.runtime)
         _check_known("dtype", self.dtype, dtypes())
         for option, count in (("threads", self.threads), ("batch", self.batch)):
@@ -189,11 +223,25 @@ class Target:
                 )
         if reason := runtime.missing():
             raise DeviceError(f"target {self.runtime} {reason}.")
+        for option in self.options:
+            if not all(option.partition("=")[::2]):
+                raise DeviceError(f"--provider-option must be NAME=VALUE, got {option!r}.")
         if self.threads is None:
-            object.__setattr__(self, "threads", usable_cores())
+            self._set(threads=usable_cores())
+        self._set(on=runtime.placed(self))
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         return f"{self.runtime}, {get(self.runtime).describe(self)}, batch {self.batch}"
+
+    @property
+    def label(self) -> str:
+        """The package, and what of it is used, for the report."""
+        name = ":".join(filter(None, [get(self.runtime).package, self.on]))
+        return f"{name} ({', '.join(self.options)})" if self.options else name
 
     @property
     def device(self) -> str:
@@ -202,7 +250,11 @@ class Target:
 
     def context(self) -> dict[str, Any]:
         """All that a time depends on besides the chain: hardware and versions. For JSON."""
-        return {**asdict(self), **get(self.runtime).context()}
+        used = {**asdict(self), "options": [*self.options]}
+        for name in ("on", "options"):  # the usual ones go without saying
+            if not used[name]:
+                del used[name]
+        return {**used, **get(self.runtime).context()}
 
 
 def _check_known(option: str, value: str, known: Sequence[str]) -> None:
