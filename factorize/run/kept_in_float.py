@@ -87,6 +87,7 @@ def _rows(twin: Twin, places: Places, given: Any) -> Iterator[tuple[tuple[str, .
 def _next(step: Any, readers: Any, places: Places) -> Any:
     """The layer of the same kind that alone reads what one makes."""
     after = readers[step.makes[0]]
-    one = after[0] if len(after) == 1 else None
-    alike = one is not None and one.name in places.layers and one.kind == step.kind
-    return one if alike and one.reads[0] == step.makes[0] else None
+    if len(after) != 1:
+        return None
+    alike = after[0].name in places.layers and after[0].kind == step.kind
+    return after[0] if alike and after[0].reads[0] == step.makes[0] else None
