@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -296,6 +297,16 @@ class Plan:
                 f"{layer.spec.label:32} {layer.spec.macs:>14,} -> {layer.macs:>14,} MACs  {what}"
             )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = ("".join(f"<td>{escape(one)}</td>" for one in (
+            layer.spec.label,
+            layer.skip_reason or f"{layer.method} {', '.join(map(str, layer.rank))}",
+            f"{layer.spec.macs:,}", f"{layer.macs:,}",
+        )) for layer in self.layers)  # fmt: skip
+        head = "".join(f"<th>{one}</th>" for one in ("layer", "method, rank", "MACs", "then"))
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 Progress = Callable[[str, int, int, dict[str, float]], None]

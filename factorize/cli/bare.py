@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-import click
 import typer
 from typer.core import TyperCommand
 
-_LEFT_OUT = {"--int8": ("auto", "all")}
+LEFT_OUT = {"--int8": ("auto", "all")}
 """What stands for a value left out, and those that may be given."""
 
 
 class Completed(TyperCommand):
     """A command that gives such options their value."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:  # noqa: D102
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: D102
         return super().parse_args(ctx, list(map(_completed, args, [*args[1:], ""])))
 
 
 def _completed(arg: str, after: str) -> str:
-    default, *values = _LEFT_OUT.get(arg, ("",))
+    default, *values = LEFT_OUT.get(arg, ("",))
     return f"{arg}={default}" if default and after not in values else arg
 
 

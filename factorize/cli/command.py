@@ -15,7 +15,8 @@ from rich.text import Text
 
 from factorize.cli import options
 from factorize.cli.bare import Completed, int8_of
-from factorize.cli.ending import UNREACHED, ended
+from factorize.cli.ending import ended
+from factorize.cli.exit_codes import Ending
 from factorize.cli.help import HELP
 from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
 from factorize.cli.parse import (
@@ -37,6 +38,7 @@ from factorize.cli.parse import (
     sweep_of,
     usage,
 )
+from factorize.cli.run_file import as_run_file, as_words
 from factorize.data.load_data import load_data
 from factorize.data.synthetic import MadeUp, is_made_up_like, is_synthetic
 from factorize.errors import DataError
@@ -66,14 +68,15 @@ from factorize.system.signals import terminable
 from factorize.tune import read_recipe, with_recipe
 from factorize.types import Data
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(rich_markup_mode="markdown", context_settings={"help_option_names": []})
 compare_app = typer.Typer(add_completion=False)
 _out, _err = (Console(stderr=err, quiet=not processes.is_main()) for err in (False, True))
 
 
-@app.command(help=HELP, no_args_is_help=True, cls=Completed)
+@app.command(help=HELP, cls=Completed)
 @interruptible
 def run(
+    context: typer.Context,
     model: options.Model,
     rank: options.Rank = None,
     energy: options.Energy = None,
@@ -125,6 +128,7 @@ def run(
     recipe: options.Recipe = None,
     stages: options.Stages = 1,
     tensorboard: options.TensorBoard = None,
+    tracker: options.Tracker = None,
     resume: options.Resume = False,
     out: options.Out = None,
     force: options.Force = False,
@@ -141,6 +145,9 @@ def run(
     refresh: options.Refresh = False,
     seed: options.Seed = 0,
     verbose: options.Verbose = False,
+    config: options.Config = None,
+    help_: options.Help = False,
+    help_all: options.HelpAll = False,
     version: options.Version = False,
 ) -> None:
     """Compress a model; the help text is ``HELP``."""
@@ -152,11 +159,11 @@ def run(
     with usage():
         share, shares = macs_of(macs)
         budget = budget_of(speedup=speedup, macs=share, params=params, max_drop=max_drop)
-        config = SearchConfig(sensitivity, sweep_of(sweep), shares, pick_of(pick))  # type: ignore[arg-type]
-    searching = budget is not None or bool(config.points)
+        search = SearchConfig(sensitivity, sweep_of(sweep), shares, pick_of(pick))  # type: ignore[arg-type]
+    searching = budget is not None or bool(search.points)
     check_wish(
         rank=rank, energy=energy, lossless=lossless, planned=given is not None,
-        searching=searching, sweeping=bool(config.points), pick=pick, sensitivity=sensitivity,
+        searching=searching, sweeping=bool(search.points), pick=pick, sensitivity=sensitivity,
     )  # fmt: skip
     rank = "lossless" if lossless else rank
     timed = None
@@ -170,7 +177,7 @@ def run(
     integers = int8_of(int8)
     layers = {"method": method, "include": include or (), "exclude": exclude or ()}
     ranks = {"rank": rank_of(rank), "energy": energy, "allow_costlier": allow_costlier}
-    Wish(given, budget, config if searching else None, Selection(**layers, **ranks)).check()
+    Wish(given, budget, search if searching else None, Selection(**layers, **ranks)).check()
 
     if model == "digits":  # the example brings its data, and shows the whole pipeline
         data = data or "digits"
@@ -214,7 +221,7 @@ def run(
         with Bars(_err) as bars, log_to(_err, level):
             if searching:
                 found = search_plan(
-                    loaded.model, sample, Wish(None, budget, config, Selection(**layers)),
+                    loaded.model, sample, Wish(None, budget, search, Selection(**layers)),
                     target=timed, also=others, data=images, fit=fitting, device=device, seed=seed,
                     refresh=refresh, int8=integers, progress=bars.update,
                 )  # fmt: skip
@@ -236,27 +243,29 @@ def run(
 
     tuning = with_recipe(
         read_recipe(recipe) if recipe else {}, epochs=finetune, lr=lr, seed=seed or None,
-        resume=resume, tensorboard=tensorboard,
+        resume=resume, tensorboard=tensorboard, tracker=tracker,
     )  # fmt: skip
-    if (lr is not None or recipe) and not tuning.epochs:
-        raise DataError("--lr, --recipe: are for a tuning, got 0 epochs. Give --finetune EPOCHS.")
+    if (lr is not None or recipe or tracker) and not tuning.epochs:
+        raise DataError(
+            "--lr, --recipe, --tracker: are for a tuning, got 0 epochs. Give --finetune EPOCHS."
+        )
     folder = out or default_out(model)
     before = written(folder)
     try:
         with Bars(_err) as bars, log_to(_err, level):
             result = compress(
                 loaded.model, sample, plan=given, budget=budget, target=timed, also=others,
-                search=config if searching else None,
+                search=search if searching else None,
                 data=images, outputs=outputs, loss=own_loss, score=own_score, evaluate=metric,
                 fit=fitting, finetune=tuning, stages=stages, int8=integers,
                 onnx=OnnxConfig(opset, names_of(input_names), names_of(output_names), onnx_float16),
                 openvino_xml=openvino_xml, refresh=refresh,
                 out=folder, force=force, device=device, threads=threads,
-                command=shlex.join(["factorize", *sys.argv[1:]]), seed=seed, name=loaded.arch,
+                command=shlex.join(as_words(context) if config else ["factorize", *sys.argv[1:]]),
+                run_file=as_run_file(context), seed=seed, name=loaded.arch,
                 notes=notes, progress=bars.update, **layers, **ranks,
             )  # fmt: skip
-        by_time = sweep is not None or (budget is not None and budget.timed)
-        _finish(result, folder, described, timed=by_time)
+        _finish(result, folder, described, timed=bool(sweep or (budget and budget.timed)))
     except KeyboardInterrupt as error:
         left = what_is_left(folder, before, resume, save_calibration)
         raise RunInterrupted(left, error) from error
@@ -272,12 +281,14 @@ def compare(
 
 
 def main() -> None:
-    """Run the command; an error is one line, and exit code 2, or 3 where a budget can't be kept."""
+    """Run the command; an error is one line. How it may end is in `exit_codes`."""
     comparing = sys.argv[1:2] == ["compare"]
     command = typer.main.get_command(compare_app if comparing else app)
+    alone = len(sys.argv) == 1 and "_FACTORIZE_COMPLETE" not in os.environ
+    arguments = ["--help"] if alone else sys.argv[1 + comparing :]
     with terminable():  # until what there is to tell is told
-        code = ended(command, sys.argv[2:] if comparing else None, _err)
-    sys.exit(code)
+        code = ended(command, arguments, _err)
+    sys.exit(Ending.REFUSED if alone else code)
 
 
 def _finish(result: Result, folder: Path, described: str, *, timed: bool) -> None:
@@ -289,11 +300,11 @@ def _finish(result: Result, folder: Path, described: str, *, timed: bool) -> Non
     if any(one and one["interrupted"] for one in (report.finetuning, report.control)):
         raise RunInterrupted(f"{goes_on(folder)}; the files are of the best epoch so far")
     if report.failures:
-        raise typer.Exit(1)
+        raise typer.Exit(Ending.INCOMPLETE)
     if report.finetuning and report.finetuning["diverged"]:
         told = f"fine-tuning diverged: {report.finetuning['stopped']}. The best so far is kept."
         _err.print(Text(told, style="bold red"), soft_wrap=True)
-        raise typer.Exit(UNREACHED)
+        raise typer.Exit(Ending.UNREACHED)
     judged = verdict(report)
     if timed and judged and not (judged[1] and report.search and report.search.reached):
-        raise typer.Exit(UNREACHED)
+        raise typer.Exit(Ending.UNREACHED)

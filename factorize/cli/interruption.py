@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from factorize.cli.exit_codes import Ending
 from factorize.run.checks import exists
 from factorize.run.compress import OUTPUTS
 from factorize.run.rounds import CHECKPOINT, work_files
@@ -20,7 +20,7 @@ class RunInterrupted(Exception):  # noqa: N818, it is no fault
 
     def __init__(self, left: str, by: KeyboardInterrupt | None = None) -> None:
         super().__init__(left)
-        self.code = 128 + (signal.SIGTERM if isinstance(by, Terminated) else signal.SIGINT)
+        self.code = Ending.TERMINATED if isinstance(by, Terminated) else Ending.INTERRUPTED
 
 
 def interruptible(command: Callable[..., None]) -> Callable[..., None]:

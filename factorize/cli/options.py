@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 
 from factorize import methods
+from factorize.cli.help import show_help
 from factorize.cli.numbers import option_number
+from factorize.cli.run_file import read_run_file
 from factorize.measure import runtimes
 from factorize.measure.environment import package_version
 from factorize.outputs import OUTPUT_KINDS
+from factorize.tune import TRACKERS
 
 _MODEL, _CHOICE, _BUDGET, _TARGET, _DATA, _FIT, _TUNING, _RUN = (
     "The model", "What to do to it", "Or: a budget to keep", "Where time is measured", "Images",
@@ -201,6 +204,9 @@ Stages = Annotated[int, typer.Option(
     rich_help_panel=_TUNING)]
 TensorBoard = Annotated[Path | None, typer.Option(
     metavar="DIR", help="Write scalars for TensorBoard there.", rich_help_panel=_TUNING)]
+Tracker = Annotated[str | None, typer.Option(
+    metavar="NAME", help=f"{' | '.join(TRACKERS)}: follow the fine-tuning there, through "
+    "accelerate.", rich_help_panel=_TUNING)]
 Resume = Annotated[bool, typer.Option(
     "--resume", help="Go on with an interrupted fine-tuning in --out.", rich_help_panel=_TUNING)]
 Out = Annotated[Path | None, typer.Option(
@@ -251,5 +257,26 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _help(context: typer.Context, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        show_help(context)
+        raise typer.Exit
+
+
+def _help_all(context: typer.Context, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        print(context.get_help())
+        raise typer.Exit
+
+
+Config = Annotated[Path | None, typer.Option(
+    "--config", metavar="FILE", callback=read_run_file, is_eager=True, help="A .toml file of "
+    "options by their long names, and model; the command line wins over it. Each run writes the "
+    "run.toml that repeats it.", rich_help_panel=_RUN)]
+Help = Annotated[bool, typer.Option(
+    "--help", callback=_help, is_eager=True, help="Show the main options.", rich_help_panel=_RUN)]
+HelpAll = Annotated[bool, typer.Option(
+    "--help-all", callback=_help_all, is_eager=True, help="Show all options, methods and exit "
+    "codes.", rich_help_panel=_RUN)]
 Version = Annotated[bool, typer.Option(
     "--version", callback=_version, is_eager=True, help="Show the version.", rich_help_panel=_RUN)]

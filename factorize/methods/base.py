@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, ClassVar
 
@@ -39,7 +40,7 @@ class Method(ABC):
     name
         As on the command line.
     summary
-        One line for ``--help``.
+        One line for ``--help-all``.
     variants
         Orders of the chain; the planner takes the one with the lower error.
     min_axes
@@ -232,7 +233,9 @@ def get(name: str, place: str = "--method") -> Method:
         No such method.
     """
     if name not in _registry:
+        near = get_close_matches(str(name), names(), 1)
+        fix = f"Did you mean {near[0]}?" if near else "Correct the name."
         raise UnsupportedLayerError(
-            f"{place}: method must be one of {', '.join(names())}, got {name!r}. Correct the name."
+            f"{place}: method must be one of {', '.join(names())}, got {name!r}. {fix}"
         )
     return _registry[name]

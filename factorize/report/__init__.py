@@ -1,13 +1,14 @@
 """What it cost and what it won: the record, and how it is shown."""
 
 from factorize.report.compare import compare_reports
-from factorize.report.console import plan_table, show
+from factorize.report.console import plan_table, show, shown
+from factorize.report.curve import Curve, CurvePoint
 from factorize.report.html import write_html
 from factorize.report.load import load_report
+from factorize.report.next_steps import REAL
 from factorize.report.progress import Bars
 from factorize.report.record import (
     CONTROL,
-    CurvePoint,
     LayerReport,
     Report,
     SearchReport,
@@ -18,8 +19,10 @@ from factorize.report.words import forecast, verdict
 
 __all__ = [
     "CONTROL",
+    "REAL",
     "Bars",
     "Console",
+    "Curve",
     "CurvePoint",
     "LayerReport",
     "Report",
@@ -31,6 +34,7 @@ __all__ = [
     "log_to",
     "plan_table",
     "show",
+    "shown",
     "verdict",
     "write_html",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from factorize.report import words
+from factorize.report import terminal, words
 from factorize.report.record import LayerReport, Report, layer_reports
 from factorize.types import Plan
 
@@ -37,6 +38,13 @@ def show(report: Report, console: Console) -> None:
     for line in _remarks(report):
         console.print(line)
     console.print(_summary(report))
+
+
+def shown(report: Report, width: int = 100) -> str:
+    """What `show` prints, as text."""
+    console = terminal.Console(file=io.StringIO(), width=width)
+    show(report, console)
+    return "\n".join(map(str.rstrip, console.file.getvalue().splitlines()))  # type: ignore[attr-defined]
 
 
 def _layer_table(layers: tuple[LayerReport, ...], narrow: bool = False) -> Table:

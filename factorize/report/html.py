@@ -1,14 +1,18 @@
-"""The report as one page that needs nothing else: no network, no script."""
+"""The report as one page that needs nothing else: no network, and no script to be read."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factorize.report import words
 from factorize.report.charts import curve_chart, layer_chart
+from factorize.report.glossary import terms
+from factorize.report.loading import snippets
+from factorize.report.next_steps import next_steps
 from factorize.report.record import Report, write_whole
 
 if TYPE_CHECKING:
@@ -21,7 +25,7 @@ def write_html(report: Report, path: str | Path, command: str | None = None) -> 
     Parameters
     ----------
     command
-        The command line that made the report.
+        The command line that made the report; other text is shown and not made use of.
 
     Raises
     ------
@@ -40,6 +44,7 @@ def write_html(report: Report, path: str | Path, command: str | None = None) -> 
         "ms": _ms, "plain": _plain, "flat": lambda values: list(_flat(values)),
         "quality_name": words.quality_name, "step_name": words.step_name, "setup": words.setup,
         "likes_line": words.likes_line,
+        "shell_words": lambda command: map(shlex.quote, shlex.split(command)),
     }  # fmt: skip
     names = dict.fromkeys(n for values in report.quality.values() for n in values)
     curve_names = dict.fromkeys(n for point in report.curve for n in point.quality)
@@ -60,8 +65,34 @@ def write_html(report: Report, path: str | Path, command: str | None = None) -> 
         curve_charts=[Markup(curve_chart(report, wide=wide)) for wide in (True, False)],
         layer_charts=[Markup(layer_chart(report, wide=wide)) for wide in (True, False)],
         command=command,
+        is_line=_is_line(command),
+        steps=next_steps(report),
+        snippets=snippets(report),
+        glossary=terms(),
+        folded=list(_folded(report)),
     )
     write_whole(path, page + "\n")
+
+
+def _is_line(command: str | None) -> bool:
+    """Whether a shell could read it."""
+    try:
+        return bool(command and shlex.split(command))
+    except ValueError:
+        return False
+
+
+def _folded(report: Report) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """What few readers want to see: tables of names and values, as far as there are any."""
+    for caption, values in (
+        ("Settings", report.settings), ("Environment", report.environment),
+        ("Recalibration", report.recalibration), ("Fine-tuning", report.finetuning),
+        ("Tuning of the original", report.control), ("ONNX file", report.onnx),
+        ("In integers", (report.int8 or {}).get("check")),
+        ("Wall time, seconds", report.seconds),
+    ):  # fmt: skip
+        if values:
+            yield caption, list(_flat(values))
 
 
 def _data(value: float, text: str) -> Markup:

@@ -8,11 +8,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factorize.errors import OutputError
+from factorize.report.curve import ALONE, Curve, CurvePoint
 from factorize.spec import Rank, Size
 from factorize.types import Factorization, Plan, Speedup
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = "factorize-report"
 VERSION = 1
@@ -109,35 +113,6 @@ class SearchReport:
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """One model on the accuracy-speedup curve.
-
-    Attributes
-    ----------
-    kind
-        ``dense``, ``search`` or ``uniform``: the same share of the maximal rank everywhere.
-    wanted
-        The speedup that was asked for.
-    macs, params
-        Share of the original's that is left.
-    picked
-        Whether it is the model that was exported.
-    """
-
-    label: str
-    kind: str
-    wanted: float | None
-    speedup: float
-    speedup_p10: float
-    speedup_p90: float
-    predicted_speedup: float | None
-    macs: float
-    params: float
-    quality: dict[str, float]
-    picked: bool
-
-
-@dataclass(frozen=True)
 class Report:
     """All that was measured.
 
@@ -181,9 +156,12 @@ class Report:
     failures: tuple[str, ...]
     notes: tuple[str, ...]
     search: SearchReport | None = None
-    curve: tuple[CurvePoint, ...] = ()
+    curve: tuple[CurvePoint, ...] = Curve()
     control: dict[str, Any] | None = None
     int8: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "curve", Curve(self.curve))
 
     @property
     def measured(self) -> Speedup | None:
@@ -195,7 +173,8 @@ class Report:
     @property
     def quality_now(self) -> dict[str, float]:
         """Of the compressed model as it is delivered."""
-        steps = [values for step, values in self.quality.items() if step != CONTROL]
+        others = CONTROL, ALONE
+        steps = [values for step, values in self.quality.items() if step not in others]
         return steps[-1] if steps else {}
 
     def derived(self) -> dict[str, Any]:
@@ -230,6 +209,23 @@ class Report:
         """JSON-ready values; what is not finite becomes null."""
         content = {**asdict(self), "derived": self.derived()}
         return {"format": FORMAT, "version": VERSION, **_finite(content)}
+
+    def to_frame(self, what: str = "layers") -> Any:
+        """``layers`` or ``curve`` as a ``pandas.DataFrame``; DataError where there is no pandas."""
+        from factorize.report import notebook
+
+        return notebook.frame_of(self, what)
+
+    def figure(self, what: str = "curve") -> Figure:
+        """``curve`` or ``layers`` as a figure of matplotlib; DataError where nothing was timed."""
+        from factorize.report import notebook
+
+        return notebook.figure_of(self, what)
+
+    def _repr_html_(self) -> str:
+        from factorize.report import notebook
+
+        return notebook.report_html(self)
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON.

@@ -32,6 +32,7 @@ _WORDS = {
     "reconstruct": "FitConfig(reconstruct=True)", "lr": "FinetuneConfig(lr=)",
     "recipe": "FinetuneConfig", "resume": "FinetuneConfig(resume=True)",
     "tensorboard": "FinetuneConfig(tensorboard=)", "finetune": "finetune=",
+    "tracker": "FinetuneConfig(tracker=)",
     "lossless": 'rank="lossless"', "dry-run": "make_plan", "force": "force=True",
     "refresh": "refresh=True", "allow-costlier": "allow_costlier=True", "plan": "plan=",
     "opset": "OnnxConfig(opset=)", "input-names": "OnnxConfig(input_names=)",

@@ -19,7 +19,7 @@ from factorize.measure import Target, as_metric, runtimes
 from factorize.onnx_graph import Twin
 from factorize.plan import Budget, save_plan
 from factorize.program import ProgramTwin
-from factorize.report import Report, write_html
+from factorize.report import Report, shown, write_html
 from factorize.run.checks import (
     as_target,
     check_configs,
@@ -51,9 +51,10 @@ from factorize.tensor.reference import KEPT, Reference
 from factorize.tensor.wrappers import prepared
 from factorize.types import Data, Metric, Plan, Progress
 
+RUN_FILE = "run.toml"
 OUTPUTS = (
     "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
-    SCALES, *export.OPENVINO_FILES,
+    SCALES, RUN_FILE, *export.OPENVINO_FILES,
 )  # fmt: skip
 
 
@@ -70,6 +71,13 @@ class Result:
     model: nn.Module
     plan: Plan
     report: Report
+
+    def summary(self) -> str:
+        """What the command line prints: the verdict, the layers, sizes, quality and time."""
+        return shown(self.report)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 def compress(
@@ -106,6 +114,7 @@ def compress(
     seed: int = 0,
     refresh: bool = False,
     command: str | None = None,
+    run_file: str | None = None,
     name: str | None = None,
     notes: Sequence[str] = (),
     progress: Progress | None = None,
@@ -182,6 +191,8 @@ def compress(
         Measure the time of layers anew, whatever the cache of earlier runs holds.
     command, name, notes
         For the report.
+    run_file
+        Text of the ``run.toml`` that repeats the run.
 
     Raises
     ------
@@ -233,6 +244,8 @@ def compress(
         raise tune.missing_checkpoint(first)  # before any work is done
     if config.tensorboard:
         tune.check_scalars()
+    if config.tracker is not None:
+        tune.check_tracker(config.tracker)
     example_input = beside(model, example_input)
     data = data_of(example_input, data, fit, seed=seed)
     check_real(data, epochs=config.epochs, budget=budget)
@@ -302,6 +315,8 @@ def compress(
                 save_plan(made.cut.plan, folder / "plan.json")
                 report.save(folder / "report.json")
                 write_html(report, folder / "report.html", command)
+                if run_file is not None:
+                    (folder / RUN_FILE).write_text(run_file, encoding="utf-8", errors="replace")
                 tunings = [one for one in (made.tuned, tuned_alike) if one]
                 stopped = delivered.interrupt is not None or any(t.interrupted for t in tunings)
                 publish(keep_work=stopped)

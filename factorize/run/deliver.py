@@ -11,7 +11,7 @@ from typing import Any
 from factorize import export
 from factorize.errors import ExportError
 from factorize.measure import Target, count, environment, measured_on, pairs, speedups
-from factorize.report import Report, layer_reports
+from factorize.report import REAL, Report, layer_reports
 from factorize.run.in_integers import InIntegers, drop_data, int8_speedups, quantize_delivered
 from factorize.run.records import Compressed, Journal, Request
 from factorize.search import completed
@@ -168,6 +168,7 @@ def reported(
                 "loss": _name(request.outputs.loss),
                 "score": _name(request.outputs.score),
             },
+            "data": "none" if request.data is None else "made up" if request.data.made_up else REAL,
             "input": looked,
             "device": request.device,
             "seed": request.seed,

@@ -6,14 +6,16 @@ from factorize.tune.finetune import FinetuneResult, finetune
 from factorize.tune.order import ordered
 from factorize.tune.recalibrate import Recalibration, recalibrate, renormalised_
 from factorize.tune.recipe import FinetuneConfig, read_recipe, with_recipe
-from factorize.tune.scalars import check_scalars
+from factorize.tune.scalars import TRACKERS, check_scalars, check_tracker
 
 __all__ = [
+    "TRACKERS",
     "FinetuneConfig",
     "FinetuneResult",
     "IncomparableError",
     "Recalibration",
     "check_scalars",
+    "check_tracker",
     "finetune",
     "missing_checkpoint",
     "ordered",

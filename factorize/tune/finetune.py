@@ -23,6 +23,7 @@ from factorize.tune.guard import accelerator_on
 from factorize.tune.loop import Training
 from factorize.tune.order import length
 from factorize.tune.recipe import FinetuneConfig
+from factorize.tune.scalars import check_tracker
 from factorize.types import Data, Progress
 
 
@@ -114,9 +115,11 @@ def finetune(
     ProcessError
         If another process of the job ended.
     """
+    if config.tracker is not None:
+        check_tracker(config.tracker)
     processes.join(device)
     with (
-        accelerator_on(device, config.precision) as accelerator,
+        accelerator_on(device, config.precision, config.tracker) as accelerator,
         placed(accelerator.device, model, original),
         channels_last(config.channels_last, model, original),
     ):

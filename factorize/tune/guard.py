@@ -8,13 +8,23 @@ from typing import Any
 
 import torch
 
+TRACKED = "runs"
+"""Folder of trackers that write files, in the current one."""
+
 
 @contextmanager
-def accelerator_on(device: str, precision: str = "auto") -> Iterator[Any]:
+def accelerator_on(
+    device: str, precision: str = "auto", tracker: str | None = None
+) -> Iterator[Any]:
     """Make an Accelerator on ``"cpu"`` or ``"cuda"``, whatever the process has made before.
 
     accelerate keeps one state per process, in which device and precision are fixed: it is put
     aside for the run and put back after it.
+
+    Parameters
+    ----------
+    tracker
+        Of the run, see `scalars.TRACKERS`; nothing is logged before `Scalars` starts it.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -28,7 +38,10 @@ def accelerator_on(device: str, precision: str = "auto") -> Iterator[Any]:
         precision = half if device == "cuda" else "float32"
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
     try:
-        yield Accelerator(cpu=device == "cpu", mixed_precision=names[precision])
+        yield Accelerator(
+            cpu=device == "cpu", mixed_precision=names[precision], log_with=tracker,
+            project_dir=TRACKED if tracker else None,
+        )  # fmt: skip
     finally:
         for state, content in zip(shared, aside, strict=True):
             state.clear()

@@ -33,7 +33,9 @@ from factorize.tune.step import Step
 from factorize.types import Data, Progress
 
 # Not of the fingerprint; the rate is there as it was asked for.
-_OF_A_RUN = ("checkpoint", "resume", "checkpoint_minutes", "tensorboard", "control", "lr")
+_OF_A_RUN = (
+    "checkpoint", "resume", "checkpoint_minutes", "tensorboard", "tracker", "control", "lr",
+)  # fmt: skip
 
 
 class Training:
@@ -53,6 +55,7 @@ class Training:
     ) -> None:
         self.model, self.reference, self.data, self.config = model, reference, data, config
         self.device, self.score, self.name = accelerator.device, score, name
+        self.accelerator = accelerator
         self.progress = progress if processes.is_main() else None
         self.per_epoch = length(data.train)
         self.step = Step(model, reference.model, data, config, accelerator)
@@ -74,7 +77,10 @@ class Training:
         try:
             with ExitStack() as held:
                 held.enter_context(together(self.model))
-                self.scalars = held.enter_context(Scalars(self.config.tensorboard, self.name))
+                self.scalars = held.enter_context(
+                    Scalars(self.config.tensorboard, self.name, self.accelerator,
+                            asdict(self.config))
+                )  # fmt: skip
                 devices = [self.device] if self.device.type == "cuda" else []
                 held.enter_context(torch.random.fork_rng(devices))
                 if processes.count() > 1:

@@ -19,7 +19,13 @@ LEAST_SHARE = 0.02  # of the default rate: with less nothing would be learned at
 SCHEDULES = ("cosine", "one_cycle")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 BATCH_NORMS = ("auto", "batch", "fixed")
-_OF_A_RUN = ("checkpoint", "resume", "checkpoint_minutes", "tensorboard")  # not of a recipe
+_OF_A_RUN = (
+    "checkpoint",
+    "resume",
+    "checkpoint_minutes",
+    "tensorboard",
+    "tracker",
+)  # not of a recipe
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,9 @@ class FinetuneConfig:
         Go on from `checkpoint`.
     tensorboard
         Folder for scalars.
+    tracker
+        ``wandb``, ``mlflow``, ``trackio`` or ``tensorboard``, through accelerate: scalars and
+        settings go there, to the project ``factorize``; what is a file, to the folder ``runs``.
     """
 
     epochs: int
@@ -113,6 +122,7 @@ class FinetuneConfig:
     resume: bool = False
     checkpoint_minutes: float = 5.0
     tensorboard: Path | None = None
+    tracker: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""

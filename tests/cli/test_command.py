@@ -123,7 +123,7 @@ def test_plan_can_be_edited_and_applied(factorize, tmp_path: Path) -> None:
         (("text.pt", "--rank", "8"), "text.pt"),
         # A wish that is wrong by itself comes before a file that is.
         (("text.pt", "--rank", "0"), "--rank must be an integer >= 1"),
-        (("text.pt", "--rank", "8", "--method", "cpp"), "got 'cpp'"),
+        (("text.pt", "--rank", "8", "--method", "cpp"), "got 'cpp'. Did you mean cp?"),
         (("text.pt", "--rank", "8", "--energy", "2"), "--rank or --energy"),
         (("text.pt", "--macs", "0.5", "--method", "cp,cpp"), "got 'cpp'"),
         (("text.pt", "--macs", "0.5", "--energy", "0.5"), "--energy: a budget chooses ranks"),
@@ -198,7 +198,7 @@ def test_names_with_brackets_are_shown_as_they_are(factorize, tmp_path: Path) ->
 
 def test_help_names_every_method_and_module_runs() -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "factorize", "--help"],
+        [sys.executable, "-m", "factorize", "--help-all"],
         capture_output=True, text=True, check=True,
         env={"COLUMNS": "200", "PATH": "", "PYTHONPATH": str(Path(cli.__file__).parents[2])},
     )  # fmt: skip

@@ -126,7 +126,7 @@ class Page(HTMLParser):
         self.texts.append(data)
         if self.open and self.open[-1] == "data":
             self.values[-1] = (self.values[-1][0], data)
-        elif {"td", "th", "p", "dd", "small"} & set(self.open):
+        elif "script" not in self.open and {"td", "th", "p", "dd", "small"} & set(self.open):
             self.cells.append(data)
 
 
