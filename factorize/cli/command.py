@@ -18,6 +18,7 @@ from factorize.cli.bare import Completed, int8_of
 from factorize.cli.ending import UNREACHED, ended
 from factorize.cli.help import HELP
 from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
+from factorize.cli.kit import app as kit_app
 from factorize.cli.parse import (
     also_of,
     budget_of,
@@ -31,6 +32,7 @@ from factorize.cli.parse import (
     pick_of,
     preprocessing_of,
     rank_of,
+    recorded_of,
     shape_of,
     shapes_of,
     sizes_of,
@@ -55,7 +57,7 @@ from factorize.report import (
     show,
     verdict,
 )
-from factorize.run.checks import check_not_empty, resolve_device
+from factorize.run.checks import check_not_empty, check_recorded, resolve_device
 from factorize.run.compress import Result, compress, outputs_of
 from factorize.run.make_plan import make_plan, search_plan
 from factorize.run.rounds import Selection, Wish
@@ -95,6 +97,7 @@ def run(
     target: options.RuntimeTarget = None,
     also: options.Also = None,
     provider_option: options.ProviderOption = None,
+    times: options.Times = None,
     arch: options.Arch = None,
     arch_args: options.ArchArgs = None,
     weights: options.Weights = None,
@@ -159,9 +162,11 @@ def run(
         searching=searching, sweeping=bool(config.points), pick=pick, sensitivity=sensitivity,
     )  # fmt: skip
     rank = "lossless" if lossless else rank
-    timed = None
+    timed: Target | None = recorded_of(times, target, batch, dtype, compile_)
     given_by = target or also or provider_option or batch != 1 or dtype != "float32" or compile_
-    if given_by or searching:
+    if timed is not None:
+        check_recorded(timed, budget, config)
+    elif given_by or searching:
         timed = Target(
             target or "onnxruntime", threads, batch, dtype, compile_,
             options=tuple(provider_option or ()),
@@ -218,15 +223,16 @@ def run(
                     target=timed, also=others, data=images, fit=fitting, device=device, seed=seed,
                     refresh=refresh, int8=integers, progress=bars.update,
                 )  # fmt: skip
-                planned, times = found.outcome.plan, found.times
+                planned, layer_times = found.outcome.plan, found.times
+                notes = (*notes, *found.outcome.notes, *found.notes)
             else:
-                found, times = None, {}
+                found, layer_times = None, {}
                 planned = make_plan(
                     loaded.model, sample, edited=given, seed=seed, progress=bars.update, **layers,
                     **ranks,
                 )  # fmt: skip
         _out.print(Text(described, style="bold"))
-        _out.print(plan_table(planned, times))
+        _out.print(plan_table(planned, layer_times))
         if found is not None:
             _out.print(Text(forecast(found.outcome.report), style="bold"), soft_wrap=True)
         for note in notes:
@@ -273,10 +279,10 @@ def compare(
 
 def main() -> None:
     """Run the command; an error is one line, and exit code 2, or 3 where a budget can't be kept."""
-    comparing = sys.argv[1:2] == ["compare"]
-    command = typer.main.get_command(compare_app if comparing else app)
+    other = {"compare": compare_app, "kit": kit_app}.get(sys.argv[1] if sys.argv[1:] else "")
+    command = typer.main.get_command(other or app)
     with terminable():  # until what there is to tell is told
-        code = ended(command, sys.argv[2:] if comparing else None, _err)
+        code = ended(command, sys.argv[2:] if other else None, _err)
     sys.exit(code)
 
 

@@ -13,6 +13,7 @@ from factorize.plan import Budget, Candidate, allocate
 from factorize.search.assembled import Assembled
 from factorize.search.fits import Fits
 from factorize.search.narrowing import Candidates, settled
+from factorize.search.recorded_nets import RecordedNets
 from factorize.search.tables import Tables
 from factorize.search.trials import Choice, Found, Trials
 from factorize.system.stopwatch import Stopwatch
@@ -51,7 +52,7 @@ class Search:
         self,
         tables: Tables,
         fits: Fits,
-        assembled: Assembled | None,
+        assembled: Assembled | RecordedNets | None,
         stopwatch: Stopwatch | None = None,
     ) -> None:
         self.tables, self.fits, self.assembled = tables, fits, assembled
