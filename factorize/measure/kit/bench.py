@@ -50,9 +50,9 @@ class OnnxRuntime:
         found = [one for one in known if one.lower() == name.lower()]
         if not found:
             short = ", ".join(one.replace("ExecutionProvider", "") for one in known)
-            sys.exit("error: --provider must be one of %s, got %s." % (short, provider))
+            sys.exit(f"error: --provider must be one of {short}, got {provider}.")
         self.provider = found[0]
-        self.name = "onnxruntime %s, %s" % (onnxruntime.__version__, self.provider)
+        self.name = f"onnxruntime {onnxruntime.__version__}, {self.provider}"
 
     def load(self, path, inputs):
         options = self.runtime.SessionOptions()
@@ -103,10 +103,10 @@ class Program:
             said = done.stdout.decode("utf-8", "replace")
             if done.returncode:
                 last = (said.strip() or "nothing was printed").splitlines()[-1]
-                raise BrokenError("%s ended with code %d: %s" % (self.name, done.returncode, last))
+                raise BrokenError(f"{self.name} ended with code {done.returncode}: {last}")
             found = list(self.pattern.finditer(said))
             if not found:
-                raise BrokenError("--pattern finds no time in what %s printed" % self.name)
+                raise BrokenError(f"--pattern finds no time in what {self.name} printed")
             named = found[-1].groupdict()
             unit = next((one for one in UNITS if named.get(one)), "ms")
             return float(named.get(unit) or found[-1].group(1)) * UNITS[unit]
@@ -122,8 +122,8 @@ class Kit:
         with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
             self.manifest = json.load(file)
         self.units = []  # milliseconds of the reference, of each group
-        self.jobs = ["net %d" % index for index in range(len(self.manifest["nets"]))]
-        self.jobs += ["group %d" % index for index in range(len(self.manifest["groups"]))]
+        self.jobs = [f"net {index}" for index in range(len(self.manifest["nets"]))]
+        self.jobs += [f"group {index}" for index in range(len(self.manifest["groups"]))]
         self.draw_weights()
 
     def draw_weights(self):
@@ -163,7 +163,7 @@ class Kit:
         loaded = [(None, None) if f is None else self.load(f) for f in fixed]
         for (_, reason), what in zip(loaded, ("reference", "ends of the layer", "layer")):
             if reason:
-                return {c["key"]: refused(c, "the %s: %s" % (what, reason)) for c in chains}
+                return {c["key"]: refused(c, f"the {what}: {reason}") for c in chains}
         loaded += [self.load(chain["file"]) for chain in chains]
         times, broken = self.rounds_of([run for run, _ in loaded])
         found = {}
@@ -270,8 +270,8 @@ class Journal:
         if lines and lines[0] != head:
             differ = [key for key in head if lines[0].get(key) != head[key]]
             sys.exit(
-                "error: %s was begun with another %s. Delete it to begin anew, or give "
-                "another --out." % (path, ", ".join(differ))
+                f"error: {path} was begun with another {', '.join(differ)}. Delete it to begin "
+                "anew, or give another --out."
             )
         for line in lines[1:]:
             self.take(line)
@@ -318,7 +318,7 @@ class Journal:
 
 def attempt(kit, journal, job, only=None):
     """Time a job, or one chain of it, noted before and after: a crash is known by that."""
-    name = job if only is None else "%s, chain %d" % (job, only)
+    name = job if only is None else f"{job}, chain {only}"
     if name in journal.done:
         return
     start, kit.units = time.perf_counter(), []
@@ -417,9 +417,9 @@ def write_times(path, kit, journal, machine):
 def summary(journal, path):
     found = list(journal.found["chains"].values()) + list(journal.found["nets"].values())
     broken = [one["refused"] for one in found if "refused" in one]
-    print("%d timed, %d skipped: written to %s" % (len(found) - len(broken), len(broken), path))
+    print(f"{len(found) - len(broken)} timed, {len(broken)} skipped: written to {path}")
     for reason in sorted(set(broken))[:5]:
-        print("skipped %d: %s" % (broken.count(reason), reason))
+        print(f"skipped {broken.count(reason)}: {reason}")
 
 
 def options():
@@ -453,7 +453,7 @@ def options():
         if re.compile(args.pattern).groups < 1:
             raise re.error("it has no group")
     except re.error as error:
-        parser.error("--pattern must be a regular expression with a group: %s" % error)
+        parser.error(f"--pattern must be a regular expression with a group: {error}")
     if args.command is not None and "{model}" not in args.command:
         parser.error("--command must say where the file goes: {model}")
     return args
@@ -481,7 +481,7 @@ def main():
     head = {"kit": kit.manifest["kit"], "pattern": args.command and args.pattern, **machine}
     journal = Journal(args.out + ".journal", head)
     if journal.done:
-        print("goes on: %d of %d were done" % (len(journal.done & set(kit.jobs)), len(kit.jobs)))
+        print(f"goes on: {len(journal.done & set(kit.jobs))} of {len(kit.jobs)} were done")
     code, before, told = 0, journal.spent, time.perf_counter()
     start = told
     try:
@@ -489,21 +489,17 @@ def main():
             spent = before + time.perf_counter() - start
             if spent > 60 * args.minutes:
                 print(
-                    "\n%g minutes are over: %d of %d done; give more --minutes to go on"
-                    % (args.minutes, number, len(kit.jobs))
+                    f"\n{args.minutes:g} minutes are over: {number} of {len(kit.jobs)} done; give "
+                    "more --minutes to go on"
                 )
                 break
             attempt(kit, journal, job)
             if sys.stdout.isatty() or time.perf_counter() - told > 10 or job == kit.jobs[-1]:
                 told = time.perf_counter()
+                minutes = (before + told - start) / 60
                 print(
-                    "%d of %d, %.1f of up to %g minutes   "
-                    % (
-                        number + 1,
-                        len(kit.jobs),
-                        (before + told - start) / 60,
-                        args.minutes,
-                    ),
+                    f"{number + 1} of {len(kit.jobs)}, {minutes:.1f} of up to {args.minutes:g} "
+                    "minutes   ",
                     end="\r" if sys.stdout.isatty() else "\n",
                     flush=True,
                 )
@@ -511,7 +507,7 @@ def main():
         print("\ninterrupted: run it again to go on")
         code = 130
     if not journal.units:
-        sys.exit("error: nothing was timed%s" % first_reason(journal))
+        sys.exit(f"error: nothing was timed{first_reason(journal)}")
     write_times(args.out, kit, journal, machine)
     print()
     summary(journal, args.out)
