@@ -27,7 +27,8 @@ from factorize.run.checks import resolve_device
 from factorize.run.made_up import check_real, data_of, seen_by
 from factorize.run.make_plan import images_for
 from factorize.run.steps import beside, find
-from factorize.search import as_onnx, best_nets, latency_model, prepare, wanted_chains
+from factorize.search import as_onnx, best_nets, latency_model, wanted_chains
+from factorize.search.prepare import prepare
 from factorize.tensor.call import model_dtype
 from factorize.tensor.wrappers import prepared
 from factorize.types import LayerPlan, Progress

@@ -3,7 +3,7 @@
 from factorize.search.assembled import as_onnx
 from factorize.search.best_nets import best_nets
 from factorize.search.drop import droppable
-from factorize.search.prepare import latency_model, nets_on, prepare
+from factorize.search.prepare import latency_model, nets_on
 from factorize.search.run_search import Outcome, SearchConfig, completed, run_search
 from factorize.search.wanted_chains import wanted_chains
 
@@ -16,7 +16,6 @@ __all__ = [
     "droppable",
     "latency_model",
     "nets_on",
-    "prepare",
     "run_search",
     "wanted_chains",
 ]

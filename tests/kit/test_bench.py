@@ -183,7 +183,7 @@ def test_a_program_that_prints_times_in_its_own_format(kit: Path, tmp_path: Path
         (("--pattern", "("), 2, "--pattern must be a regular expression with a group"),
         (("--command", "perf"), 2, "--command must say where the file goes: {model}"),
         (("--minutes", 0), 2, "must be above 0"),
-        (("--provider", "Abacus"), 1, "error: --provider must be one of CPU"),
+        (("--provider", "Abacus"), 1, "error: --provider must be one of "),
         (("--command", "/no/such {model}"), 1, "error: nothing was timed: "),
         (("--command", "echo {model}"), 1, "--pattern finds no time in what echo printed"),
         (("--command", "false {model}"), 1, "false ended with code 1: nothing was printed"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,8 @@ def test_a_kit_has_what_a_search_asks_for_on_any_step(
     for call, speedup in ((2000.0, 1.3), (20000.0, 1.2), (0.0, 1.5)):
         machine.call = call
         machine.timed.clear()
-        searched(board.model, Budget(speedup=speedup))
+        with suppress(BudgetError):  # it has asked by then
+            searched(board.model, Budget(speedup=speedup), refresh=True)
         asked = {
             key_of(dense[0], size, chain) for dense, size, chain in machine.timed if chain != dense
         }
@@ -220,8 +222,7 @@ def test_all_times_give_the_plan_that_a_search_there_gives(
     here = searched(
         board.model, Budget(speedup=SPEEDUP), target=load_times(taken), out=tmp_path / "out"
     )
-    assert here.plan.layers == there.plan.layers
-    assert here.plan.factorized
+    assert here.plan.factorized == there.plan.factorized != ()
     [speed] = here.report.speed
     assert speed.speedup == pytest.approx(there.report.speed[0].speedup)
     assert speed.runs == 0
@@ -282,7 +283,9 @@ def test_what_was_not_timed_lies_between_or_stays_dense(
 def test_no_layer_becomes_slower_by_a_guess(board: Board, machine: Machine, taken: Path) -> None:
     """A chain that is dearer than all that were timed of its kind is not offered."""
     content = json.loads(taken.read_text())
-    layer = next(key for key in content["chains"] if "16-32" in key).partition(" : ")[0]
+    layer = next(key for key in content["chains"] if key.startswith("conv2d 16-32")).partition(
+        " : "
+    )[0]
     of_layer = {k: one for k, one in content["chains"].items() if k.startswith(layer)}
     least = min(one["macs"] for one in of_layer.values())
     for key, one in of_layer.items():

@@ -24,8 +24,7 @@ import numpy as np
 FORMAT, VERSION = "factorize-times", 1
 WARMUP, FEWEST, MOST, SECONDS = 2, 9, 21, 1.5  # rounds, and seconds of a group's rounds
 HOPELESS = 1.5  # times as slow as the dense layer in the warm-up: no more rounds
-PAIRS = 60  # of runs of a whole net and the dense one, in up to so many seconds:
-PAIR_SECONDS = 20.0
+NET_SECONDS = 5.0  # of pairs of runs of a whole net and the dense one
 PROGRAM_ROUNDS = 3  # a program repeats its runs by itself
 PROGRAM_SECONDS = 900  # that it may take
 BLOCK = 1 << 20  # weights that are drawn at once
@@ -236,11 +235,9 @@ class Kit:
         try:
             for _ in range(self.runner.warmup):
                 other(), run()
-            most = PAIRS if self.runner.warmup else fewest
-            while len(pairs) < fewest or time.perf_counter() - start < PAIR_SECONDS:
+            seconds = NET_SECONDS if self.runner.warmup and not self.rounds else 0.0
+            while len(pairs) < fewest or time.perf_counter() - start < seconds:
                 pairs.append((other(), run()))
-                if len(pairs) >= most:
-                    break
         except Exception as error:
             return net["id"], {"refused": one_line(error)}
         first, second = np.array(pairs).T
