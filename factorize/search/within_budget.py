@@ -201,8 +201,9 @@ class Search:
                 limit = (low + high) / 2
         assert fastest is not None
         if best is None:
+            told = "measured" if fastest.measured and fastest.measured.runs else "predicted"
             raise BudgetError(
-                f"--speedup {budget.speedup:g}: the most that was measured on "
+                f"--speedup {budget.speedup:g}: the most that was {told} on "
                 f"{self.tables.target} is {fastest.measured_speedup:.2f}x, with "
                 f"{len(fastest.plan.factorized)} layers replaced. Ask for less, or offer more "
                 "layers with --include."

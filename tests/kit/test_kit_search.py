@@ -389,7 +389,7 @@ def test_times_of_another_net_or_for_another_wish(board: Board, taken: Path) -> 
         searched(board.model, None, search=SearchConfig(shares=(0.5,)), target=target)
     with pytest.raises(DeviceError, match="must be timed on a target that computes in integers"):
         searched(board.model, Budget(speedup=1.2), target=target, int8=True)
-    with pytest.raises(BudgetError, match="the most that was measured on Board 4"):
+    with pytest.raises(BudgetError, match="the most that was predicted on Board 4"):
         searched(board.model, Budget(speedup=50), target=target)
     with pytest.raises(DeviceError, match="needs the times that were taken, found none"):
         Target("recorded")

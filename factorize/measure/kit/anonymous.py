@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -110,7 +110,7 @@ def _model(
     return helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
 
 
-def anonymous(model: Any, shapes: dict[str, Sequence[int]], weights: RandomWeights) -> bytes:
+def anonymous(model: Any, shapes: Mapping[str, Sequence[int]], weights: RandomWeights) -> bytes:
     """A copy of an ONNX model without its weights, texts and free sizes.
 
     Parameters

@@ -228,13 +228,14 @@ class Kit:
         run, reason = self.load(net["file"], dense["inputs"])
         beside = self.manifest["reference"] if net is dense else dense["file"]
         other, reason_beside = self.load(beside, None if net is dense else dense["inputs"])
-        if reason or reason_beside:
+        if run is None or other is None:
             return net["id"], {"refused": reason or reason_beside}
         pairs, start = [], time.perf_counter()
         fewest = self.rounds or (FEWEST if self.runner.warmup else PROGRAM_ROUNDS)
         try:
             for _ in range(self.runner.warmup):
-                other(), run()
+                other()
+                run()
             seconds = NET_SECONDS if self.runner.warmup and not self.rounds else 0.0
             while len(pairs) < fewest or time.perf_counter() - start < seconds:
                 pairs.append((other(), run()))
