@@ -15,7 +15,7 @@ from factorize.measure.cache import NumberCache
 from factorize.measure.interleave import Chain, ChainTime, between
 from factorize.measure.kit.times_file import Times, read_times
 from factorize.measure.kit.wanted import kind_of, layer_text, macs_at
-from factorize.measure.latency_model import LatencyModel, key_of
+from factorize.measure.latency_model import LatencyModel, key_of, text_of
 from factorize.measure.runtimes import Target
 from factorize.measure.runtimes.recorded import NAME
 from factorize.spec import ConvSpec, Size
@@ -134,20 +134,18 @@ class RecordedTimes(LatencyModel):
         chain = methods.chain_of(layer)
         return any(key_of(layer.spec, s, chain) in self._guessed for s in layer.spec.input_sizes)
 
-    def _found(
-        self, spec: ConvSpec, missing: Mapping[str, Chain], size: Size
-    ) -> list[ChainTime | None]:
+    def _found(self, spec: ConvSpec, size: Size, chains: Sequence[Chain]) -> list[ChainTime | None]:
         layer = layer_text(spec, size)
-        return [self._guess(layer, key, chain, size) for key, chain in missing.items()]
+        return [self._guess(layer, chain, size) for chain in chains]
 
-    def _guess(self, layer: str, key: str, chain: Chain, size: Size) -> ChainTime | None:
-        if key == f"{layer} : {layer.partition(' @ ')[0]}":  # the layer beside itself
+    def _guess(self, layer: str, chain: Chain, size: Size) -> ChainTime | None:
+        if layer.startswith(f"{text_of(chain)} @ "):  # the layer beside itself
             dense = self._dense.get(layer)
             return ChainTime(dense, dense, 1.0, 1.0, 1.0) if dense else None
         known, macs = self._kinds.get((layer, kind_of(chain)), []), macs_at(chain, size)
         if not known or macs > known[-1][0]:
             return None
-        self._guessed.add(key)
+        self._guessed.add(f"{layer} : {text_of(chain)}")
         return between(known, macs)
 
     def _unit_ms(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -27,13 +27,11 @@ class Wanted(LatencyModel):
         self.step = step
         self.chains: dict[tuple[ConvSpec, Size], list[Chain]] = {}
 
-    def _found(
-        self, spec: ConvSpec, missing: Mapping[str, Chain], size: Size
-    ) -> list[ChainTime | None]:
+    def _found(self, spec: ConvSpec, size: Size, chains: Sequence[Chain]) -> list[ChainTime | None]:
         place = replace(spec, name="", input_sizes=()), size
-        self.chains.setdefault(place, []).extend(missing.values())
+        self.chains.setdefault(place, []).extend(chains)
         dense = self._time((spec,), size)
-        times = [self._time(chain, size) for chain in missing.values()]
+        times = [self._time(chain, size) for chain in chains]
         return [ChainTime(dense, t, dense / t, dense / t, dense / t) for t in times]
 
     def _time(self, chain: Chain, size: Size) -> float:
