@@ -108,6 +108,7 @@ def test_a_killed_run_goes_on_and_repeats_nothing(kit: Path, tmp_path: Path) -> 
     assert list(times(tmp_path)["chains"]) == keys(kit)
     assert "net 0" in done
     assert manifest(kit)["nets"][0]["file"] not in log.read_text()
+    assert {"group 0", "group 1"} <= {line.get("done") for line in journal(tmp_path)}
 
 
 def journal_of(path: Path) -> list[dict[str, str]]:

@@ -138,6 +138,17 @@ class Kit:
                 file.write(numbers.astype(np.float32).tobytes())
         os.replace(path + ".partial", path)
 
+    def check(self):
+        """End where not even a plain layer can be timed here."""
+        run, reason = self.load(self.manifest["reference"])
+        try:
+            if run is not None:
+                run()
+        except Exception as error:
+            reason = one_line(error)
+        if reason:
+            sys.exit(f"error: nothing was timed: a plain layer cannot be run: {reason}")
+
     def load(self, file, inputs=None):
         """The run of a file and None, or None and the reason why it cannot be run."""
         try:
@@ -165,14 +176,11 @@ class Kit:
                 return {c["key"]: refused(c, f"the {what}: {reason}") for c in chains}
         loaded += [self.load(chain["file"]) for chain in chains]
         times, broken = self.rounds_of([run for run, _ in loaded])
+        if reasons := [broken[index] for index in (0, 1, 2) if index in broken]:
+            return {c["key"]: refused(c, f"the layer: {reasons[0]}") for c in chains}
         found = {}
-        unit = column(times, 0)
-        self.units.append(float(np.median(unit)))
-        ends = float(np.median(column(times, 1))) if layer["ends"] else 0.0
-        if any(index in broken for index in (0, 1, 2)):
-            return {
-                c["key"]: refused(c, "the layer: " + next(iter(broken.values()))) for c in chains
-            }
+        self.units.append(median(column(times, 0)))
+        ends = median(column(times, 1)) if layer["ends"] else 0.0
         for place, chain in enumerate(chains, 3):
             reason = loaded[place][1] or broken.get(place)
             if reason:
@@ -478,6 +486,7 @@ def main():
     }
     head = {"kit": kit.manifest["kit"], "pattern": args.command and args.pattern, **machine}
     journal = Journal(args.out + ".journal", head)
+    kit.check()
     if journal.done:
         print(f"goes on: {len(journal.done & set(kit.jobs))} of {len(kit.jobs)} were done")
     code, before, told = 0, journal.spent, time.perf_counter()
@@ -505,17 +514,11 @@ def main():
         print("\ninterrupted: run it again to go on")
         code = 130
     if not journal.units:
-        sys.exit(f"error: nothing was timed{first_reason(journal)}")
+        sys.exit(code or "error: nothing was timed")
     write_times(args.out, kit, journal, machine)
     print()
     summary(journal, args.out)
     sys.exit(code)
-
-
-def first_reason(journal):
-    found = list(journal.found["nets"].values()) + list(journal.found["chains"].values())
-    reasons = [one["refused"] for one in found if "refused" in one]
-    return ": " + reasons[0] if reasons else ""
 
 
 if __name__ == "__main__":
