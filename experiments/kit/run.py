@@ -242,7 +242,7 @@ def tables() -> str:
             f"after {one['killed_after']} of {kit['jobs']} jobs; then {goes_on['after']} more, "
             f"{goes_on['twice']} twice. Timed {one['chains']['timed']}, skipped "
             f"{one['chains']['skipped']}: `{(one['broken'] or {}).get('refused', 'not reached')}`. "
-            f"Of {len(names)} layers that either plan replaces, {same} are replaced alike.",
+            f"Of {len(names)} layers that a plan replaces, {same} are replaced alike.",
             "",
             "| times of | predicted | measured, 1 thread | measured, 2 threads |",
             "|---|---|---|---|",
