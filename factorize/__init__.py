@@ -8,6 +8,7 @@ from factorize.export import export_program as _export_program
 from factorize.fit import FitConfig
 from factorize.graph import merge_parallel as _merge_parallel
 from factorize.measure import Target
+from factorize.measure import load_times as _load_times
 from factorize.measure.runtimes import register as register_runtime
 from factorize.methods import register as register_method
 from factorize.methods.decompose import Decomposition
@@ -18,6 +19,7 @@ from factorize.plan import load_plan as _load_plan
 from factorize.plan import save_plan as _save_plan
 from factorize.quantize import quantize_onnx as _quantize_onnx
 from factorize.run import compress as _compress
+from factorize.run import kit as _kit
 from factorize.run import make_plan as _make_plan
 from factorize.run import rebuild as _rebuild
 from factorize.run import steps as _steps
@@ -37,6 +39,7 @@ finetune = in_python(_steps.finetune)
 load = in_python(_rebuild.load)
 load_data = in_python(_load_data.load_data)
 load_plan = in_python(_load_plan)
+load_times = in_python(_load_times)
 make_plan = in_python(_make_plan.make_plan)
 measure_quality = in_python(_steps.measure_quality)
 merge_parallel = in_python(_merge_parallel)
@@ -44,6 +47,7 @@ quantize_onnx = in_python(_quantize_onnx)
 rewrite = in_python(_steps.rewrite)
 rewrite_ = in_python(_steps.rewrite_)
 save_plan = in_python(_save_plan)
+write_kit = in_python(_kit.write_kit)
 
 __all__ = [
     "Budget",
@@ -69,6 +73,7 @@ __all__ = [
     "load",
     "load_data",
     "load_plan",
+    "load_times",
     "make_plan",
     "measure_quality",
     "merge_parallel",
@@ -78,6 +83,7 @@ __all__ = [
     "rewrite",
     "rewrite_",
     "save_plan",
+    "write_kit",
 ]
 
 del in_python

@@ -255,6 +255,8 @@ class Speedup:
 
     ``speedup`` is the median over pairs of original/compressed time; p10 and p90 its spread.
     ``net`` says what was timed in place of the compressed net, where it is another one.
+    ``taken_from`` names the files of a device far away that the times are from; without runs they
+    are predicted from those of layers.
     """
 
     runtime: str
@@ -269,6 +271,7 @@ class Speedup:
     speedup_p10: float
     speedup_p90: float
     net: str = ""
+    taken_from: str = ""
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ def images(labelled: bool = False, model: nn.Module | None = None) -> Data:
 
 def searched(model: nn.Module, budget: Budget | None, **options: Any) -> Result:
     return compress(
-        model, EXAMPLE, budget=budget, target=TARGET, **{"method": QUICK, **options}
+        model, EXAMPLE, budget=budget, **{"method": QUICK, "target": TARGET, **options}
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from factorize.cli.ending import ended
 from factorize.cli.exit_codes import Ending
 from factorize.cli.help import HELP
 from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
+from factorize.cli.kit import app as kit_app
 from factorize.cli.parse import (
     also_of,
     budget_of,
@@ -32,6 +33,7 @@ from factorize.cli.parse import (
     pick_of,
     preprocessing_of,
     rank_of,
+    recorded_of,
     shape_of,
     shapes_of,
     sizes_of,
@@ -57,7 +59,7 @@ from factorize.report import (
     show,
     verdict,
 )
-from factorize.run.checks import check_not_empty, resolve_device
+from factorize.run.checks import check_not_empty, check_recorded, resolve_device
 from factorize.run.compress import Result, compress, outputs_of
 from factorize.run.make_plan import make_plan, search_plan
 from factorize.run.rounds import Selection, Wish
@@ -98,6 +100,7 @@ def run(
     target: options.RuntimeTarget = None,
     also: options.Also = None,
     provider_option: options.ProviderOption = None,
+    times: options.Times = None,
     arch: options.Arch = None,
     arch_args: options.ArchArgs = None,
     weights: options.Weights = None,
@@ -166,9 +169,11 @@ def run(
         searching=searching, sweeping=bool(search.points), pick=pick, sensitivity=sensitivity,
     )  # fmt: skip
     rank = "lossless" if lossless else rank
-    timed = None
+    timed: Target | None = recorded_of(times, target, batch, dtype, compile_)
     given_by = target or also or provider_option or batch != 1 or dtype != "float32" or compile_
-    if given_by or searching:
+    if timed is not None:
+        check_recorded(timed, budget, search)
+    elif given_by or searching:
         timed = Target(
             target or "onnxruntime", threads, batch, dtype, compile_,
             options=tuple(provider_option or ()),
@@ -225,15 +230,16 @@ def run(
                     target=timed, also=others, data=images, fit=fitting, device=device, seed=seed,
                     refresh=refresh, int8=integers, progress=bars.update,
                 )  # fmt: skip
-                planned, times = found.outcome.plan, found.times
+                planned, layer_times = found.outcome.plan, found.times
+                notes = (*notes, *found.outcome.notes, *found.notes)
             else:
-                found, times = None, {}
+                found, layer_times = None, {}
                 planned = make_plan(
                     loaded.model, sample, edited=given, seed=seed, progress=bars.update, **layers,
                     **ranks,
                 )  # fmt: skip
         _out.print(Text(described, style="bold"))
-        _out.print(plan_table(planned, times))
+        _out.print(plan_table(planned, layer_times))
         if found is not None:
             _out.print(Text(forecast(found.outcome.report), style="bold"), soft_wrap=True)
         for note in notes:
@@ -282,10 +288,10 @@ def compare(
 
 def main() -> None:
     """Run the command; an error is one line. How it may end is in `exit_codes`."""
-    comparing = sys.argv[1:2] == ["compare"]
-    command = typer.main.get_command(compare_app if comparing else app)
+    other = {"compare": compare_app, "kit": kit_app}.get(sys.argv[1] if sys.argv[1:] else "")
+    command = typer.main.get_command(other or app)
     alone = len(sys.argv) == 1 and "_FACTORIZE_COMPLETE" not in os.environ
-    arguments = ["--help"] if alone else sys.argv[1 + comparing :]
+    arguments = ["--help"] if alone else sys.argv[1 + bool(other) :]
     with terminable():  # until what there is to tell is told
         code = ended(command, arguments, _err)
     sys.exit(Ending.REFUSED if alone else code)

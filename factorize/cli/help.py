@@ -32,6 +32,8 @@ ONNX, and reported: accuracy against measured speedup.
 
 - `factorize detector.onnx --macs 0.5 --data photos/`: an ONNX file, which stays one
 
+- `factorize kit resnet.onnx --speedup 2 --out kit/`: for a device far away, see its `--help`
+
 - `factorize resnet.pt --sweep auto --data imagenet/`: the accuracy-speedup curve
 
 - `factorize resnet.pt --rank 0.25 --dry-run`: what would be done to which layer

@@ -102,6 +102,11 @@ ProviderOption = Annotated[list[str] | None, typer.Option(
 OpenVinoXml = Annotated[bool, typer.Option(
     "--openvino-xml", help="Write model.xml and model.bin too, for OpenVINO.",
     rich_help_panel=_RUN)]
+Times = Annotated[list[Path] | None, typer.Option(
+    "--times", metavar="FILE",
+    help="A times.json that bench.py of factorize kit wrote on another device: the search is for "
+    "that device, and nothing is timed here. Repeatable: that of the chains, and of the nets.",
+    rich_help_panel=_TARGET)]
 Arch = Annotated[str | None, typer.Option(
     metavar="REF",
     help="What a state dict belongs to, where it is not recognised: torchvision:NAME, "

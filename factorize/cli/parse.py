@@ -14,7 +14,7 @@ import typer
 
 from factorize.cli.numbers import number
 from factorize.errors import BudgetError, DataError, ModelLoadError, PlanError, RankError
-from factorize.measure import Target, runtimes
+from factorize.measure import Recorded, Target, load_times, runtimes
 from factorize.models.load_model import LoadedModel
 from factorize.plan import Budget
 from factorize.run.checks import exists
@@ -237,6 +237,22 @@ def also_of(
         for name in names or ()
         for has in [runtimes.get(name.partition(":")[0]).dtypes]
     )
+
+
+def recorded_of(
+    times: Sequence[Path] | None, target: str | None, batch: int, dtype: str, compiled: bool
+) -> Recorded | None:
+    """The device that files are of, which is a target and says how it was used."""
+    if not times:
+        return None
+    recorded = load_times(*times)
+    same_batch = batch in (1, recorded.batch)
+    if target not in (None, recorded.runtime) or dtype != "float32" or compiled or not same_batch:
+        raise DataError(
+            f"--times: the target is {recorded}. Leave out --target, --batch, --dtype and "
+            "--compile."
+        )
+    return recorded
 
 
 def pick_of(text: str | None) -> float | Literal["knee"]:

@@ -72,6 +72,28 @@ class ChainTime:
         return ChainTime(self.dense + other.dense, chain, *ratios)
 
 
+def between(known: Sequence[tuple[int, ChainTime]], macs: int) -> ChainTime:
+    """On the line between measured neighbours in MACs; as uncertain as these are.
+
+    Parameters
+    ----------
+    known
+        Chains of one kind and their MACs, ascending.
+    """
+    at = [size for size, _ in known]
+    chain, low, high = (
+        float(np.interp(macs, at, values))
+        for values in (
+            [one.chain for _, one in known],
+            [one.low / one.speedup for _, one in known],
+            [one.high / one.speedup for _, one in known],
+        )
+    )
+    dense = known[0][1].dense
+    speedup = dense / chain
+    return ChainTime(dense, chain, speedup, low * speedup, high * speedup)
+
+
 def time_chains(
     target: Target, dense: Chain, chains: Sequence[Chain], size: Size
 ) -> list[ChainTime | None]:

@@ -83,10 +83,13 @@ class LatencyModel:
         -------
         None where the runtime refuses it.
         """
-        key = f"float32 beside int8 @ {size} : {_text(chain)}"
-        return self._measured({key: chain}, lambda chains: [
-            beside_float(self.target, chain, size) for chain in chains
-        ])[0]  # fmt: skip
+        key = f"float32 beside int8 @ {size} : {text_of(chain)}"
+
+        def beside(chains: Sequence[Chain]) -> list[ChainTime | None]:
+            self.timed += len(chains)
+            return [beside_float(self.target, chain, size) for chain in chains]
+
+        return self._measured({key: chain}, beside)[0]
 
     def of_plan(
         self, plan: Plan, offered: Mapping[str, Chain] | None = None, *, whole_ms: float = inf
@@ -108,7 +111,7 @@ class LatencyModel:
             if not layer.method and layer.spec.name in (offered or {}):
                 wanted[layer.spec] = (offered or {})[layer.spec.name]
         found = {spec: self.times(spec, [chain])[0] for spec, chain in wanted.items()}
-        unit_ms = in_units(self.target, reference(self.target))[1]
+        unit_ms = self._unit_ms()
         units = sum(time.dense for time in found.values() if time)
         if units:
             unit_ms = min(unit_ms, whole_ms / units)
@@ -146,13 +149,10 @@ class LatencyModel:
     def _at_size(
         self, spec: ConvSpec, size: Size, chains: Sequence[Chain]
     ) -> list[ChainTime | None]:
-        dense = _text((spec,))
-        named = {f"{dense} @ {size} : {_text(chain)}": chain for chain in chains}
-        found = self._measured(
-            named, lambda missing: time_chains(self.target, (spec,), missing, size)
-        )
+        named = {key_of(spec, size, chain): chain for chain in chains}
+        found = self._measured(named, lambda missing: self._found(spec, size, missing))
         times = dict(zip(named, found, strict=True))
-        return [times[f"{dense} @ {size} : {_text(chain)}"] for chain in chains]
+        return [times[key_of(spec, size, chain)] for chain in chains]
 
     def _measured(
         self,
@@ -175,11 +175,24 @@ class LatencyModel:
             steady = [one is None or one.steady for one in found]
             self.cache.put(self._context, dict(compress(entries.items(), steady)))
             self._known |= entries
-            self.timed += len(entries)
         return [None if "refused" in e else ChainTime(**e) for e in map(self._known.get, named)]  # type: ignore[arg-type, operator]
 
+    def _found(self, spec: ConvSpec, size: Size, chains: Sequence[Chain]) -> list[ChainTime | None]:
+        """Times of chains that nothing is known of."""
+        self.timed += len(chains)
+        return time_chains(self.target, (spec,), chains, size)
 
-def _text(chain: Chain) -> str:
+    def _unit_ms(self) -> float:
+        """Milliseconds per unit, by now."""
+        return in_units(self.target, reference(self.target))[1]
+
+
+def key_of(spec: ConvSpec, size: Size, chain: Chain) -> str:
+    """What a chain's time is kept under: the layer that it replaces, its input, and the chain."""
+    return f"{text_of((spec,))} @ {size} : {text_of(chain)}"
+
+
+def text_of(chain: Chain) -> str:
     """A chain's shapes, without names and sizes."""
     return " > ".join(
         f"{s.kind} {s.in_channels}-{s.out_channels} k{s.kernel} s{s.stride} p{s.padding} "

@@ -118,7 +118,7 @@ def _remarks(report: Report) -> Iterator[Text]:
     search = report.search
     if search is None:
         return
-    if search.measured:
+    if search.measured and search.measured.runs:
         times = {"original": search.measured.original, "compressed": search.measured.compressed}
         errors = report.derived()["prediction_error"]
         shown = ", ".join(
@@ -160,9 +160,10 @@ def _summary(report: Report) -> Group:
             speed.add_column(title, justify="right")
         for one in report.speed:
             a, b = one.original, one.compressed
+            runs = f"{one.runs} runs{words.origin(one)}" if one.runs else words.origin(one)[2:]
             speed.add_row(
                 f"{one.runtime}, {one.device}, {one.dtype}, batch {one.batch}, "
-                f"{one.threads} threads, {one.runs} runs{one.net and f': {one.net}'}",
+                f"{one.threads} threads, {runs}{one.net and f': {one.net}'}",
                 f"{a.median_ms:.3f} ({a.p10_ms:.3f}..{a.p90_ms:.3f})",
                 f"{b.median_ms:.3f} ({b.p10_ms:.3f}..{b.p90_ms:.3f})",
                 f"{one.speedup:.2f}x ({one.speedup_p10:.2f}..{one.speedup_p90:.2f})",

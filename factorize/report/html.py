@@ -45,6 +45,7 @@ def write_html(report: Report, path: str | Path, command: str | None = None) -> 
         "quality_name": words.quality_name, "step_name": words.step_name, "setup": words.setup,
         "likes_line": words.likes_line,
         "shell_words": lambda command: map(shlex.quote, shlex.split(command)),
+        "origin": words.origin,
     }  # fmt: skip
     names = dict.fromkeys(n for values in report.quality.values() for n in values)
     curve_names = dict.fromkeys(n for point in report.curve for n in point.quality)

@@ -69,6 +69,9 @@ def change(before: int, after: int) -> str:
 
 def setup(speed: Speedup, compiled: bool = False) -> str:
     """Where and how a time was measured; what goes without saying is left out."""
+    if speed.taken_from:
+        threads = f"{speed.threads} thread" + "s" * (speed.threads != 1)
+        return f"{speed.device} ({speed.runtime}, {threads}, batch {speed.batch})"
     where = speed.runtime
     if speed.device != "cpu":
         where += f" ({speed.device})"
@@ -78,6 +81,15 @@ def setup(speed: Speedup, compiled: bool = False) -> str:
     if speed.device == "cpu":
         words.append(f"{speed.threads} thread" + "s" * (speed.threads != 1))
     return ", ".join([*words, f"batch {speed.batch}"])
+
+
+def origin(speed: Speedup) -> str:
+    """Where a time is from, if it was not measured in this run."""
+    if not speed.taken_from:
+        return ""
+    if speed.runs:
+        return f", measured there ({speed.taken_from})"
+    return f", predicted from its times ({speed.taken_from}), not measured"
 
 
 def measured_setup(report: Report) -> str:
@@ -97,7 +109,7 @@ def verdict(report: Report) -> tuple[str, bool] | None:
     if speed is None:
         return None
     where = measured_setup(report)
-    spread = f"({speed.speedup_p10:.2f}..{speed.speedup_p90:.2f})"
+    spread = f"({speed.speedup_p10:.2f}..{speed.speedup_p90:.2f}){origin(speed)}"
     paid = quality_line(report)
     paid = f"; {paid}" if paid else ""
     measured = f"{speed.speedup:.2f}x on {where} {spread}"
@@ -123,6 +135,12 @@ def forecast(search: SearchReport) -> str:
     if speed is None or not search.predicted_ms:
         return f"predicted: {reached}; no time was measured"
     before, after = (search.predicted_ms[name] for name in ("original", "compressed"))
+    if speed.taken_from:
+        before, after = speed.original.median_ms, speed.compressed.median_ms
+        return (
+            f"predicted: {speed.speedup:.2f}x, {ms(before)} -> {ms(after)} ms on {setup(speed)}"
+            f"{origin(speed)}; {reached}"
+        )
     return (
         f"predicted: {before / after:.2f}x, {ms(before)} -> {ms(after)} ms on {setup(speed)}; the "
         f"net assembled of unfitted chains was measured {speed.speedup:.2f}x "

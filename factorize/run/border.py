@@ -37,7 +37,7 @@ _WORDS = {
     "refresh": "refresh=True", "allow-costlier": "allow_costlier=True", "plan": "plan=",
     "opset": "OnnxConfig(opset=)", "input-names": "OnnxConfig(input_names=)",
     "output-names": "OnnxConfig(output_names=)", "onnx-float16": "OnnxConfig(half=True)",
-    "int8": "int8=True",
+    "int8": "int8=True", "times": "target=load_times()",
 }  # fmt: skip
 
 

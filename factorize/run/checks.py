@@ -23,7 +23,7 @@ from factorize.errors import (
 )
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
-from factorize.measure import Target, runtimes
+from factorize.measure import Recorded, Target, runtimes
 from factorize.onnx_graph import Twin
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.plan import Budget
@@ -114,6 +114,17 @@ def check_int8(model: nn.Module, data: Any, onnx: OnnxConfig | None) -> None:
         raise ExportError(
             f"--int8: {name} must be float32, of opset {OPSET} or later where it is an ONNX file, "
             f"got {what}. Give it so, or leave --int8 out."
+        )
+
+
+def check_recorded(
+    target: Target | None, budget: Budget | None, search: SearchConfig | None
+) -> None:
+    """Raise DataError where times from far away are given to a run that asks for none."""
+    timed = (budget is not None and budget.timed) or (search is not None and bool(search.sweep))
+    if isinstance(target, Recorded) and not timed:
+        raise DataError(
+            "--times: are for a search by time, got none. Give --speedup, --max-drop or --sweep."
         )
 
 

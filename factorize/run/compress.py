@@ -25,6 +25,7 @@ from factorize.run.checks import (
     check_configs,
     check_int8,
     check_not_empty,
+    check_recorded,
     check_twins,
     exists,
     half_remark,
@@ -205,6 +206,7 @@ def compress(
     if also and target is None:
         target = Target(threads=threads)
     target, *others = map(as_target, (target, *also))
+    check_recorded(target, budget, search)
     if int8 not in (False, True, EVERYWHERE):
         raise DataError(f'int8: must be True, False or "{EVERYWHERE}", got {int8!r}.')
     if int8:

@@ -10,11 +10,20 @@ from typing import Any
 
 from factorize import export
 from factorize.errors import ExportError
-from factorize.measure import Target, count, environment, measured_on, pairs, speedups
+from factorize.measure import (
+    RecordedTimes,
+    Target,
+    count,
+    environment,
+    measured_on,
+    pairs,
+    speedups,
+)
 from factorize.report import REAL, Report, layer_reports
 from factorize.run.in_integers import InIntegers, drop_data, int8_speedups, quantize_delivered
 from factorize.run.records import Compressed, Journal, Request
-from factorize.search import completed
+from factorize.run.steps import find
+from factorize.search import completed, nets_on
 from factorize.tune import FinetuneResult
 from factorize.types import Speedup
 
@@ -117,6 +126,10 @@ def _timed(
     delivered: Delivered, request: Request, made: Compressed, target: Target, journal: Journal
 ) -> list[Speedup]:
     """Times of the nets on a target; none where it does not take them, which loses no files."""
+    if isinstance(request.timer, RecordedTimes):  # nothing that is timed here tells of it
+        sites = find(request.model, request.example_input)
+        there = nets_on(request.timer, request.model, request.example_input, sites)
+        return [there.speedup(made.cut.plan.factorized)]
     nets = delivered.exports.onnx_files, request.model, made.model, request.example_input
     found: list[Speedup] = []
     try:

@@ -17,6 +17,7 @@ from factorize.plan import Budget, bind, choose, lossless
 from factorize.run.checks import (
     as_target,
     check_configs,
+    check_recorded,
     in_int8,
     resolve_device,
     resolved_outputs,
@@ -27,7 +28,7 @@ from factorize.run.steps import beside, find
 from factorize.search import Outcome, SearchConfig, latency_model, run_search
 from factorize.tensor.noise import INT8, with_noise
 from factorize.tensor.wrappers import prepared
-from factorize.types import Plan, Progress
+from factorize.types import Data, Plan, Progress
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,13 @@ class Searched:
     ----------
     times
         Of layers, in ms and with bounds of their speedup; empty where nothing was timed.
+    notes
+        On where these are from.
     """
 
     outcome: Outcome
     times: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -135,6 +139,20 @@ def ruled_plan(
     return choose(sites, weight_of, **rules, seed=seed, progress=progress)
 
 
+def images_for(
+    model: nn.Module, example_input: Any, data: Data | MadeUp | None, *, device: str, seed: int,
+    progress: Progress | None,
+) -> Data | None:  # fmt: skip
+    """What a search looks at, made up where that is so; it says what the outputs mean."""
+    if isinstance(data, MadeUp):
+        data = make_up(
+            data, model, example_input, outputs=None, device=device, seed=seed, progress=progress
+        )
+    if data is None:
+        return None
+    return replace(data, outputs=resolved_outputs(model, data, None, None, None)[0])
+
+
 def search_plan(
     model: nn.Module,
     example_input: Any,
@@ -155,12 +173,7 @@ def search_plan(
     device, example_input = resolve_device(device), beside(model, example_input)
     data = data_of(example_input, data, fit or FitConfig(), seed=seed)
     check_real(data, epochs=0, budget=wish.budget)
-    if isinstance(data, MadeUp):
-        data = make_up(
-            data, model, example_input, outputs=None, device=device, seed=seed, progress=progress
-        )
-    if data is not None:
-        data = replace(data, outputs=resolved_outputs(model, data, None, None, None)[0])
+    data = images_for(model, example_input, data, device=device, seed=seed, progress=progress)
     seen = seen_by(model, data, device=device)
 
     def rated(fitted: Fitted | None) -> dict[str, float]:
@@ -170,6 +183,7 @@ def search_plan(
     timed, *others = [
         in_int8(one) or one if int8 else one for one in (as_target(target) or Target(), *also)
     ]
+    check_recorded(timed, wish.budget, wish.search)
     latency = latency_model(timed, refresh=refresh, also=others)
     with latency.cache, with_noise(INT8 if int8 else 0.0):
         outcome = run_search(
@@ -181,4 +195,4 @@ def search_plan(
         if measured is not None:
             whole = [measured.original.median_ms, *[inf] * len(others)]
             times = latency.everywhere(outcome.plan, outcome.offered, whole)
-    return Searched(outcome, times)
+    return Searched(outcome, times, tuple(latency.cache.notes))

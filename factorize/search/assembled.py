@@ -81,6 +81,25 @@ class _Modules:
         return graph.rewrite_(copy.deepcopy(self.dense), made)
 
 
+def as_onnx(model: nn.Module, example_input: Any, folder: Path) -> tuple[Any, dict[str, list[str]]]:
+    """A net as ``onnx.ModelProto``, and the names of each layer's nodes.
+
+    Parameters
+    ----------
+    folder
+        For a file in between.
+    """
+    import onnx
+
+    if isinstance(model, Twin):
+        return model.named_nodes()
+    path = folder / "original.onnx"
+    export.export_onnx(model, example_input, path)
+    whole = onnx.load(path)
+    path.unlink()
+    return whole, export.layer_nodes(whole.graph, model)
+
+
 class _OnnxFiles:
     """The original's graph, its weights in a file that all nets share."""
 
@@ -90,13 +109,7 @@ class _OnnxFiles:
         folder = Path(tempfile.mkdtemp(prefix="factorize-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.dense, self._spliced = folder / "dense.onnx", folder / "spliced.onnx"
-        if isinstance(model, Twin):
-            whole, self._nodes = model.named_nodes()
-        else:
-            export.export_onnx(model, example_input, folder / "original.onnx")
-            whole = onnx.load(folder / "original.onnx")
-            self._nodes = export.layer_nodes(whole.graph, model)
-            (folder / "original.onnx").unlink()
+        whole, self._nodes = as_onnx(model, example_input, folder)
         onnx.save_model(
             whole, self.dense, save_as_external_data=True, location="weights", size_threshold=4096
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
 import numpy as np
 
-from factorize.measure import Chain, ChainTime, LatencyModel
+from factorize.measure import Chain, ChainTime, LatencyModel, between
 from factorize.spec import ConvSpec
 
 FEW, KNOTS = 8, 5
@@ -79,7 +79,8 @@ class ChainTimes:
             known = [(macs[i], one.total) for i in of_kind if (one := measured.get(i))]
             for index in of_kind if known else ():
                 if index not in measured:
-                    found[index] = _between(known, macs[index])
+                    total = between(known, macs[index])
+                    found[index] = Timed(total, total.faster, estimated=True)
         return found
 
 
@@ -88,20 +89,3 @@ def _spread(indices: Sequence[int]) -> list[int]:
         return list(indices)
     at = np.linspace(0, len(indices) - 1, KNOTS).round().astype(int)
     return [indices[position] for position in at]
-
-
-def _between(known: Sequence[tuple[int, ChainTime]], macs: int) -> Timed:
-    """On the line between the measured neighbours in MACs; as uncertain as these are."""
-    at = [size for size, _ in known]
-    chain, low, high = (
-        float(np.interp(macs, at, values))
-        for values in (
-            [one.chain for _, one in known],
-            [one.low / one.speedup for _, one in known],
-            [one.high / one.speedup for _, one in known],
-        )
-    )
-    speedup = known[0][1].dense / chain
-    total = replace(known[0][1], chain=chain, speedup=speedup, low=low * speedup,
-                    high=high * speedup)  # fmt: skip
-    return Timed(total, total.faster, estimated=True)

@@ -10,13 +10,22 @@ from torch import nn
 from factorize import calibrate, graph, methods, tune
 from factorize.errors import BudgetError, DataError, FactorizeError, NoConvolutionError
 from factorize.fit import FitConfig, calibration_images
-from factorize.measure import LatencyModel, NumberCache, Target, count, default_cache_path
+from factorize.measure import (
+    LatencyModel,
+    NumberCache,
+    Recorded,
+    RecordedTimes,
+    Target,
+    count,
+    default_cache_path,
+)
 from factorize.search.assembled import Assembled
 from factorize.search.curves import Curves
 from factorize.search.fits import Fits
 from factorize.search.known import KnownErrors
 from factorize.search.losses import Losses, kinds_of
 from factorize.search.offers import Layer, layers_of
+from factorize.search.recorded_nets import RecordedNets
 from factorize.search.replay import IncomparableError, Replay
 from factorize.search.sensitivity import Divergences, Reaches
 from factorize.search.tables import Tables
@@ -25,7 +34,7 @@ from factorize.system.stopwatch import Stopwatch
 from factorize.tensor.call import batch_size, rows_of
 from factorize.tensor.effort import Effort, with_effort
 from factorize.tensor.moments import LayerCalibration
-from factorize.types import Data, Progress
+from factorize.types import ConvSite, Data, Progress
 
 REPLAYED, FEWEST, MACS = 128, 32, 1e12
 """Images that the net is run on with one layer replaced, for each layer: at most, at least, and
@@ -92,7 +101,7 @@ def prepare(
     names = [methods.get(name).name for name in names] or methods.names()
     sites = graph.find(model, example_input)
     params, macs, _ = count(model, example_input)
-    assembled = Assembled(model, example_input, latency.target) if latency else None
+    assembled = nets_on(latency, model, example_input, sites) if latency else None
     with stopwatch.timed("time layers" if latency else "list chains"):
         layers, reasons = layers_of(
             sites, names, include=include, exclude=exclude, first=data is not None,
@@ -104,7 +113,7 @@ def prepare(
     time = max(assembled.units, dense) if assembled else 0.0
     specs = {name: layer.spec for name, layer in layers.items() if layer.offers}
     if not specs:
-        raise _nothing(layers, reasons, assembled)
+        raise nothing_to_do(layers, reasons, assembled)
     with tune.placed(device, model), stopwatch.timed("look at chains"):
         images = calibration_images(model, data, config.images, seed) if data else []
         kind = data.outputs.kind if data else "auto"
@@ -152,18 +161,31 @@ def prepare(
     return Search(tables, fits, assembled, stopwatch)
 
 
+def nets_on(
+    latency: LatencyModel, model: nn.Module, example_input: Any, sites: Sequence[ConvSite]
+) -> Assembled | RecordedNets:
+    """What tells how fast whole nets are on a target."""
+    if isinstance(latency, RecordedTimes):
+        return RecordedNets(latency, sites)
+    return Assembled(model, example_input, latency.target)
+
+
 def latency_model(
     target: Target, *, refresh: bool = False, also: Sequence[Target] = ()
 ) -> LatencyModel:
     """Times on a target and, beside it, on others, kept in the user's cache folder."""
+    if isinstance(target, Recorded):
+        return RecordedTimes(target)
     cache = NumberCache(default_cache_path())
     latency = LatencyModel(target, cache, refresh=refresh)
     latency.beside = tuple(LatencyModel(one, cache, refresh=refresh) for one in also)
     return latency
 
 
-def _nothing(
-    layers: Mapping[str, Layer], reasons: Mapping[str, str], assembled: Assembled | None
+def nothing_to_do(
+    layers: Mapping[str, Layer],
+    reasons: Mapping[str, str],
+    assembled: Assembled | RecordedNets | None,
 ) -> FactorizeError:
     """Why no layer has a chain that could replace it."""
     if not layers:

@@ -13,6 +13,7 @@ from factorize.fit import Fitted
 from factorize.plan import Budget
 from factorize.report import CurvePoint
 from factorize.search.assembled import Assembled
+from factorize.search.recorded_nets import RecordedNets
 from factorize.search.tables import Tables
 from factorize.search.trials import Choice, Found
 from factorize.search.within_budget import Search
@@ -45,7 +46,7 @@ def sweep(
     wanted: Sequence[float],
     pick: float | Literal["knee"],
     budget: Budget | None,
-    timer: Assembled,
+    timer: Assembled | RecordedNets,
     rate: Callable[[Fitted | None], dict[str, float]],
     progress: Progress | None = None,
 ) -> Sweep:
@@ -91,7 +92,8 @@ def sweep(
         points.append(_point(search, choice, label, "search", point, rate))
         left = search.tables.macs - sum(p.spec.macs - p.macs for p in choice.plan.layers)
         baseline = Choice(uniform(search.tables, UNIFORM, left), 0.0)
-        if baseline.plan.factorized:
+        # Of ranks off the steps nothing is known but what was timed.
+        if baseline.plan.factorized and not isinstance(timer, RecordedNets):
             measured = timer.speedup(baseline.plan.factorized)
             baseline = replace(baseline, measured=measured)
             label = f"{UNIFORM}, uniform"

@@ -196,7 +196,8 @@ class Tables:
         if layer.offers:
             return "costs less loss elsewhere"
         if layer.slower is None:
-            return "no chain costs less"
+            untimed = self.latency is not None and not layer.dense
+            return f"not timed on {self.target}" if untimed else "no chain costs less"
         offer, time = layer.slower
         noise = " beyond the noise" if time.speedup > 1 else ""
         best = f"{offer.method} {','.join(map(str, offer.rank))}"

@@ -13,6 +13,7 @@ from factorize.plan import Budget, Candidate, allocate
 from factorize.search.assembled import Assembled
 from factorize.search.fits import Fits
 from factorize.search.narrowing import Candidates, settled
+from factorize.search.recorded_nets import RecordedNets
 from factorize.search.tables import Tables
 from factorize.search.trials import Choice, Found, Trials
 from factorize.system.stopwatch import Stopwatch
@@ -51,7 +52,7 @@ class Search:
         self,
         tables: Tables,
         fits: Fits,
-        assembled: Assembled | None,
+        assembled: Assembled | RecordedNets | None,
         stopwatch: Stopwatch | None = None,
     ) -> None:
         self.tables, self.fits, self.assembled = tables, fits, assembled
@@ -200,8 +201,9 @@ class Search:
                 limit = (low + high) / 2
         assert fastest is not None
         if best is None:
+            told = "measured" if fastest.measured and fastest.measured.runs else "predicted"
             raise BudgetError(
-                f"--speedup {budget.speedup:g}: the most that was measured on "
+                f"--speedup {budget.speedup:g}: the most that was {told} on "
                 f"{self.tables.target} is {fastest.measured_speedup:.2f}x, with "
                 f"{len(fastest.plan.factorized)} layers replaced. Ask for less, or offer more "
                 "layers with --include."

@@ -1,0 +1,117 @@
+"""``factorize kit``: what another device is asked to time."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from factorize.cli import options
+from factorize.cli.interruption import interruptible
+from factorize.cli.numbers import option_number
+from factorize.cli.parse import (
+    example,
+    image_shape,
+    json_object,
+    preprocessing_of,
+    shape_of,
+    shapes_of,
+    usage,
+)
+from factorize.data.load_data import load_data
+from factorize.data.synthetic import MadeUp, is_synthetic
+from factorize.measure import load_times
+from factorize.models.load_model import load_model
+from factorize.plan import Budget
+from factorize.report import Bars, Console, log_to
+from factorize.run.kit import write_kit
+
+HELP = """Write what a device far away has to time, so that a model can be made fast for it.
+
+- `factorize kit resnet.onnx --speedup 2 --out kit/`, then copy the folder to the device, which
+  needs Python 3.8 or later, numpy and onnxruntime
+
+- there: `python kit/bench.py --threads 4 --minutes 20` writes times.json
+
+- `factorize resnet.onnx --speedup 2 --times times.json`: the search for that device
+
+- `factorize kit resnet.onnx --speedup 2 --times times.json --out kit2/`: its three best nets, to be
+  timed there too; give both files by `--times` then
+
+The kit has none of the model's weights: random numbers stand for them. It has the shapes and names
+of its layers.
+"""
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+_out, _err = Console(), Console(stderr=True)
+
+
+@app.command(help=HELP, no_args_is_help=True)
+@interruptible
+def kit(
+    model: options.Model,
+    out: Annotated[Path, typer.Option(
+        metavar="DIR", help="A new folder for the kit.", show_default=False)],
+    speedup: Annotated[float, typer.Option(
+        parser=option_number, metavar="X",
+        help="That will be searched for: what it likely takes is timed first.")] = 2.0,
+    method: options.Method = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    batch: options.Batch = 1,
+    times: Annotated[list[Path] | None, typer.Option(
+        "--times", metavar="FILE",
+        help="Of a kit that was timed: a kit of the best nets by these times.")] = None,
+    arch: options.Arch = None,
+    arch_args: options.ArchArgs = None,
+    weights: options.Weights = None,
+    key: options.Key = None,
+    trust_pickle: options.TrustPickle = False,
+    input_shape: options.InputShape = None,
+    data: options.Data = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    scale: options.Scale = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
+    batch_size: options.BatchSize = 128,
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+) -> None:  # fmt: skip
+    """Write a kit; the help text is ``HELP``."""
+    with usage():
+        Budget(speedup=speedup)
+    recorded = load_times(*times) if times else None
+    if model == "digits":
+        data = data or "digits"
+    loaded = load_model(
+        model, arch=arch, arch_args=json_object(arch_args), weights=weights, key=key,
+        trust_pickle=trust_pickle, shapes=shapes_of(input_shape),
+    )  # fmt: skip
+    shape = shape_of(input_shape) or loaded.input_shape
+    preprocessing = preprocessing_of(loaded, mean, std, scale, resize, crop)
+    images = None
+    if is_synthetic(data) or data is None:
+        images = MadeUp(preprocessing, batch_size)
+    elif recorded or shape is None:
+        images = load_data(
+            data, preprocessing=preprocessing, input_shape=image_shape(data, shape),
+            batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+    sample = example(loaded, shape, None if isinstance(images, MadeUp) else images, seed)
+    if loaded.check:
+        loaded.check(sample)
+    with Bars(_err) as bars, log_to(_err, logging.INFO):
+        counts = write_kit(
+            loaded.model, sample, out, speedup=speedup, method=method or "auto",
+            include=include or (), exclude=exclude or (), batch=batch, times=recorded, data=images,
+            device=device, seed=seed, name=loaded.arch, progress=bars.update,
+        )  # fmt: skip
+    held = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    bench = out / "bench.py"
+    _out.print(Text(f"{loaded.arch}: {held}, random weights, written to {out}{os.sep}"))
+    _out.print(Text(f"on the device: python {bench} --threads N --minutes 20, then --times"))
