@@ -171,14 +171,14 @@ def run(
     rank = "lossless" if lossless else rank
     timed: Target | None = recorded_of(times, target, batch, dtype, compile_)
     given_by = target or also or provider_option or batch != 1 or dtype != "float32" or compile_
+    others = also_of(also, threads, batch, dtype)
     if timed is not None:
-        check_recorded(timed, budget, search)
+        check_recorded(timed, budget, search, others)
     elif given_by or searching:
         timed = Target(
             target or "onnxruntime", threads, batch, dtype, compile_,
             options=tuple(provider_option or ()),
         )  # fmt: skip
-    others = also_of(also, threads, batch, dtype)
     integers = int8_of(int8)
     layers = {"method": method, "include": include or (), "exclude": exclude or ()}
     ranks = {"rank": rank_of(rank), "energy": energy, "allow_costlier": allow_costlier}

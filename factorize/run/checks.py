@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,9 +118,23 @@ def check_int8(model: nn.Module, data: Any, onnx: OnnxConfig | None) -> None:
 
 
 def check_recorded(
-    target: Target | None, budget: Budget | None, search: SearchConfig | None
+    target: Target | None,
+    budget: Budget | None,
+    search: SearchConfig | None,
+    also: Sequence[Target | None] = (),
 ) -> None:
-    """Raise DataError where times from far away are given to a run that asks for none."""
+    """Raise DataError where times from far away are given to a run that asks for none, or others.
+
+    Parameters
+    ----------
+    also
+        Further targets.
+    """
+    if also and any(isinstance(one, Recorded) for one in (target, *also)):
+        raise DataError(
+            "--times: cannot be combined with times of another target, got --also. Leave it out, "
+            "and search for each of them."
+        )
     timed = (budget is not None and budget.timed) or (search is not None and bool(search.sweep))
     if isinstance(target, Recorded) and not timed:
         raise DataError(

@@ -206,7 +206,7 @@ def compress(
     if also and target is None:
         target = Target(threads=threads)
     target, *others = map(as_target, (target, *also))
-    check_recorded(target, budget, search)
+    check_recorded(target, budget, search, others)
     if int8 not in (False, True, EVERYWHERE):
         raise DataError(f'int8: must be True, False or "{EVERYWHERE}", got {int8!r}.')
     if int8:

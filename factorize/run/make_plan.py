@@ -183,7 +183,7 @@ def search_plan(
     timed, *others = [
         in_int8(one) or one if int8 else one for one in (as_target(target) or Target(), *also)
     ]
-    check_recorded(timed, wish.budget, wish.search)
+    check_recorded(timed, wish.budget, wish.search, others)
     latency = latency_model(timed, refresh=refresh, also=others)
     with latency.cache, with_noise(INT8 if int8 else 0.0):
         outcome = run_search(

@@ -387,6 +387,8 @@ def test_times_of_another_net_or_for_another_wish(board: Board, taken: Path) -> 
         searched(board.model, Budget(macs=0.5), target=target)
     with pytest.raises(DataError, match="are for a search by time, got none"):
         searched(board.model, None, search=SearchConfig(shares=(0.5,)), target=target)
+    with pytest.raises(DataError, match="cannot be combined with times of another target"):
+        searched(board.model, Budget(speedup=1.2), target=target, also=("onnxruntime",))
     with pytest.raises(DeviceError, match="must be timed on a target that computes in integers"):
         searched(board.model, Budget(speedup=1.2), target=target, int8=True)
     with pytest.raises(BudgetError, match="the most that was predicted on Board 4"):
