@@ -29,7 +29,7 @@ def ran(folder: Path, *arguments: str) -> str:
 def test_help_names_them(tmp_path: Path) -> None:
     text = ran(tmp_path, "-c", COMMAND, "--help-all")
     assert "copying: the first R filters, copied, then 1x1" in text
-    [target] = re.findall(r"--target +NAME +(.*)\. Default", text)
+    [target] = re.findall(r"--target +NAME\S+ +(.*)\. Default", text)
     assert {"onnxruntime", "sleeping", "torch-cpu"} < {*target.split(" | ")}
     assert re.search(r"--method +NAME .*\| copying \|", text)
 

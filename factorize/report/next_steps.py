@@ -78,8 +78,8 @@ def _steps(report: Report) -> Iterator[NextStep]:
         )  # fmt: skip
     else:
         yield from _costly(report)
-    speed = report.measured
-    if real and report.int8 is None and speed and speed.runtime == "onnxruntime" and not lossless:
+    speed = report.measured  # torch has no integers
+    if real and not (report.int8 or lossless) and speed and not speed.runtime.startswith("torch"):
         yield NextStep(
             "Compute in integers",
             "On a processor with fast arithmetic for short integers this adds to the speed; the "

@@ -55,7 +55,7 @@ def test_it_is_delivered_compared_told_and_made_again_over_it(
     assert ran.code == 0, ran.err
     out = tmp_path / "net-factorized"
     assert {path.name for path in out.iterdir()} == {
-        "model.onnx", "model.safetensors", "plan.json", "report.json", "report.html",
+        "model.onnx", "model.safetensors", "plan.json", "report.json", "report.html", "run.toml",
         "scales.json",
     }  # fmt: skip
     told = report(out)

@@ -65,7 +65,7 @@ def test_an_onnx_file_again(
     assert ran.code == 0, ran.err
     out = tmp_path / "net-factorized"
     assert {path.name for path in out.iterdir()} == {
-        "model.onnx", "model.safetensors", "plan.json", "report.json", "report.html",
+        "model.onnx", "model.safetensors", "plan.json", "report.json", "report.html", "run.toml",
     }  # fmt: skip
     told = report(out)
     assert told["model"] == "ONNX file net.onnx"

@@ -18,7 +18,15 @@ from factorize.report import load_report
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|onnxscript")
 SHAPE = ("--input-shape", "3,12,12", "--device", "cpu", "--method", "spatial_svd,channel_svd")
-FILES = {"model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html"}
+FILES = {
+    "model.safetensors",
+    "plan.json",
+    "model.onnx",
+    "model.pt2",
+    "report.json",
+    "report.html",
+    "run.toml",
+}
 
 
 @pytest.fixture
@@ -60,7 +68,8 @@ def test_a_search_begins_with_the_verdict_and_writes_everything(
     assert report.search.reached
     assert report.search.target["runtime"] == "onnxruntime"
     page = (tmp_path / "net-factorized" / "report.html").read_text()
-    assert "--speedup 1.5" in page  # the command to reproduce it
+    assert "--speedup 1.5" in re.sub("<[^>]+>", "", page)  # the command to reproduce it
+    assert "speedup = 1.5" in (tmp_path / "net-factorized" / "run.toml").read_text()
     plan = json.loads((tmp_path / "net-factorized" / "plan.json").read_text())
     assert {layer["method"] for layer in plan["layers"]} <= {None, "spatial_svd", "channel_svd"}
 
@@ -117,8 +126,7 @@ def test_dry_run_of_a_search_writes_nothing(
     ran = factorize(*budget, "--dry-run")
     assert ran.code == 0, ran.err
     assert "svd" in ran.out
-    told = ran.out.splitlines()[-1]
-    assert told.startswith("predicted: ")
+    (told,) = (line for line in ran.out.splitlines() if line.startswith("predicted: "))
     asked = f"{budget[0]}".strip("-").replace("-", "_")
     reached = "the point of the sweep" if asked == "sweep" else f"{asked} {budget[1]:g}"
     assert reached in told

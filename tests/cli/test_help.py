@@ -73,7 +73,7 @@ def test_every_ending_is_declared_and_used() -> None:
 
 
 def test_the_docs_have_every_exit_code() -> None:
-    page = (Path(cli.__file__).parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
     table = page[page.index("## Exit codes") :]
     assert {int(row) for row in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == set(Ending)
 

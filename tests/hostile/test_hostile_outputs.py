@@ -158,7 +158,10 @@ def work(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
-@pytest.mark.parametrize("kilobytes", [4, 8, 16, 32])  # weights, .pt2 and ONNX, the report
+@pytest.mark.parametrize(
+    "kilobytes",  # weights, .pt2 and ONNX, the report
+    [4, *(pytest.param(size, marks=pytest.mark.nightly) for size in (8, 16)), 32],
+)
 def test_full_disk(kilobytes: int, work: Path, tmp_path: Path) -> None:
     with mounted(work / "out", f"size={kilobytes}k"):
         check_full(tmp_path, says="No space left on device")
@@ -170,7 +173,7 @@ def test_full_disk_under_the_calibration(work: Path, tmp_path: Path) -> None:
         check_full(tmp_path, *save, says="out/c.safetensors: the calibration cannot be written")
 
 
-@pytest.mark.parametrize("bytes_", [2_000, 8_000])
+@pytest.mark.parametrize("bytes_", [pytest.param(2_000, marks=pytest.mark.nightly), 8_000])
 def test_files_up_to_a_quota(bytes_: int, work: Path, tmp_path: Path) -> None:
     check_full(tmp_path, says="File too large", file=bytes_)
     assert not (work / "out").exists()

@@ -225,7 +225,10 @@ def test_a_run_in_units(clock, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"runtime": "tpu"}, "target must be one of cuda, onnxruntime, torch-cpu, got 'tpu'."),
+        (
+            {"runtime": "tpu"},
+            "target must be one of cuda, onnxruntime, openvino, recorded, torch-cpu, got 'tpu'.",
+        ),
         ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, int8, got 'int4'."),
         ({"threads": 0}, "threads must be an integer of at least 1, got 0."),
         ({"threads": 1.5}, "threads must be an integer of at least 1, got 1.5."),

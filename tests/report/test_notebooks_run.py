@@ -10,7 +10,9 @@ FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["first_net", "compare_methods"])
+@pytest.mark.parametrize(
+    "name", ["first_net", pytest.param("compare_methods", marks=pytest.mark.nightly)]
+)
 def test_notebook_runs(name: str, tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")

@@ -14,6 +14,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -214,6 +215,7 @@ def damaged(folder: Path) -> list[str]:
         ".onnx": lambda path: onnx.checker.check_model(onnx.load(path)),
         ".pt2": torch.export.load,
         ".ckpt": lambda path: torch.load(path, weights_only=True)["state"],
+        ".toml": lambda path: tomllib.loads(path.read_text()),
         ".html": lambda path: path.read_text().index("</html>"),
     }
     found = []

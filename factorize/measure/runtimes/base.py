@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from factorize.errors import DeviceError
 from factorize.measure.environment import cpu_name, package_version, usable_cores
 from factorize.spec import ConvSpec, Size
@@ -254,6 +256,8 @@ class Target:
         for name in ("on", "options"):  # the usual ones go without saying
             if not used[name]:
                 del used[name]
+        if self.on and torch.cuda.is_available():
+            used["cuda_device"] = torch.cuda.get_device_name()
         return {**used, **get(self.runtime).context()}
 
 

@@ -53,10 +53,7 @@ class OnnxRuntime(Runtime):
         import onnxruntime
 
         # A build with other providers is another package.
-        found = {**super().context(), self.package: onnxruntime.__version__}
-        if torch.cuda.is_available():
-            found["cuda_device"] = torch.cuda.get_device_name()
-        return found
+        return {**super().context(), self.package: onnxruntime.__version__}
 
     def overhead(self, target: Target) -> float:  # noqa: D102
         return _overhead(target)
