@@ -26,7 +26,8 @@ from factorize.measure import ChainTime, default_cache_path
 from factorize.plan import Budget
 from factorize.search.fits import Fits
 from factorize.search.held_out import Losses
-from factorize.search.within_budget import MARGIN
+from factorize.search.trials import Choice
+from factorize.search.within_budget import MARGIN, Search
 from factorize.types import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|onnxscript")
@@ -210,6 +211,27 @@ def test_a_net_whose_speed_is_another_once_it_is_fitted_is_chosen_anew(
     if gains == [1.4]:
         first, last = search.trials
         assert last["predicted_loss"] < first["predicted_loss"]
+
+
+def test_one_disturbed_timing_is_no_reason_to_choose_anew(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    fits, real = drifting(monkeypatch, machine, [1.0]), Search.timed
+    disturbed: list[float] = []
+
+    def timed(self: Search, choice: Choice) -> Choice:
+        found = real(self, choice)
+        if not fits or disturbed or found.measured is None:
+            return found
+        disturbed.append(found.measured_speedup)
+        return replace(found, measured=replace(found.measured, speedup=0.7 * disturbed[0]))
+
+    monkeypatch.setattr(Search, "timed", timed)
+    result = searched(plain(), Budget(speedup=1.3), method="spatial_svd", data=images())
+    assert disturbed
+    assert result.report.search
+    assert result.report.search.reached
+    assert len({plan.layers for plan in fits}) == 1
 
 
 def test_what_cannot_be_reached_any_more_is_delivered_as_it_is(
