@@ -105,6 +105,7 @@ def show_help(context: typer.Context) -> None:
     )
     console.print(Text(f"\nAll options: factorize --help-all. Panels: {', '.join(panels)}."))
     console.print(Text("Runs side by side: factorize compare a/report.json b/report.json"))
+    console.print(Text("For another device: factorize kit MODEL --speedup 2 --out kit/"))
 
 
 def _value_of(option: Any) -> str:

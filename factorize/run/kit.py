@@ -187,5 +187,5 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 _UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.ENAMETOOLONG,
-    errno.EEXIST, errno.EDQUOT,
+    errno.EEXIST, errno.EDQUOT, errno.ENOENT, errno.EFBIG, errno.ELOOP, errno.EINVAL,
 )  # fmt: skip

@@ -199,6 +199,17 @@ def test_nothing_is_left_of_a_kit_that_failed(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("inside", ["/proc/none", "file"])
+def test_a_folder_that_cannot_be_made_is_one_line(
+    board: Board, tmp_path: Path, unexported: None, inside: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="must be a folder that can be written to") as caught:
+        write_kit(board.model, EXAMPLE, tmp_path / inside / "kit", method=QUICK)
+    assert "\n" not in str(caught.value)
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_kit_has_a_folder_of_its_own(board: Board, tmp_path: Path, unexported: None) -> None:
     (tmp_path / "kit").mkdir()
     (tmp_path / "kit" / "mine").touch()
