@@ -21,7 +21,6 @@ from factorize.cli.help import HELP
 from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
 from factorize.cli.kit import app as kit_app
 from factorize.cli.parse import (
-    also_of,
     budget_of,
     check_wish,
     default_out,
@@ -33,7 +32,6 @@ from factorize.cli.parse import (
     pick_of,
     preprocessing_of,
     rank_of,
-    recorded_of,
     shape_of,
     shapes_of,
     sizes_of,
@@ -41,6 +39,7 @@ from factorize.cli.parse import (
     usage,
 )
 from factorize.cli.run_file import as_run_file, as_words
+from factorize.cli.targets import also_of, recorded_of
 from factorize.data.load_data import load_data
 from factorize.data.synthetic import MadeUp, is_made_up_like, is_synthetic
 from factorize.errors import DataError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,6 @@ import typer
 
 from factorize.cli.numbers import number
 from factorize.errors import BudgetError, DataError, ModelLoadError, PlanError, RankError
-from factorize.measure import Recorded, Target, load_times, runtimes
 from factorize.models.load_model import LoadedModel
 from factorize.plan import Budget
 from factorize.run.checks import exists
@@ -226,33 +225,6 @@ def macs_of(text: str | None) -> tuple[float | None, tuple[float, ...]]:
             f"{text!r}."
         ) from None
     return (shares[0], ()) if len(shares) == 1 else (None, shares)
-
-
-def also_of(
-    names: Sequence[str] | None, threads: int | None, batch: int, dtype: str
-) -> tuple[Target, ...]:
-    """Targets used as the first one is, as far as their runtimes have its dtype."""
-    return tuple(
-        Target(name, threads, batch, dtype if dtype in has else "float32")
-        for name in names or ()
-        for has in [runtimes.get(name.partition(":")[0]).dtypes]
-    )
-
-
-def recorded_of(
-    times: Sequence[Path] | None, target: str | None, batch: int, dtype: str, compiled: bool
-) -> Recorded | None:
-    """The device that files are of, which is a target and says how it was used."""
-    if not times:
-        return None
-    recorded = load_times(*times)
-    same_batch = batch in (1, recorded.batch)
-    if target not in (None, recorded.runtime) or dtype != "float32" or compiled or not same_batch:
-        raise DataError(
-            f"--times: the target is {recorded}. Leave out --target, --batch, --dtype and "
-            "--compile."
-        )
-    return recorded
 
 
 def pick_of(text: str | None) -> float | Literal["knee"]:
