@@ -124,7 +124,8 @@ class Run:
         folder = self.work / out
         if not (folder / "report.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            tuning = ["--finetune", 0] if "arch" not in self.net else []
+            # Random weights, whose times alone are asked for, need no images.
+            tuning = ["--fit", "weights"] if "arch" in self.net else ["--finetune", 0]
             self.factorize(out, "--out", folder, *tuning, *options)
         return folder
 

@@ -71,7 +71,7 @@ def _run(key: dict[str, Any], plan: Path, data: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out, start = Path(folder, "out"), time.perf_counter()
         command = [
-            *_net(key["net"], data), *what, "--target", first,
+            *_net(key["net"], data, bool(key["measured_on"])), *what, "--target", first,
             *(word for one in also for word in ("--also", one)),
             "--threads", str(key["threads"]), "--finetune", "0", "--out", str(out),
         ]  # fmt: skip
@@ -123,7 +123,7 @@ def _found(report: dict[str, Any], targets: list[str]) -> dict[str, Any]:
     }
 
 
-def _net(net: str, data: Path) -> list[str]:
+def _net(net: str, data: Path, planned: bool) -> list[str]:
     if net == "digits":
         return [net]
     if net == "dncnn":
@@ -132,7 +132,8 @@ def _net(net: str, data: Path) -> list[str]:
             "--input-shape", "1,256,256", "--evaluate", f"{DENOISE}:psnr",
             "--data", f"{DENOISE}:noisy_crops",
         ]  # fmt: skip
-    return [f"torchvision:{net}"]
+    # Random weights, whose times alone are asked for: the chains need no images.
+    return [f"torchvision:{net}", *([] if planned else ["--fit", "weights"])]
 
 
 if __name__ == "__main__":
