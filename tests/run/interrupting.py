@@ -62,7 +62,7 @@ _CHECKPOINT = "out/finetune.ckpt"
 _WRITE, _RENAME = "torch:save", "pathlib:Path.replace"
 _SCORE = "factorize.tune.loop:holdout_scores"
 MOMENTS = (
-    Moment("data being read", "before", "factorize.cli.command:load_data"),
+    Moment("data being read", "before", "factorize.cli.loading:load_data"),
     Moment("before the fit", "before", "factorize.run.pipeline:fit"),
     Moment("fit, between two layers", *_shown("factorize", 1)),
     Moment("batch-norm recalibration", *_shown("recalibrating", 2)),
