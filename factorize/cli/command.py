@@ -52,7 +52,8 @@ from factorize.report import (
     verdict,
 )
 from factorize.run.checks import check_not_empty, check_recorded, resolve_device
-from factorize.run.compress import Result, compress, outputs_of
+from factorize.run.compress import Result, compress
+from factorize.run.files import outputs_of
 from factorize.run.make_plan import make_plan, search_plan
 from factorize.run.rounds import Selection, Wish
 from factorize.search import SearchConfig
