@@ -1,4 +1,4 @@
-"""What MkDocs cannot know of itself: the README as the first page, methods, options, experiments.
+"""What MkDocs cannot know: the README as the first page, methods, options, notebooks, experiments.
 
 A method or an option that is registered tomorrow, and a new folder of experiments/, are on the site
 without a change here.
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # MkDocs runs this file, and imp
 sys.path.insert(0, str(ROOT))
 
 import method_pages  # noqa: E402
+import notebook_pages  # noqa: E402
 import reference_pages  # noqa: E402
 from mkdocs.structure.files import File, Files  # noqa: E402
 
@@ -39,7 +40,8 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Add what is written nowhere else in docs/."""
     readme = (ROOT / "README.md").read_text()
-    made = {"index.md": re.sub(r"\]\((docs/)", "](", readme), **reference_pages.pages()}
+    made = {"index.md": re.sub(r"\]\((docs/)", "](", readme)}
+    made |= reference_pages.pages() | notebook_pages.pages()
     made |= {f"methods/{name}.md": method_pages.page(name) for name in method_pages.names()}
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
@@ -59,7 +61,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     markdown = markdown.replace(f"]({start}", f"]({to}")
     if page.file.src_uri == "methods/index.md":
         markdown = method_pages.linked(markdown)
-    return reference_pages.resolved(markdown)
+    return reference_pages.resolved(notebook_pages.linked(markdown))
 
 
 def name_of(path: Path) -> str:

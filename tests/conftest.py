@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from greenlet import getcurrent, greenlet
+from hurrying import IN_USE, hurry
 from hypothesis import HealthCheck, settings
 
 from factorize import export
 from factorize.cli import command as cli
-from factorize.data import synthetic
 
 # Small tensors: more threads would only wait for each other.
 torch.set_num_threads(1)
+hurry()
 
 settings.register_profile(
     "ci", deadline=None, derandomize=True, max_examples=60,
@@ -34,7 +35,6 @@ def pytest_configure(config: pytest.Config) -> None:
     nightly = config.getoption("--nightly")
     settings.load_profile("nightly" if nightly else "ci")
     config.addinivalue_line("markers", "nightly: slow, and a sibling of what runs always")
-    config.addinivalue_line("markers", "whole_pool: makes up as many images as a run does")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,12 +52,11 @@ def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield
 
 
-@pytest.fixture(autouse=True)
-def _few_made_up_images(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without data take seconds to make images up, and tests ask them for little."""
-    if not request.node.get_closest_marker("whole_pool"):
-        for name, value in {"COUNT": 60, "_LEAST_COUNT": 60, "_DRAWINGS": 2}.items():
-            monkeypatch.setattr(synthetic, name, value)
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many images are made up, and nets timed for as long, as users have it."""
+    for owner, name, value in IN_USE:
+        monkeypatch.setattr(owner, name, value)
 
 
 @pytest.fixture

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 TESTS = Path(__file__).parent
-COMMAND = "import sleeping, copying; from factorize.cli import main; main()"
+COMMAND = (
+    "import sleeping, copying, hurrying; hurrying.hurry(); from factorize.cli import main; main()"
+)
 
 
 def ran(folder: Path, *arguments: str) -> str:
     """What a fresh process that knows where the plugins lie puts out."""
-    path = os.pathsep.join(map(str, (TESTS / "plugins", TESTS.parent)))
+    path = os.pathsep.join(map(str, (TESTS / "plugins", TESTS, TESTS.parent)))
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},

@@ -20,33 +20,26 @@ from factorize.cli.exit_codes import Ending
 from factorize.cli.help import HELP
 from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
 from factorize.cli.kit import app as kit_app
+from factorize.cli.loading import load
 from factorize.cli.parse import (
     budget_of,
     check_wish,
     default_out,
-    example,
-    image_shape,
-    json_object,
     macs_of,
     names_of,
     pick_of,
-    preprocessing_of,
     rank_of,
-    shape_of,
-    shapes_of,
     sizes_of,
     sweep_of,
     usage,
 )
 from factorize.cli.run_file import as_run_file, as_words
 from factorize.cli.targets import also_of, recorded_of
-from factorize.data.load_data import load_data
-from factorize.data.synthetic import MadeUp, is_made_up_like, is_synthetic
+from factorize.data.synthetic import MadeUp, is_made_up_like
 from factorize.errors import DataError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
 from factorize.measure import Target
-from factorize.models.load_model import load_model
 from factorize.plan import load_plan
 from factorize.report import (
     Bars,
@@ -59,7 +52,8 @@ from factorize.report import (
     verdict,
 )
 from factorize.run.checks import check_not_empty, check_recorded, resolve_device
-from factorize.run.compress import Result, compress, outputs_of
+from factorize.run.compress import Result, compress
+from factorize.run.files import outputs_of
 from factorize.run.make_plan import make_plan, search_plan
 from factorize.run.rounds import Selection, Wish
 from factorize.search import SearchConfig
@@ -67,7 +61,6 @@ from factorize.system import processes
 from factorize.system.imports import import_function
 from factorize.system.signals import terminable
 from factorize.tune import read_recipe, with_recipe
-from factorize.types import Data
 
 app = typer.Typer(rich_markup_mode="markdown", context_settings={"help_option_names": []})
 compare_app = typer.Typer(add_completion=False)
@@ -183,44 +176,22 @@ def run(
     ranks = {"rank": rank_of(rank), "energy": energy, "allow_costlier": allow_costlier}
     Wish(given, budget, search if searching else None, Selection(**layers, **ranks)).check()
 
-    if model == "digits":  # the example brings its data, and shows the whole pipeline
-        data = data or "digits"
-        whole = finetune is None and recipe is None and not dry_run and data == "digits"
-        finetune = 1 if whole else finetune
-    loaded = load_model(
-        model,
-        arch=arch,
-        arch_args=json_object(arch_args),
-        weights=weights,
-        key=key,
-        trust_pickle=trust_pickle,
-        shapes=shapes_of(input_shape),
-    )
     metric, own_loss, own_score = (
         import_function(one, error=DataError) if one else None for one in (evaluate, loss, score)
     )
-    shape = shape_of(input_shape) or loaded.input_shape
-    preprocessing = preprocessing_of(loaded, mean, std, scale, resize, crop)
-
-    images: Data | MadeUp | None = None
-    if is_synthetic(data):
-        images = MadeUp(preprocessing, batch_size)
-    elif data is not None and (shape is None or searching or not dry_run):
-        images = load_data(
-            data, preprocessing=preprocessing, input_shape=image_shape(data, shape),
-            batch_size=batch_size, seed=seed, workers=workers, skip_bad=skip_bad,
-        )  # fmt: skip
-    sample = example(loaded, shape, images if isinstance(images, Data) else None, seed)
+    work = load(context.params, reading=searching or not dry_run)
+    loaded, images, sample, notes = work.model, work.images, work.sample, work.notes
+    if model == work.source == "digits" and finetune is None and recipe is None:
+        finetune = 1  # the example shows the whole pipeline
     described = f"{loaded.arch}, input {sizes_of(sample)}"
-    notes = (*loaded.notes, *(loaded.check(sample) if loaded.check else ()))
 
     fitting = FitConfig(
         fit, images=calibration_images, memory=calibration_memory * 1e9,  # type: ignore[arg-type]
         calibration=calibration, save_calibration=save_calibration, reconstruct=reconstruct,
     )  # fmt: skip
-    unseen = data is None and fitting.wants_images and not lossless
+    unseen = work.source is None and fitting.wants_images and not lossless
     if unseen and is_made_up_like(sample):
-        images = MadeUp(preprocessing, batch_size)
+        images = MadeUp(work.preprocessing, batch_size)
     if dry_run:
         with Bars(_err) as bars, log_to(_err, level):
             if searching:

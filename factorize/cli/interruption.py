@@ -10,7 +10,7 @@ from typing import Any
 
 from factorize.cli.exit_codes import Ending
 from factorize.run.checks import exists
-from factorize.run.compress import OUTPUTS
+from factorize.run.files import OUTPUTS
 from factorize.run.rounds import CHECKPOINT, work_files
 from factorize.system.signals import Terminated, terminable
 

@@ -12,20 +12,11 @@ from rich.text import Text
 
 from factorize.cli import options
 from factorize.cli.interruption import interruptible
+from factorize.cli.loading import load
 from factorize.cli.numbers import option_number
-from factorize.cli.parse import (
-    example,
-    image_shape,
-    json_object,
-    preprocessing_of,
-    shape_of,
-    shapes_of,
-    usage,
-)
-from factorize.data.load_data import load_data
-from factorize.data.synthetic import MadeUp, is_synthetic
+from factorize.cli.parse import usage
+from factorize.data.synthetic import MadeUp
 from factorize.measure import load_times
-from factorize.models.load_model import load_model
 from factorize.plan import Budget
 from factorize.report import Bars, Console, log_to
 from factorize.run.kit import write_kit
@@ -53,6 +44,7 @@ _out, _err = Console(), Console(stderr=True)
 @app.command(help=HELP, no_args_is_help=True)
 @interruptible
 def kit(
+    context: typer.Context,
     model: options.Model,
     out: Annotated[Path, typer.Option(
         metavar="DIR", help="A new folder for the kit.", show_default=False)],
@@ -86,28 +78,13 @@ def kit(
     with usage():
         Budget(speedup=speedup)
     recorded = load_times(*times) if times else None
-    if model == "digits":
-        data = data or "digits"
-    loaded = load_model(
-        model, arch=arch, arch_args=json_object(arch_args), weights=weights, key=key,
-        trust_pickle=trust_pickle, shapes=shapes_of(input_shape),
-    )  # fmt: skip
-    shape = shape_of(input_shape) or loaded.input_shape
-    preprocessing = preprocessing_of(loaded, mean, std, scale, resize, crop)
-    images = None
-    if is_synthetic(data) or data is None:
-        images = MadeUp(preprocessing, batch_size)
-    elif recorded or shape is None:
-        images = load_data(
-            data, preprocessing=preprocessing, input_shape=image_shape(data, shape),
-            batch_size=batch_size, seed=seed,
-        )  # fmt: skip
-    sample = example(loaded, shape, None if isinstance(images, MadeUp) else images, seed)
-    if loaded.check:
-        loaded.check(sample)
+    work = load(context.params, reading=recorded is not None)
+    loaded, images = work.model, work.images
+    if work.source is None:
+        images = MadeUp(work.preprocessing, batch_size)
     with Bars(_err) as bars, log_to(_err, logging.INFO):
         counts = write_kit(
-            loaded.model, sample, out, speedup=speedup, method=method or "auto",
+            loaded.model, work.sample, out, speedup=speedup, method=method or "auto",
             include=include or (), exclude=exclude or (), batch=batch, times=recorded, data=images,
             device=device, seed=seed, name=loaded.arch, progress=bars.update,
         )  # fmt: skip

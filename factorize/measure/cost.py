@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import prod
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from factorize.tensor.call import batch_size, call, evaluating
 
@@ -80,9 +79,11 @@ def count(model: nn.Module, example_input: Any) -> Cost:
     example_input
         One batch, on the model's device, passed on as `tensor.call.call` does.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # which imports Triton where it is there
+
     params = sum(parameter.numel() for parameter in model.parameters())
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
-    watch = _Uncounted(counter)  # behind the counter, which takes operators apart
+    watch = _Uncounted(counter.flop_registry)  # behind the counter, which takes operators apart
     with evaluating(model), _countable(model), watch, counter:
         call(model, example_input)
     macs = counter.get_total_flops() // 2 // batch_size(example_input)
@@ -92,9 +93,9 @@ def count(model: nn.Module, example_input: Any) -> Cost:
 class _Uncounted(TorchDispatchMode):
     """Notes the operators that multiply and for which the counter has no formula."""
 
-    def __init__(self, counter: FlopCounterMode) -> None:
+    def __init__(self, known: Mapping[Any, Any]) -> None:
         super().__init__()
-        self.known = counter.flop_registry
+        self.known = known
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -13,7 +13,8 @@ from factorize.report.charts import curve_chart, layer_chart
 from factorize.report.glossary import terms
 from factorize.report.loading import snippets
 from factorize.report.next_steps import next_steps
-from factorize.report.record import Report, write_whole
+from factorize.report.record import Report
+from factorize.system.whole_file import write_whole
 
 if TYPE_CHECKING:
     from markupsafe import Markup

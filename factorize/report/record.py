@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factorize.errors import OutputError
 from factorize.report.curve import ALONE, Curve, CurvePoint
 from factorize.spec import Rank, Size
+from factorize.system.whole_file import write_whole
 from factorize.types import Factorization, Plan, Speedup
 
 if TYPE_CHECKING:
@@ -272,27 +271,6 @@ def layer_reports(
         )
         for layer in plan.layers
     )
-
-
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a file that appears under its name only when it is whole.
-
-    Raises
-    ------
-    OutputError
-        It cannot be written; what was there before stays.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", errors="replace")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}. Choose another path."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

@@ -80,23 +80,6 @@ def check_twins(twin: Twin, onnx: OnnxConfig | None, target: Target | None) -> N
         )
 
 
-def in_int8(target: Target | None) -> Target | None:
-    """The target of a run whose result computes in integers.
-
-    Raises
-    ------
-    DeviceError
-        Its runtime has no integers.
-    """
-    if target is None or "int8" in runtimes.get(target.runtime).dtypes:
-        return replace(target, dtype="int8") if target else None
-    able = [name for name in runtimes.names() if "int8" in runtimes.get(name).dtypes]
-    raise DeviceError(
-        f"--int8: must be timed on a target that computes in integers, {' or '.join(able)}, got "
-        f"{target.runtime}. Give --target {able[0]}."
-    )
-
-
 def check_int8(model: nn.Module, data: Any, onnx: OnnxConfig | None) -> None:
     """Raise where int8 is asked for and cannot be, before any work."""
     if data is None:
@@ -140,17 +123,6 @@ def check_recorded(
         raise DataError(
             "--times: are for a search by time, got none. Give --speedup, --max-drop or --sweep."
         )
-
-
-def as_target(target: Target | str | None) -> Target | None:
-    """A target; the name of a runtime is one."""
-    if target is None or isinstance(target, Target):
-        return target
-    if isinstance(target, str):
-        return Target(target)
-    raise DeviceError(
-        f'target: must be a Target or the name of one, got {target!r}. Give Target("onnxruntime").'
-    )
 
 
 def resolve_device(device: Any) -> str:

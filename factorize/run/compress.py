@@ -10,40 +10,37 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from factorize import export, graph, tune
+from factorize import export, tune
 from factorize.data.synthetic import MadeUp
-from factorize.errors import DataError, DeviceError, RankError
+from factorize.errors import DataError, RankError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
-from factorize.measure import Target, as_metric, runtimes
+from factorize.measure import Target, as_metric
 from factorize.onnx_graph import Twin
 from factorize.plan import Budget, save_plan
 from factorize.program import ProgramTwin
 from factorize.report import Report, shown, write_html
 from factorize.run.checks import (
-    as_target,
     check_configs,
     check_int8,
     check_not_empty,
     check_recorded,
     check_twins,
-    exists,
     half_remark,
-    in_int8,
     resolve_device,
     resolved_outputs,
 )
 from factorize.run.deliver import deliver, reported
+from factorize.run.files import RUN_FILE, outputs_of
 from factorize.run.first_look import first_look
-from factorize.run.in_integers import SCALES
 from factorize.run.jobs import assist, dismiss
 from factorize.run.made_up import check_real, data_of, make_up
 from factorize.run.make_plan import ruled_plan
 from factorize.run.pipeline import cut_and_tune, tune_original
-from factorize.run.rebuild import unfitted
 from factorize.run.records import EVERYWHERE, Journal, Request
-from factorize.run.rounds import CHECKPOINT, Selection, Wish, of_round, rounds_of, work_files
-from factorize.run.steps import beside, copied
+from factorize.run.rounds import Selection, Wish, rounds_of, settled, work_files
+from factorize.run.steps import beside
+from factorize.run.targets import as_targets, computing, timed_on
 from factorize.search import SearchConfig, latency_model
 from factorize.system import processes
 from factorize.tensor.call import batch_size
@@ -51,18 +48,6 @@ from factorize.tensor.noise import INT8, with_noise
 from factorize.tensor.reference import KEPT, Reference
 from factorize.tensor.wrappers import prepared
 from factorize.types import Data, Metric, Plan, Progress
-
-RUN_FILE = "run.toml"
-OUTPUTS = (
-    "model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html",
-    SCALES, RUN_FILE, *export.OPENVINO_FILES,
-)  # fmt: skip
-
-
-def outputs_of(model: nn.Module) -> tuple[str, ...]:
-    """Names of the files of a run; those with an ONNX file's data are called as they were."""
-    external = model.onnx_file.external if isinstance(model, Twin) else ()
-    return (*OUTPUTS, *export.hub_files.names_of(model), *external)
 
 
 @dataclass(frozen=True)
@@ -202,17 +187,11 @@ def compress(
         it is told in ``result.report.failures``.
     """
     check_configs(plan=plan, budget=budget, search=search, fit=fit, finetune=finetune, onnx=onnx)
-    also = (also,) if isinstance(also, Target | str) else also
-    if also and target is None:
-        target = Target(threads=threads)
-    target, *others = map(as_target, (target, *also))
+    target, *others = as_targets(target, also, threads)
     check_recorded(target, budget, search, others)
     if int8 not in (False, True, EVERYWHERE):
         raise DataError(f'int8: must be True, False or "{EVERYWHERE}", got {int8!r}.')
-    if int8:
-        target, *others = map(in_int8, (target, *others))
-    elif any(one.dtype == "int8" for one in (target, *others) if one):
-        raise DeviceError("target: int8 is for a result that computes in it. Give int8 (--int8).")
+    target, *others = computing((target, *others), int8)
     if openvino_xml:
         export.check_openvino()
     if isinstance(model, Twin):
@@ -234,16 +213,7 @@ def compress(
     )
     wish.check()
     wishes = rounds_of(wish, stages)
-    for wanted, asked in (("resume", config.resume), ("stages", stages > 1)):
-        if asked and not config.epochs:
-            raise DataError(
-                f"{wanted}: is for a fine-tuning, got 0 epochs. Give --finetune EPOCHS."
-            )
-    if out is not None and config.epochs and config.checkpoint is None:
-        config = replace(config, checkpoint=Path(out, CHECKPOINT))
-    first = of_round(config, 1, stages).checkpoint
-    if config.resume and first and not exists(first):
-        raise tune.missing_checkpoint(first)  # before any work is done
+    config = settled(config, stages, out)
     if config.tensorboard:
         tune.check_scalars()
     if config.tracker is not None:
@@ -261,14 +231,14 @@ def compress(
     samples = batch_size(example_input)
     if isinstance(model, Twin):
         samples = max(samples, model.onnx_form.batch)
-    targets = _targets(target, device, threads, samples, int8)
+    targets = timed_on(target, device, threads, samples, int8)
     if isinstance(model, Twin):  # nobody runs it in torch
         targets = targets[:1]
     targets += [one for one in others if one]
     timer = latency_model(targets[0], refresh=refresh, also=targets[1:] if others else ())
     processes.join(device)
     if not processes.is_main():
-        return _assisted(model, data if isinstance(data, Data) else None, device)
+        return Result(*assist(model, data if isinstance(data, Data) else None, device))
     overwrite = force or bool(config.resume and config.checkpoint)
     try:
         with (
@@ -304,15 +274,9 @@ def compress(
                 request, made, folder, targets if latency else [], journal, files=out is not None
             )
             report = reported(
-                request,
-                made,
-                delivered,
-                tuned_alike,
-                journal,
-                name=name,
-                stages=stages,
+                request, made, delivered, tuned_alike, journal, name=name, stages=stages,
                 looked=looked,
-            )
+            )  # fmt: skip
             if out is not None:
                 save_plan(made.cut.plan, folder / "plan.json")
                 report.save(folder / "report.json")
@@ -329,26 +293,3 @@ def compress(
         raise
     dismiss((made.cut.plan, report, made.model.state_dict()))
     return Result(made.model, made.cut.plan, report)
-
-
-def _assisted(model: nn.Module, data: Data | None, device: str) -> Result:
-    """The main process's result, in one that helped it."""
-    plan, report, state = assist(model, data, device)
-    compressed = copied(model)
-    compressed = graph.rewrite_(compressed, unfitted(compressed, plan))
-    compressed.load_state_dict(state)
-    return Result(compressed, plan, report)
-
-
-def _targets(
-    target: Target | None, device: str, threads: int | None, batch: int, int8: object = False
-) -> list[Target]:
-    """What to measure the two models on; the first is the one that the run is about."""
-    if target is not None:
-        return [target]
-    first = Target(threads=threads, batch=batch)
-    known = sorted(map(runtimes.get, runtimes.names()), key=lambda one: one.device)  # cpu first
-    beside = [one.name for one in known if one.reported and one.device in ("cpu", device)]
-    names = dict.fromkeys((first.runtime, *beside))
-    main, *others = [replace(first, runtime=name) for name in names]
-    return [replace(main, dtype="int8") if int8 else main, *others]

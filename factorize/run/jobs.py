@@ -32,7 +32,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _End:
-    """How the main process ended: what it returns, or why it failed."""
+    """How the main process ended: plan, report and weights of its result, or why it failed."""
 
     value: Any
     failure: str | None = None
@@ -63,8 +63,12 @@ def tuned(
         raise
 
 
-def assist(model: nn.Module, data: Data | None, device: str) -> Any:
-    """Help the main process until it is done; returns what it returns.
+def assist(model: nn.Module, data: Data | None, device: str) -> tuple[nn.Module, Plan, Any]:
+    """Help the main process until it is done.
+
+    Returns
+    -------
+    Its result: the compressed model, the plan and the report.
 
     Raises
     ------
@@ -84,7 +88,11 @@ def assist(model: nn.Module, data: Data | None, device: str) -> Any:
         elif task.failure is not None:
             raise ProcessError(f"the main process ended: {task.failure}")
         else:
-            return task.value
+            plan, report, state = task.value
+            compressed = copied(model)
+            compressed = graph.rewrite_(compressed, unfitted(compressed, plan))
+            compressed.load_state_dict(state)
+            return compressed, plan, report
 
 
 def dismiss(value: Any = None, failure: BaseException | None = None) -> None:

@@ -14,17 +14,11 @@ from factorize.data.synthetic import MadeUp
 from factorize.fit import FitConfig, Fitted
 from factorize.measure import Target, worth
 from factorize.plan import Budget, bind, choose, lossless
-from factorize.run.checks import (
-    as_target,
-    check_configs,
-    check_recorded,
-    in_int8,
-    resolve_device,
-    resolved_outputs,
-)
+from factorize.run.checks import check_configs, check_recorded, resolve_device, resolved_outputs
 from factorize.run.made_up import check_real, data_of, delivered, make_up, seen_by
 from factorize.run.rounds import Selection, Wish
 from factorize.run.steps import beside, find
+from factorize.run.targets import as_target, in_int8
 from factorize.search import Outcome, SearchConfig, latency_model, run_search
 from factorize.tensor.noise import INT8, with_noise
 from factorize.tensor.wrappers import prepared

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from factorize import methods, tune
-from factorize.errors import PlanError, RankError
+from factorize.errors import DataError, PlanError, RankError
 from factorize.plan import Budget, rule_of
+from factorize.run.checks import exists
 from factorize.search import SearchConfig
 from factorize.types import Plan
 
@@ -168,3 +169,26 @@ def of_round(config: tune.FinetuneConfig, number: int, rounds: int) -> tune.Fine
 def searched(checkpoint: Path) -> Path:
     """Where the plan is kept that a tuning belongs to: times, and so plans, differ between runs."""
     return checkpoint.with_suffix(".plan.json")
+
+
+def settled(
+    config: tune.FinetuneConfig, stages: int, out: str | Path | None
+) -> tune.FinetuneConfig:
+    """The tuning of a run that writes to a folder.
+
+    Raises
+    ------
+    DataError, ModelLoadError
+        It cannot be as it is wished for.
+    """
+    for wanted, asked in (("resume", config.resume), ("stages", stages > 1)):
+        if asked and not config.epochs:
+            raise DataError(
+                f"{wanted}: is for a fine-tuning, got 0 epochs. Give --finetune EPOCHS."
+            )
+    if out is not None and config.epochs and config.checkpoint is None:
+        config = replace(config, checkpoint=Path(out, CHECKPOINT))
+    first = of_round(config, 1, stages).checkpoint
+    if config.resume and first and not exists(first):
+        raise tune.missing_checkpoint(first)  # before any work is done
+    return config

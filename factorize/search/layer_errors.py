@@ -79,19 +79,19 @@ class LayerErrors:
                 parts = LayerCalibration(centred(moments.fit), centred(moments.held_out))
             inputs = Norm(parts.fit.second)
             target, norm = target_and_norm(parts.fit, self.weight, shrinkage(parts))
+        self._values: dict[tuple[str, str], Tensor] = {}  # singular ones, where they tell errors
         kinds = [(key, methods.get(key[0]).stages(spec, r[0], key[1])) for key, r in offered]
-        mixings = dict.fromkeys(mixing_of(stages) for _, stages in kinds)
+        if moments is None and (self.large or not kernels):
+            for key, _ in kinds:
+                if isinstance(method := methods.get(key[0]), SvdMethod):
+                    self._values[key[:2]] = singular_values(method.matrix(self.weight, key[1]))
+        mixings = dict.fromkeys(mixing_of(made) for key, made in kinds if not self.is_exact(key))
         self._large: dict[Mixing, Reduced] = {}
         if self.large:
             self._large = reduced(spec, target, norm, inputs, mixings)
             self._small = {m: one.smaller(m, ROUGH) for m, one in self._large.items()}
         else:
             self._small = reduced(spec, target, norm, inputs, mixings, ROUGH)
-        self._values: dict[tuple[str, str], Tensor] = {}  # singular ones, where they tell errors
-        if moments is None and (self.large or not kernels):
-            for key, _ in kinds:
-                if isinstance(method := methods.get(key[0]), SvdMethod):
-                    self._values[key[:2]] = singular_values(method.matrix(self.weight, key[1]))
         if self.large:
             self.moments = None
 

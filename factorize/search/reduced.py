@@ -94,18 +94,29 @@ def reduced(
     most
         Channels of a stand-in, about, on either side.
     """
-    root, inverse = _roots(inputs, weight)
-    grams = _grams(weight, inputs, root)
+    mixings = list(mixings)
+    if not mixings:
+        return {}
+    by_output, by_input = weight.flatten(1), weight.transpose(0, 1).flatten(1)
+    before = inputs.times(by_output) @ by_output.T  # energy of the output channels (O, O)
+    wide = by_input.shape[0] > by_input.shape[1]
+    side = (_Wide if wide else _White)(_covariance(inputs, weight), by_input)
+    # Each once for all kinds of chains, as they cost most here.
+    lefts = {one: _directions(before, one, most) for one in {mixed[0] for mixed in mixings}}
+    rights = {one: side.directions(one, most) for one in {mixed[1] for mixed in mixings}}
+    tails = _tails(before) if True in lefts else 0.0, _tails(side.gram) if True in rights else 0.0
 
     def stand_in(mixed: Mixing) -> Reduced:
-        left, right = (_directions(g, m, most) for g, m in zip(grams, mixed, strict=True))
-        into, onto = (root @ right, inverse @ right) if mixed[1] else (right, right)
+        left, (into, onto) = lefts[mixed[0]], rights[mixed[1]]
         small = torch.einsum("oi...,oa,ib->ab...", weight, left, into).contiguous()
         within = _restricted(inputs, onto)
-        after = _grams(small, within, _roots(within, small)[0])
-        before = [_tails(g) for g, mixes in zip(grams, mixed, strict=True) if mixes]
-        now = [_tails(g) for g, mixes in zip(after, mixed, strict=True) if mixes]
-        exponent = sum(before) / sum(now) if sum(now) < 0 else 1.0
+        rows = small.flatten(1)
+        white = _White(_covariance(within, small), small.transpose(0, 1).flatten(1))
+        now = _tails(within.times(rows) @ rows.T), _tails(white.gram)
+        spread = [
+            sum(x for x, mixes in zip(of, mixed, strict=True) if mixes) for of in (tails, now)
+        ]
+        exponent = spread[0] / spread[1] if spread[1] < 0 else 1.0
         exponent = min(max(exponent, 0.5), 2.0)
         of_small = replace(spec, in_channels=small.shape[1], out_channels=small.shape[0])
         return Reduced(of_small, small, _restricted(norm, onto), within, exponent)
@@ -113,39 +124,81 @@ def reduced(
     return {mixed: stand_in(mixed) for mixed in mixings}
 
 
-def _roots(norm: Norm, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """``C^1/2`` and ``C^-1/2`` of the covariance C (I, I) of the channels, up to a factor."""
-    inputs = weight.shape[1]
+def _covariance(norm: Norm, weight: Tensor) -> Tensor | None:
+    """Of the input channels (I, I), up to a factor; None: the identity."""
     if not norm.second:
-        identity = torch.eye(inputs, dtype=weight.dtype)
-        return identity, identity
+        return None
     covariance = norm.second[0]
     if len(norm.second) == 1:
+        inputs = weight.shape[1]
         by_pair = covariance.reshape(inputs, -1, inputs, covariance.shape[1] // inputs)
         covariance = torch.einsum("ikjk->ij", by_pair)
-    values, vectors = torch.linalg.eigh(covariance)
-    # What hardly varies must not be blown up to count as much as the rest.
-    scales = values.clamp_min(1e-6 * max(float(values[-1]), 0.0) + 1e-30).sqrt()
-    return (vectors * scales) @ vectors.T, (vectors / scales) @ vectors.T
+    return covariance
 
 
-def _grams(weight: Tensor, norm: Norm, root: Tensor) -> tuple[Tensor, Tensor]:
-    """Energy of the output channels (O, O), and of the input channels once white (I, I)."""
-    rows = weight.flatten(1)
-    turned = (root @ weight.reshape(*weight.shape[:2], -1)).transpose(0, 1).flatten(1)  # (I, O K)
-    return norm.times(rows) @ rows.T, turned @ turned.T
+class _White:
+    """Directions of the input channels, once these are white.
+
+    Attributes
+    ----------
+    gram
+        Energy of the channels (I, I), once white.
+    """
+
+    def __init__(self, covariance: Tensor | None, weight: Tensor) -> None:
+        self.root = self.inverse = torch.eye(len(weight), dtype=weight.dtype)
+        if covariance is not None:
+            values, vectors = torch.linalg.eigh(covariance)
+            # What hardly varies must not be blown up to count as much as the rest.
+            scales = values.clamp_min(1e-6 * max(float(values[-1]), 0.0) + 1e-30).sqrt()
+            self.root, self.inverse = (vectors * scales) @ vectors.T, (vectors / scales) @ vectors.T
+        turned = self.root @ weight
+        self.gram = turned @ turned.T
+
+    def directions(self, mixes: bool, most: int) -> tuple[Tensor, Tensor]:
+        """What the weight is multiplied by (I, I'), and what the inputs are seen along."""
+        right = _directions(self.gram, mixes, most)
+        return (self.root @ right, self.inverse @ right) if mixes else (right, right)
+
+
+class _Wide:
+    """The same of a weight (I, O K) with more input channels than all else, from its other side.
+
+    An eigendecomposition of (I, I) would take hours for 25,088 channels. The directions that carry
+    anything are ``C^1/2 W v``, for the eigenvectors v of ``W^T C W``.
+    """
+
+    def __init__(self, covariance: Tensor | None, weight: Tensor) -> None:
+        self.weight = weight
+        self.seen = weight if covariance is None else covariance @ weight
+        self.gram = weight.T @ self.seen
+
+    def directions(self, mixes: bool, most: int) -> tuple[Tensor, Tensor]:
+        """As `_White` has them; single channels in the order of their energy as they are."""
+        if not mixes:
+            right = _directions((self.weight * self.seen).sum(1), mixes, most)
+            return right, right
+        along = _directions(self.gram, mixes, most)
+        scales = (along * (self.gram @ along)).sum(0).clamp_min(1e-30).sqrt()
+        return self.seen @ along / scales, self.weight @ along / scales
 
 
 def _directions(gram: Tensor, mixes: bool, most: int) -> Tensor:
-    """(n, n'): evenly spaced among all directions, or all channels, in the order of energy."""
+    """(n, n'): evenly spaced among all directions, or all channels, in the order of energy.
+
+    Parameters
+    ----------
+    gram
+        (n, n), or its diagonal where single channels are asked for.
+    """
     count = len(gram)
     step = ceil(count / most)
     if mixes:
         vectors = torch.linalg.eigh(gram)[1].flip(1)
-    else:
-        order = gram.diagonal().argsort(descending=True)
-        vectors = torch.eye(count, dtype=gram.dtype)[:, order]
-    return vectors[:, (step - 1) // 2 :: step]
+        return vectors[:, (step - 1) // 2 :: step]
+    energies = gram if gram.ndim == 1 else gram.diagonal()
+    chosen = energies.argsort(descending=True)[(step - 1) // 2 :: step]
+    return torch.nn.functional.one_hot(chosen, count).T.to(gram.dtype)
 
 
 def _restricted(norm: Norm, onto: Tensor) -> Norm:

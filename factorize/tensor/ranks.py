@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import ceil, log, sqrt
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from factorize.tensor.svd import singular_values
@@ -89,6 +88,8 @@ def vbmf_rank(singular_values: Tensor, rows: int, columns: int) -> int:
 
     variance = upper
     if lower < upper:
+        from scipy.optimize import minimize_scalar  # slow to import
+
         best = minimize_scalar(free_energy, bounds=(log(lower), log(upper)), method="bounded")
         variance = float(np.exp(best.x))
     return int((squares > large * variance * x_bar).sum())

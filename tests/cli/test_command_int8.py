@@ -12,16 +12,8 @@ import pytest
 from conftest import Ran
 from onnx_files import net
 
-from factorize.measure import pairs
-
 Command = Callable[..., Ran]
 COMMON = ("--include", "f", "--device", "cpu", "--threads", "1")
-
-
-@pytest.fixture(autouse=True)
-def _timed_roughly(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_SECONDS", "_WARMUP", "_PATIENCE"):
-        monkeypatch.setattr(pairs, name, 0.0)
 
 
 @pytest.fixture

@@ -14,15 +14,7 @@ import pytest
 from conftest import Ran
 from onnx_files import apart, image, net, node, random, run, save
 
-from factorize.measure import pairs
-
 Command = Callable[..., Ran]
-
-
-@pytest.fixture(autouse=True)
-def _timed_roughly(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_SECONDS", "_WARMUP", "_PATIENCE"):
-        monkeypatch.setattr(pairs, name, 0.1)
 
 
 @pytest.fixture

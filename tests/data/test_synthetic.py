@@ -13,7 +13,7 @@ from torch import Tensor
 
 from factorize.data.drawings import drawings
 from factorize.data.load_data import load_data
-from factorize.data.synthetic import made_up, synthetic_data
+from factorize.data.synthetic import count_for, made_up, synthetic_data
 from factorize.errors import DataError
 from factorize.types import Preprocessing
 
@@ -65,7 +65,7 @@ def test_what_is_no_input_is_refused() -> None:
         synthetic_data((1, 8, 8), count=8, preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3))
 
 
-@pytest.mark.whole_pool
+@pytest.mark.usefixtures("unhurried")
 def test_they_are_normalised_as_is_said_or_found() -> None:
     known = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     asked: list[int] = []
@@ -97,13 +97,15 @@ def test_they_are_normalised_as_is_said_or_found() -> None:
     assert all("no image of yours was seen" in one for one in told)
 
 
-@pytest.mark.whole_pool
+@pytest.mark.usefixtures("unhurried")
 def test_large_ones_are_fewer() -> None:
-    counts = [
-        sum(len(batch[0]) for split in (data.train, data.holdout) for batch in split)
-        for data in map(synthetic_data, [(1, 8, 8), (1, 256, 256), (1, 700, 700)])
-    ]
-    assert counts == [1250, 305, 200]
+    shapes = (1, 8, 8), (1, 256, 256), (1, 700, 700)
+    assert [count_for(shape) for shape in shapes] == [1250, 305, 200]
+
+
+def test_so_many_are_made() -> None:
+    data = synthetic_data((1, 8, 8))
+    assert sum(len(batch[0]) for split in (data.train, data.holdout) for batch in split) == 60
 
 
 def test_drawings_are_strokes_on_a_plain_ground() -> None:
@@ -119,7 +121,9 @@ def test_drawings_are_strokes_on_a_plain_ground() -> None:
     assert not torch.equal(tinted[:, 0], tinted[:, 1])
 
 
-def test_the_command_makes_them_up(command: Callable[..., Ran], tmp_path: Path) -> None:
+def test_the_command_makes_them_up(
+    command: Callable[..., Ran], tmp_path: Path, unexported: None
+) -> None:
     torch.save(torch.nn.Sequential(
         torch.nn.Conv1d(1, 16, 9), torch.nn.ReLU(), torch.nn.Conv1d(16, 16, 9)
     ), tmp_path / "net.pt")  # fmt: skip

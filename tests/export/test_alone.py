@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -26,14 +28,34 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def waiting() -> subprocess.Popen[str]:
-    return alone._waiting[os.getpid(), "torch"]
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """For a runtime whose process starts at once."""
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [3]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    opset = onnx.helper.make_opsetid("", 18)
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), path)
+    with (tmp_path / "inputs").open("wb") as out:
+        np.savez(out, **{"0.0": np.ones(3, np.float32)})
+    return path
+
+
+def waiting(runtime: str = "onnxruntime") -> subprocess.Popen[str]:
+    return alone._waiting[os.getpid(), runtime]
+
+
+def ran(file: Path) -> bool:
+    """Whether a file ran, by what it put out."""
+    outputs = file.with_name("outputs")
+    outputs.unlink(missing_ok=True)
+    return run_alone("onnxruntime", file.parent, file, 1) == 0 and outputs.exists()
 
 
 def test_files_run_one_after_the_other_in_forks_of_one_process(program: Path) -> None:
     folder = program.parent
     assert run_alone("torch", folder, program, 1) == 0
-    first = waiting().pid
+    first = waiting("torch").pid
     (made,) = torch.load(folder / "outputs", weights_only=True)
     assert made[0].shape == (1, 2)
     (folder / "outputs").unlink()
@@ -43,38 +65,38 @@ def test_files_run_one_after_the_other_in_forks_of_one_process(program: Path) ->
     (folder / "error").unlink()
     assert run_alone("torch", folder, program, 1) == 0
     assert (folder / "outputs").exists()
-    assert waiting().pid == first
+    assert waiting("torch").pid == first
 
 
-def test_a_process_that_was_killed_is_started_again(program: Path) -> None:
-    assert run_alone("torch", program.parent, program, 1) == 0
+def test_a_process_that_was_killed_is_started_again(file: Path) -> None:
+    assert ran(file)
     waiting().kill()
     waiting().wait()
-    assert run_alone("torch", program.parent, program, 1) == 0
+    assert ran(file)
 
 
 def test_it_ends_where_it_waits_too_long_and_is_started_again(
-    program: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (os.getpid(), "torch") in alone._waiting:
+    if (os.getpid(), "onnxruntime") in alone._waiting:
         waiting().kill()
         waiting().wait()
     monkeypatch.setattr(alone, "PATIENCE", 0.2)
-    assert run_alone("torch", program.parent, program, 1) == 0
+    assert ran(file)
     first = waiting()
     assert first.wait(20) == 0
-    assert run_alone("torch", program.parent, program, 1) == 0
+    assert ran(file)
     again = waiting()
     again.wait(20)
     monkeypatch.setattr(again, "poll", lambda: None)  # it ends between the look and the task
-    assert run_alone("torch", program.parent, program, 1) == 0
+    assert ran(file)
     assert waiting() is not again
 
 
 def test_ctrl_c_ends_it_so_that_no_answer_is_left_over(
-    program: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run_alone("torch", program.parent, program, 1) == 0
+    assert ran(file)
     process = waiting()
 
     def pressed() -> str:
@@ -85,25 +107,25 @@ def test_ctrl_c_ends_it_so_that_no_answer_is_left_over(
         pipe = SimpleNamespace(readline=pressed, close=process.stdout.close)
         patch.setattr(process, "stdout", pipe)
         with pytest.raises(KeyboardInterrupt):
-            run_alone("torch", program.parent, program, 1)
+            ran(file)
     assert process.poll() == -signal.SIGKILL
-    assert run_alone("torch", program.parent, program, 1) == 0
+    assert ran(file)
     assert waiting() is not process
 
 
-def test_it_ends_with_the_process_that_started_it(program: Path) -> None:
+def test_it_ends_with_the_process_that_started_it(file: Path) -> None:
     """Killed too, as then its input ends."""
     script = (
-        "import os, sys; from pathlib import Path; from factorize.export import alone; "
-        "folder, file = map(Path, sys.argv[1:3]); alone.run_alone('torch', folder, file, 1); "
-        "print(alone._waiting[os.getpid(), 'torch'].pid, flush=True); os.kill(os.getpid(), 9)"
+        "import sys; from pathlib import Path; module, folder, file = map(Path, sys.argv[1:]); "
+        "exec(module.read_text()); run_alone('onnxruntime', folder, file, 1); "
+        "print(_waiting[os.getpid(), 'onnxruntime'].pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", script, program.parent, program], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, check=False,
+    done = subprocess.run(
+        [sys.executable, "-c", script, alone.__file__, file.parent, file],
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert ran.returncode == -signal.SIGKILL
-    pid = int(ran.stdout)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pid = int(done.stdout)
     for _ in range(100):
         state = Path(f"/proc/{pid}/stat")
         if not state.exists() or state.read_text().split()[2] == "Z":

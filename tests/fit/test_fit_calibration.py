@@ -163,7 +163,9 @@ def test_moments_are_let_go_once_their_layer_is_fitted(
         assert torch.equal(one, two)
 
 
-def test_table_shows_both_errors(command: Callable[..., Any], calibration: Path) -> None:
+def test_table_shows_both_errors(
+    command: Callable[..., Any], calibration: Path, unexported: None
+) -> None:
     torch.save(net(), "net.pt")
     ran = command("net.pt", "--rank", 3, "--input-shape", "3,16,16", "--calibration", calibration)
     assert ran.code == 0, ran.err

@@ -124,6 +124,7 @@ def test_reconstruction_leaves_alone_what_is_no_block() -> None:
     assert moved(before, after) == {"plain.0", "plain.2"}
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_reconstruction_takes_frozen_models_and_those_with_modes_of_their_own() -> None:
     class Own(nn.Module):
         def __init__(self, mode: Any) -> None:

@@ -6,7 +6,6 @@ limit on the memory it may take on top and on its processor time.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import resource
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import forking
 import pytest
 import torch
 from torch import nn
@@ -132,22 +132,18 @@ def _state(path: Path) -> tuple[object, ...]:
     return ("folder" if path.is_dir() else "other", status.st_mode)
 
 
-def run(arguments: Arguments, tmp_path: Path, **limits: int) -> Ran:
+def run(arguments: Arguments, tmp_path: Path, *, hurried: bool = False, **limits: int) -> Ran:
     """Run the command in ``work``; all that it may write elsewhere lies beside that."""
     out, err, scratch = (tmp_path / name for name in ("stdout", "stderr", "scratch"))
     environment = {
         "TMPDIR": scratch, "HOME": scratch, "FACTORIZE_CACHE": tmp_path / "cache",
         "MPLCONFIGDIR": tmp_path / "cache", "COLUMNS": 100,
     }  # fmt: skip
-    process = _SERVER.Process(
-        target=_command,
-        args=(
-            list(map(str, arguments)), str(tmp_path / "work"), str(out), str(err),
-            {name: str(value) for name, value in environment.items()},
-            {"memory": MEMORY, "seconds": SECONDS, **limits},
-        ),
+    process = forking.started(
+        _command, list(map(str, arguments)), str(tmp_path / "work"), str(out), str(err),
+        {name: str(value) for name, value in environment.items()},
+        {"memory": MEMORY, "seconds": SECONDS, **limits}, hurried,
     )  # fmt: skip
-    process.start()
     try:
         process.join(3 * SECONDS)  # of the wall clock: it may wait for something
         code = process.exitcode
@@ -159,7 +155,7 @@ def run(arguments: Arguments, tmp_path: Path, **limits: int) -> Ran:
 
 def _command(
     arguments: list[str], folder: str, out: str, err: str, environment: Mapping[str, str],
-    limits: Mapping[str, int],
+    limits: Mapping[str, int], hurried: bool,
 ) -> None:  # fmt: skip
     for target, name in ((1, out), (2, err)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), target)
@@ -176,6 +172,8 @@ def _command(
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits["file"],) * 2)
     sys.dont_write_bytecode = True  # beside a user's own module
     sys.argv = ["factorize", *arguments]
+    if hurried:
+        forking.hurry_here()
     from factorize.cli.command import main
 
     main()
@@ -202,12 +200,6 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)
-
-
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    ["torchvision", "onnx", "onnxruntime", "onnxscript", "PIL.Image", "factorize.cli.parse"]
-)
 
 
 def small_net() -> nn.Module:

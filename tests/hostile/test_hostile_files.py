@@ -158,7 +158,8 @@ def test_a_damaged_cache_is_a_note(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     cache = tmp_path / "cache" / "latency-1.sqlite"
     cache.write_text("no database")
-    ran = run((save_net(tmp_path / "work"), "--rank", "4", *SHAPE), tmp_path, memory=8 << 30)
+    arguments = save_net(tmp_path / "work"), "--rank", "4", *SHAPE
+    ran = run(arguments, tmp_path, hurried=True, memory=8 << 30)
     assert (ran.code, error_of(ran)) == (0, "")
     assert "the cache of timings was ignored" in " ".join(ran.out.split())
     assert cache.read_text() == "no database"

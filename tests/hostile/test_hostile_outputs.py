@@ -141,7 +141,7 @@ def test_refused(case: Case, tmp_path: Path) -> None:
 
 def check_full(tmp_path: Path, *options: str, says: str, **limits: int) -> None:
     before = contents(tmp_path)
-    ran = run(("net.pt", *RUN, *OUT, *options), tmp_path, **limits)
+    ran = run(("net.pt", *RUN, *OUT, *options), tmp_path, hurried=True, **limits)
     assert (ran.code, ran.out) == (2, ""), ran.err[-3000:]
     assert error_of(ran).count("\n") == 1, ran.err[-3000:]
     assert says in ran.err

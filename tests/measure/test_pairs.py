@@ -38,6 +38,7 @@ def test_pairs_alternate_in_order(monkeypatch):
     assert found.tolist() == [[1.0, 2.0]] * 4
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_warms_up_after_the_first_runs_that_compile(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(pairs.time, "perf_counter", lambda: now[0])
@@ -55,6 +56,7 @@ def test_warms_up_after_the_first_runs_that_compile(monkeypatch):
     assert _interleave(run(), run(), runs=4).tolist() == [[1.0, 1.0]] * 4
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize(
     ("jitter", "seconds"), [(0.0, 3), (0.02, 3), (0.5, 12)], ids=["steady", "calm", "noisy"]
 )

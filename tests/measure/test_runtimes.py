@@ -28,7 +28,6 @@ from factorize.measure import (
     LatencyModel,
     NumberCache,
     Target,
-    pairs,
     runtimes,
     speedup,
 )
@@ -70,7 +69,6 @@ def net() -> nn.Module:
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are not what is tested."""
-    monkeypatch.setattr(pairs, "_WARMUP", 0.0)
     monkeypatch.setattr(assembled, "RUNS", 3)
 
 

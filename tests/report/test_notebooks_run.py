@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import notebook_pages  # of docs/
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
+TESTS = Path(__file__).parents[1]
+FOLDER = TESTS.parent / "docs" / "notebooks"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -20,6 +22,8 @@ def test_notebook_runs(name: str, tmp_path: Path) -> None:
         pytest.importorskip(one)
     book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in book.cells)  # kept small, and without results
+    hurried = f"import sys; sys.path.append({str(TESTS)!r}); import hurrying; hurrying.hurry()"
+    book.cells.insert(0, nbformat.v4.new_code_cell(hurried))
     nbclient.NotebookClient(
         book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
@@ -27,3 +31,15 @@ def test_notebook_runs(name: str, tmp_path: Path) -> None:
     shown = [kind for out in outputs for kind in out.get("data", ())]
     assert {"text/html", "image/png"} <= set(shown)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_has_a_page_on_the_site() -> None:
+    site = (TESTS.parent / "mkdocs.yml").read_text()
+    pages = notebook_pages.pages()
+    assert len(pages) == len([*FOLDER.iterdir()])
+    for name, page in pages.items():
+        assert f": {name}" in site
+        assert page.startswith("# ")
+        assert f"]({Path(name).stem}.ipynb)" in page
+    link = "see [it](../notebooks/first_net.ipynb)"
+    assert notebook_pages.linked(link) == "see [it](../notebooks/first_net.md)"

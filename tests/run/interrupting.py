@@ -6,9 +6,7 @@ As a program, ``python interrupting.py MOMENT SIGNAL ARGUMENTS..``, it is a proc
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
 import os
 import runpy
 import signal
@@ -20,30 +18,25 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+import forking
 import numpy as np
 import onnx
 import torch
+from hurrying import hurry
 from safetensors.torch import load_file
 from torch import nn
-
-from factorize.export.alone import RUNS
-
-# What a run imports only when it needs it.
-for _name in ("accelerate", "onnx", "onnxruntime", "onnxscript", "torch.onnx", "matplotlib",
-              "markupsafe", "jinja2", "factorize.cli.command"):  # fmt: skip
-    import_module(_name)
 
 ARGUMENTS = (
     "net.pt", "--data", "images.npz", "--rank", "2", "--finetune", "3", "--lr", "0.001",
     "--batch-size", "32",
     "--calibration-images", "64", "--device", "cpu", "--threads", "1", "--out", "out",
 )  # fmt: skip
-_TESTS = Path(__file__).parent
-_ENVIRONMENT = {
-    "PYTHONPATH": f"{_TESTS.parents[1]}{os.pathsep}{_TESTS}", "OMP_NUM_THREADS": "1",
-}  # fmt: skip
+_TESTS = Path(__file__).parents[1]
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(map(str, (_TESTS.parent, _TESTS, _TESTS / "run"))),
+    "OMP_NUM_THREADS": "1",
+}
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 
 
@@ -69,7 +62,7 @@ _CHECKPOINT = "out/finetune.ckpt"
 _WRITE, _RENAME = "torch:save", "pathlib:Path.replace"
 _SCORE = "factorize.tune.loop:holdout_scores"
 MOMENTS = (
-    Moment("data being read", "before", "factorize.cli.command:load_data"),
+    Moment("data being read", "before", "factorize.cli.loading:load_data"),
     Moment("before the fit", "before", "factorize.run.pipeline:fit"),
     Moment("fit, between two layers", *_shown("factorize", 1)),
     Moment("batch-norm recalibration", *_shown("recalibrating", 2)),
@@ -125,21 +118,6 @@ def strike_at(moment: Moment, number: int) -> None:
     setattr(owner, name, wrapped)
 
 
-def _hurry() -> None:
-    """Times are not what is tested."""
-    pairs = import_module("factorize.measure.pairs")
-    pairs._WARMUP = pairs._SECONDS = pairs._PATIENCE = 0.0
-
-
-def _run_here(runtime: str, folder: Path, file: Path, calls: int) -> int:
-    alone: dict[str, Any] = {}
-    exec(RUNS[runtime][0] + RUNS[runtime][1], alone)
-    file = file.absolute()
-    with contextlib.chdir(folder):
-        alone["run"](str(file), calls)
-    return 0
-
-
 @dataclass(frozen=True)
 class Ended:
     """Exit code, minus the signal where that ended the process, and what was said."""
@@ -151,11 +129,7 @@ class Ended:
 
 def fork(folder: Path, *arguments: str, moment: Moment | None = None, number: int = 0) -> Ended:
     """Run the command in a folder."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["warmed"])
-    child = context.Process(target=_child, args=(folder, arguments, moment, number))
-    with patch.dict(os.environ, _ENVIRONMENT):  # the first start is that of the process forked from
-        child.start()
+    child = forking.started(_child, folder, arguments, moment, number)
     child.join()
     assert child.exitcode is not None
     code = child.exitcode
@@ -168,7 +142,7 @@ def process(folder: Path, *arguments: str, moment: Moment, number: int) -> Ended
     ran = subprocess.run(
         [sys.executable, __file__, str(MOMENTS.index(moment)), str(int(number)), *arguments],
         cwd=folder, capture_output=True, text=True,
-        env={**os.environ, **_ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT},
     )  # fmt: skip
     return Ended(ran.returncode, ran.stdout, ran.stderr)
 
@@ -179,9 +153,7 @@ def _child(folder: Path, arguments: tuple[str, ...], moment: Moment | None, numb
         os.dup2(os.open(folder.parent / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     torch.set_num_threads(1)
-    _hurry()
-    # A fork has no time to start others; a process of its own loads its files elsewhere.
-    import_module("factorize.export.comparison").run_alone = _run_here
+    forking.hurry_here()
     if moment:
         strike_at(moment, number)
     sys.argv = ["factorize", *arguments]
@@ -279,7 +251,7 @@ def carried_on(folder: Path, stopped: Ended, number: int, whole: dict[str, Any])
 
 
 if __name__ == "__main__":
-    _hurry()
+    hurry()
     strike_at(MOMENTS[int(sys.argv[1])], int(sys.argv[2]))
     sys.argv[1:] = sys.argv[3:]
     runpy.run_module("factorize", run_name="__main__", alter_sys=True)

@@ -21,7 +21,7 @@ from factorize.errors import (
 from factorize.measure import Target, count
 from factorize.measure.runtimes.cuda import Cuda
 from factorize.report import load_report
-from factorize.run.compress import _targets
+from factorize.run.targets import timed_on
 from factorize.system.signals import Terminated
 from factorize.types import Speedup
 
@@ -252,10 +252,10 @@ def test_incomplete_folder_is_refused(
 def test_what_a_report_is_about_and_what_stands_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cuda, "missing", lambda _: None)
     for device, beside in (("cpu", ["torch-cpu"]), ("cuda", ["torch-cpu", "cuda"])):
-        found = _targets(None, device, 2, 3)
+        found = timed_on(None, device, 2, 3)
         assert found == [Target(name, 2, 3) for name in ("onnxruntime", *beside)]
     asked = Target("torch-cpu")
-    assert _targets(asked, "cuda", 2, 3) == [asked]
+    assert timed_on(asked, "cuda", 2, 3) == [asked]
 
 
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, Terminated])

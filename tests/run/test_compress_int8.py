@@ -19,7 +19,7 @@ import factorize
 from factorize.errors import DataError, ExportError, FactorizeError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
-from factorize.measure import Target, pairs
+from factorize.measure import Target
 from factorize.report import load_report
 from factorize.run import compress as whole
 from factorize.run import in_integers, pipeline
@@ -28,12 +28,6 @@ from factorize.tune import FinetuneConfig
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|accelerate|onnxscript")]
 
 FILES = {"model.safetensors", "plan.json", "model.onnx", "model.pt2", "report.json", "report.html"}
-
-
-@pytest.fixture(autouse=True)
-def _timed_roughly(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_SECONDS", "_WARMUP", "_PATIENCE"):
-        monkeypatch.setattr(pairs, name, 0.0)
 
 
 def images(count: int = 60) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -72,6 +72,7 @@ def test_data_recalibrates_and_tunes_and_reports_each_stage(tmp_path: Path) -> N
     assert float(right.mean()) > 0.95
 
 
+@pytest.mark.nightly  # always: the rounds of test_rounds, and test_interrupted in processes
 def test_interrupted_tuning_keeps_a_checkpoint_and_resumes(
     tmp_path: Path, unexported: None
 ) -> None:

@@ -37,7 +37,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_the_command_tells_it_first_and_the_report_has_it(
-    command: Callable[..., Ran], arguments: tuple[str, ...], tmp_path: Path
+    command: Callable[..., Ran], arguments: tuple[str, ...], tmp_path: Path, unexported: None
 ) -> None:
     steps = "--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3"
     ran = command(*arguments, *steps, "--out", "out")
@@ -64,7 +64,7 @@ def test_the_command_tells_it_first_and_the_report_has_it(
 
 
 def test_pixels_that_nobody_normalised_are_said_to_be_so(
-    command: Callable[..., Ran], arguments: tuple[str, ...], tmp_path: Path
+    command: Callable[..., Ran], arguments: tuple[str, ...], unexported: None
 ) -> None:
     ran = command(*arguments, "--resize", "20", "--crop", "16", "--out", "out")
     assert ran.code == 0, ran.err

@@ -10,16 +10,23 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import forking
 import interrupting
 import pytest
 import torch
+from hurrying import hurry
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from factorize.tune import FinetuneConfig, finetune
+from factorize.cli import command
+from factorize.errors import OutputError
+from factorize.system import processes
+from factorize.tune import FinetuneConfig, checkpoint, finetune
 from factorize.types import Data
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals of Unix")
@@ -35,7 +42,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "fixed norms": {"batch_norm": "fixed"},
     "a last batch of one image": {"batch": 37},
 }  # fmt: skip
-TESTS = Path(__file__).parent
 
 
 class Net(nn.Module):
@@ -73,22 +79,100 @@ def tuned(batch: int = 16, **settings: Any) -> dict[str, Any]:
     return {"state": model.state_dict(), "history": result.history, "processes": result.processes}
 
 
-def launch(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return str(free.getsockname()[1])
+
+
+def launch(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a job as users do, by torch's own launcher."""
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-         "--master_addr", "127.0.0.1", "--master_port", str(port), *command],
+         "--master_addr", "127.0.0.1", "--master_port", free_port(), *command],
         cwd=folder, capture_output=True, text=True, timeout=400,
-        env={**os.environ, "PYTHONPATH": f"{TESTS.parents[1]}{os.pathsep}{TESTS}",
-             "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **interrupting.ENVIRONMENT},
     )  # fmt: skip
 
 
+def fork(function: Callable[..., None], *arguments: str, folder: Path) -> tuple[list[int], str]:
+    """Run a job in forks, which start sooner: how each ended, and what they said.
+
+    As a launcher does, it ends all as soon as one has failed.
+    """
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    ranks = [
+        forking.started(
+            _ranked, function, arguments, folder,
+            {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for one in wait([one.sentinel for one in ranks], timeout=400):
+        if ranks[[other.sentinel for other in ranks].index(one)].exitcode != 0:
+            for other in ranks:
+                other.terminate()
+    for one in ranks:
+        one.join(400)
+    said = [(folder / f"stderr-{rank}").read_text() for rank in range(2)]
+    return [one.exitcode or 0 for one in ranks], "".join(said)
+
+
+def _ranked(
+    function: Callable[..., None], arguments: tuple[str, ...], folder: Path, job: dict[str, str]
+) -> None:
+    os.environ.update(job)
+    os.chdir(folder)
+    for stream, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{name}-{job['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    torch.set_num_threads(1)
+    forking.hurry_here()
+    for console in (command._out, command._err):  # made before it was known who speaks
+        console.quiet = not processes.is_main()
+    function(arguments)
+
+
+def _tune(_: Sequence[str]) -> None:
+    for number, settings in enumerate(RUNS.values()):
+        torch.save(tuned(**settings), f"{number}-{os.environ['RANK']}.pt")
+
+
+def _command(arguments: Sequence[str]) -> None:
+    sys.argv = ["factorize", *arguments]
+    command.main()
+
+
+def _late(arguments: Sequence[str]) -> None:
+    if os.environ["RANK"] == "0":
+        time.sleep(1)
+    _command(arguments)
+
+
+def _fail(arguments: Sequence[str]) -> None:
+    """Where the others are in a step already."""
+
+    def write(*_: Any) -> None:
+        if len(tried) == 1:
+            raise OutputError("finetune.ckpt: no room.")
+        tried.append(1)
+
+    tried: list[int] = []
+    if os.environ["RANK"] == "0":
+        checkpoint.write = write
+    _command(arguments)
+
+
+def _lose(arguments: Sequence[str]) -> None:
+    if os.environ["RANK"] == "1":
+        interrupting.strike_at(
+            interrupting.Moment("", "before", "torch.optim:AdamW.step", nth=30), signal.SIGKILL
+        )
+    _command(arguments)
+
+
 def test_two_processes_tune_as_one(tmp_path: Path) -> None:
-    ran = launch(__file__, "tune", folder=tmp_path)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    codes, said = fork(_tune, folder=tmp_path)
+    assert codes == [0, 0], said[-3000:]
     for number, (name, settings) in enumerate(RUNS.items()):
         one = tuned(**copy.deepcopy(settings))
         for rank in range(2):
@@ -115,7 +199,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_on_two_processes(tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "run"
     interrupting.prepare(folder)
-    ran = launch("-m", "factorize", *interrupting.ARGUMENTS, folder=folder)
+    ran = launch(__file__, "command", *interrupting.ARGUMENTS, folder=folder)
     assert ran.returncode == 0, ran.stderr[-3000:]
     one, two = (json.loads((out / "report.json").read_text()) for out in (whole, folder / "out"))
     assert two["finetuning"]["processes"] == 2
@@ -146,73 +230,26 @@ def test_a_lost_process_is_told_and_the_run_goes_on(tmp_path: Path, whole: Path)
 
 
 def test_bad_input_is_told_once_though_the_others_meet_it_first(tmp_path: Path) -> None:
-    ran = launch(__file__, "late", "nothing.pt", "--rank", "2", folder=tmp_path)
-    assert ran.returncode != 0
-    assert ran.stderr.count("error: nothing.pt: ") == 1, ran.stderr[-3000:]
+    codes, said = fork(_late, "nothing.pt", "--rank", "2", folder=tmp_path)
+    assert all(codes)
+    assert said.count("error: nothing.pt: ") == 1, said[-3000:]
 
 
 def test_what_the_main_process_alone_meets_ends_all(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     interrupting.prepare(folder)
-    ran = launch(__file__, "fail", *interrupting.ARGUMENTS, folder=folder)
-    assert ran.returncode != 0
-    assert ran.stderr.count("error: finetune.ckpt: no room") == 1, ran.stderr[-3000:]
+    codes, said = fork(_fail, *interrupting.ARGUMENTS, folder=folder)
+    assert all(codes)
+    assert said.count("error: finetune.ckpt: no room") == 1, said[-3000:]
     (folder / "out").mkdir(exist_ok=True)
     (folder / "out" / "finetune.ckpt").write_bytes(b"damaged")
-    ran = launch("-m", "factorize", *interrupting.ARGUMENTS, "--resume", folder=folder)
-    assert ran.returncode != 0
-    assert ran.stderr.count("error: ") == 1, ran.stderr[-3000:]
-    assert "not a readable fine-tuning checkpoint" in ran.stderr
-
-
-def _fail(arguments: list[str]) -> None:
-    """Where the others are in a step already."""
-    from factorize.errors import OutputError
-    from factorize.tune import checkpoint
-
-    def write(*_: Any) -> None:
-        if len(tried) == 1:
-            raise OutputError("finetune.ckpt: no room.")
-        tried.append(1)
-
-    tried: list[int] = []
-    if os.environ["RANK"] == "0":
-        checkpoint.write = write
-    sys.argv = ["factorize", *arguments]
-    from factorize.cli.command import main
-
-    main()
-
-
-def _late(arguments: list[str]) -> None:
-    if os.environ["RANK"] == "0":
-        time.sleep(3)
-    sys.argv = ["factorize", *arguments]
-    from factorize.cli.command import main
-
-    main()
-
-
-def _lose(arguments: list[str]) -> None:
-    if os.environ["RANK"] == "1":
-        interrupting.strike_at(
-            interrupting.Moment("", "before", "torch.optim:AdamW.step", nth=30), signal.SIGKILL
-        )
-    interrupting._hurry()
-    sys.argv = ["factorize", *arguments]
-    from factorize.cli.command import main
-
-    main()
+    codes, said = fork(_command, *interrupting.ARGUMENTS, "--resume", folder=folder)
+    assert all(codes)
+    assert said.count("error: ") == 1, said[-3000:]
+    assert "not a readable fine-tuning checkpoint" in said
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "lose":
-        _lose(sys.argv[2:])
-    elif sys.argv[1] == "fail":
-        _fail(sys.argv[2:])
-    elif sys.argv[1] == "late":
-        _late(sys.argv[2:])
-    else:
-        for number, settings in enumerate(RUNS.values()):
-            torch.save(tuned(**settings), f"{number}-{os.environ['RANK']}.pt")
+    hurry()
+    {"command": _command, "lose": _lose}[sys.argv[1]](sys.argv[2:])

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import factorize
+from factorize.data import synthetic
 from factorize.data.digits import digits_data
 from factorize.data.synthetic import synthetic_data
 from factorize.errors import DataError, NoConvolutionError, OutputError, PlanError
@@ -21,13 +22,31 @@ from factorize.run import made_up
 X = torch.randn(1, 1, 8, 8)
 
 
+class Small(nn.Module):
+    """A net with one batch norm, which has seen no made-up images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn = nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12, momentum=1.0)
+        self.next, self.head = nn.Conv2d(12, 12, 3), nn.Linear(12, 5)
+        self(torch.randn(200, 1, 8, 8))
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.next(torch.relu(self.bn(self.conv(x))))).mean((2, 3)))
+
+
 def compressed(net: nn.Module, x: torch.Tensor = X, **how: Any) -> factorize.Result:
     how = {"rank": 8, **how}
     return factorize.compress(net, x, latency=False, device="cpu", **how)
 
 
-@pytest.mark.whole_pool
-def test_they_are_the_default_and_do_better_than_the_weights() -> None:
+def test_they_are_the_default_and_do_better_than_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(synthetic, "COUNT", 200)  # enough of them to tell
+    monkeypatch.setattr(synthetic, "_DRAWINGS", 8)
     net, test = load_digits_model(), digits_data().test
     assert test is not None
     made, plain = compressed(net), compressed(net, fit=FitConfig("weights"))
@@ -168,9 +187,9 @@ def test_what_fails_sooner_is_tried_before_they_are_made(
 
 def test_chains_are_fitted_for_the_model_as_it_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a rule and by a search alike."""
-    net, real = load_digits_model(), made_up.seen_by
+    net, real = Small(), made_up.seen_by
     cases: list[dict[str, Any]] = [
-        {"rank": 8}, {"rank": None, "budget": factorize.Budget(macs=0.5)}
+        {"rank": 4}, {"rank": None, "budget": factorize.Budget(macs=0.5)}
     ]  # fmt: skip
     for how in cases:
         fitted: list[nn.Module] = []
@@ -208,7 +227,7 @@ def test_a_model_without_a_gradient_keeps_what_was_chosen(monkeypatch: pytest.Mo
 
 def test_the_points_of_a_curve_are_rated_as_they_are_delivered() -> None:
     """Not as fits see the model, with batch norms that suit made-up images."""
-    net = load_digits_model()
+    net = Small()
     state = {name: value.clone() for name, value in net.state_dict().items()}
     seen: list[bool] = []
 

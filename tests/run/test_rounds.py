@@ -89,6 +89,9 @@ def test_a_staged_run_tunes_after_each_cut_and_resumes(tmp_path: Path, unexporte
     first = pressed_at("fine-tuning, round 1 of 2", 3)
     config = replace(config, control=False)
     cut = compress(finetune=config, out=out, progress=first, **options)
+    assert cut.report.finetuning
+    assert cut.report.finetuning["interrupted"]
+    assert any("interrupted" in note for note in cut.report.notes)
     assert [p.name for p in out.glob("*.ckpt")] == ["finetune-1.ckpt"]
     assert "rewritten, round 2 of 2" not in cut.report.quality
     resume = replace(config, resume=True)

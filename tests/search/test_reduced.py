@@ -48,13 +48,13 @@ def test_stand_in_has_as_many_groups_as_the_layer(variant: str):
 
 def test_what_costs_most_is_computed_once_for_all_kinds_of_chains(monkeypatch: pytest.MonkeyPatch):
     made: list[int] = []
-    roots = reduced_module._roots
 
-    def counted(norm: Norm, weight: Tensor) -> tuple[Tensor, Tensor]:
-        made.append(len(weight))
-        return roots(norm, weight)
+    class Counted(reduced_module._White):
+        def __init__(self, covariance: Tensor | None, weight: Tensor) -> None:
+            made.append(len(weight))
+            super().__init__(covariance, weight)
 
-    monkeypatch.setattr(reduced_module, "_roots", counted)
+    monkeypatch.setattr(reduced_module, "_White", Counted)
     spec = find(nn.Conv2d(72, 72, 3), torch.zeros(1, 72, 4, 4))[0].spec
     weight = torch.randn(72, 72, 3, 3, dtype=torch.float64)
     mixings = [(one, other) for one in (True, False) for other in (True, False)]
@@ -73,3 +73,19 @@ def test_a_side_that_is_not_mixed_keeps_single_channels():
     assert (plain.spec.out_channels, plain.spec.in_channels) == (13, 16)
     rows = {tuple(kernel.flatten().tolist()) for row in weight for kernel in row}
     assert {tuple(kernel.flatten().tolist()) for row in plain.weight for kernel in row} <= rows
+
+
+def test_a_wide_layer_has_the_directions_of_a_square_one():
+    """From its output's side, whose matrices are small: the same stand-in but for signs."""
+    torch.manual_seed(0)
+    spec = find(nn.Conv2d(120, 32, 1), torch.zeros(1, 120, 4, 4))[0].spec
+    flat, inputs = torch.randn(32, 120).double(), torch.randn(400, 120).double()
+    norm, weight = Norm((inputs.T @ inputs / 400,)), flat[:, :, None, None]
+    wide = reduced(spec, weight, norm, norm, [(True, True)], 32)[True, True]
+    assert wide.spec.in_channels == 32
+    assert wide.norm.energy(wide.weight) == pytest.approx(norm.energy(weight))
+    shown = torch.linalg.svdvals(
+        wide.weight.flatten(1) @ torch.linalg.cholesky(wide.norm.second[0])
+    )
+    known = torch.linalg.svdvals(flat @ torch.linalg.cholesky(norm.second[0]))
+    assert torch.allclose(shown, known)

@@ -6,10 +6,13 @@ import pytest
 from searching import Machine, installed, plain, searched, shares
 
 from factorize.errors import BudgetError, RankError
+from factorize.fit import FitConfig
 from factorize.plan import Budget
 from factorize.search import SearchConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|onnxscript")
+
+WEIGHTS = FitConfig("weights")  # in no time
 
 
 @pytest.fixture
@@ -33,8 +36,9 @@ def test_each_share_is_kept_and_the_picked_one_is_the_result(machine: Machine):
 
 
 def test_one_share_of_several_is_the_net_that_it_is_by_itself(machine: Machine):
-    alone = searched(plain(), Budget(macs=0.5))
-    among = searched(plain(), None, search=SearchConfig(shares=(0.5, 0.3), pick=0.5))
+    alone = searched(plain(), Budget(macs=0.5), fit=WEIGHTS)
+    config = SearchConfig(shares=(0.5, 0.3), pick=0.5)
+    among = searched(plain(), None, search=config, fit=WEIGHTS)
     assert [layer.rank for layer in among.plan.layers] == [
         layer.rank for layer in alone.plan.layers
     ]
@@ -42,7 +46,7 @@ def test_one_share_of_several_is_the_net_that_it_is_by_itself(machine: Machine):
 
 def test_other_limits_are_kept_and_time_is_refused(machine: Machine):
     model, config = plain(), SearchConfig(shares=(0.6, 0.5))
-    result = searched(model, Budget(params=0.5), search=config)
+    result = searched(model, Budget(params=0.5), search=config, fit=WEIGHTS)
     assert all(p.params <= 0.5 for p in result.report.curve if p.kind == "search")
     for budget in (Budget(speedup=1.5), Budget(max_drop=1.0)):
         with pytest.raises(RankError, match="a sweep goes through shares of MACs itself"):
@@ -61,6 +65,6 @@ def test_wrong_shares_are_refused_before_any_work(options, message):
 
 
 def test_a_curve_ends_where_no_chains_are_as_small(machine: Machine):
-    result = searched(plain(), None, search=SearchConfig(shares=(0.5, 0.0001)))
+    result = searched(plain(), None, search=SearchConfig(shares=(0.5, 0.0001)), fit=WEIGHTS)
     assert [p.wanted for p in result.report.curve if p.kind == "search"] == [0.5]
     assert any("the curve ends before 0.0001 of MACs" in note for note in result.report.notes)
