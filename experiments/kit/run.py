@@ -1,6 +1,6 @@
 """A kit timed elsewhere, with one thread, against a search here with two.
 
-    PYTHONPATH=. python experiments/kit/run.py resnet18 --minutes 20
+    PYTHONPATH=. python experiments/kit/run.py resnet18 --minutes 5 --program-minutes 1
 
 The other place is this machine, in an environment of its own that has only numpy and ONNX Runtime.
 A step whose files are there is not done again; delete them in --work to repeat it. Writes
