@@ -129,12 +129,9 @@ class Search:
         return known[1]
 
     def choose(
-        self,
-        budget: Budget,
-        *,
-        only: str | None = None,
+        self, budget: Budget, *, only: str | None = None,
         factors: Mapping[str, float] | None = None,
-    ) -> Choice:
+    ) -> Choice:  # fmt: skip
         """The plan of least predicted loss, its speed measured where that is budgeted.
 
         Parameters
@@ -149,8 +146,7 @@ class Search:
         BudgetError
             No plan keeps the budget.
         """
-        # Timed ranks are all on steps.
-        steps = (True,) if self.assembled else (True, False)
+        steps = (True,) if self.assembled else (True, False)  # timed ranks are all on steps
         failure: BudgetError | None = None
         for least in (LEAST_SHARE, 0.0):
             found = []

@@ -11,7 +11,8 @@ import torch
 
 import factorize
 import factorize.export
-from factorize.data.load_data import load_data
+from factorize.data.digits import digits_data
+from factorize.data.images import Loading, PixelSet, build
 from factorize.errors import DataError, NoConvolutionError, RankError
 from factorize.models.digits import load_digits_model
 from factorize.plan import Budget
@@ -21,9 +22,16 @@ X = torch.randn(1, 1, 8, 8)
 FIT = factorize.FitConfig("weights")  # in no time
 
 
+def digits() -> factorize.Data:
+    """Few images to tune on: as many steps as with all, in a third of the time."""
+    whole: Any = digits_data()
+    train = whole.train.dataset.dataset
+    few = PixelSet(train.pixels[:400], train.labels[:400], train.prepare)
+    return build(few, whole.test.dataset, Loading(256), classes=10, source="digits")
+
+
 def compress(**options: Any) -> factorize.Result:
-    data = load_data("digits", input_shape=(1, 8, 8), batch_size=256)
-    settings = {"latency": False, "device": "cpu", "data": data, "fit": FIT, **options}
+    settings = {"latency": False, "device": "cpu", "data": digits(), "fit": FIT, **options}
     return factorize.compress(load_digits_model(), X, **settings)
 
 
@@ -135,7 +143,7 @@ def test_a_first_stage_that_would_cut_nothing_is_left_out() -> None:
 
 
 def test_no_control_by_labels_that_are_not_the_models() -> None:
-    data = replace(load_data("digits", input_shape=(1, 8, 8), batch_size=256), classes=7)
+    data = replace(digits(), classes=7)
     config = factorize.FinetuneConfig(1, logit_weight=0.0, feature_weight=1.0)
     report = compress(rank=8, finetune=config, data=data).report
     assert report.control is None
@@ -168,7 +176,7 @@ def test_no_control_where_there_is_nothing_to_learn(
 
 
 def test_a_start_that_wins_on_images_that_the_original_knows_is_told() -> None:
-    data = load_data("digits", input_shape=(1, 8, 8), batch_size=256)
+    data = digits()
     assert data.test is not None
     new = replace(data, test=[(x, (y + 1) % 10) for x, y in data.test])  # all wrong
     config = factorize.FinetuneConfig(1, lr=5e-3)
