@@ -60,7 +60,10 @@ def queue() -> Iterator[Key]:
                     yield "resnet18", one, kind
             yield "mobilenet_v3_small", "dynamo:18", "free"
             yield "big", "dynamo:18", "large"
-    for how in ("old:13", "old:15", "dynamo:20", "dynamo:21", "dynamo:22", "dynamo:19"):
+    for how in (
+        *("old:12", "old:13", "old:14", "old:15", "old:16"),
+        *("dynamo:19", "dynamo:20", "dynamo:21", "dynamo:22"),
+    ):
         for name in FEW:
             yield name, how, "plain"
 
