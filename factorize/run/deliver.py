@@ -77,9 +77,11 @@ def deliver(
                     request.example_input, request.onnx,
                 )  # fmt: skip
             if request.int8:
+                outcome = made.cut.outcome
                 delivered.int8 = quantize_delivered(
-                    delivered.exports, request, journal, timed=bool(targets)
-                )
+                    delivered.exports, request, journal, timed=bool(targets),
+                    asked=outcome.report.budget.get("speedup", 1.0) if outcome else 1.0,
+                )  # fmt: skip
             if request.openvino_xml and delivered.exports.check:
                 _write_openvino(delivered.exports)
             if files:
