@@ -162,7 +162,6 @@ def _digits() -> dict[str, Any]:
     assert speed is not None
     return {
         "speedup": _shown(speed),
-        "dtype": speed.dtype,
         "quality": {step: one["top1"] for step, one in report.quality.items()},
         "left": len(report.int8["check"]["left"]) if report.int8 else None,
         "told": [*report.failures, *(note for note in report.notes if "int8" in note)],
@@ -216,8 +215,8 @@ def _write(content: dict[str, Any]) -> None:
         "    PYTHONPATH=. python experiments/int8/no_vnni.py\n",
         "ONNX Runtime has no switch for its instruction set. A copy of its library in which two "
         "constants are changed does not see AVX512-VNNI and AVX-VNNI, and takes the integer "
-        "kernels for processors without (`no_vnni.py`). The tool was shown the processor's flags "
-        "without VNNI.\n",
+        "kernels for processors without (`no_vnni.py`): those of AVX512, not of AVX2. The tool was "
+        "shown the processor's flags without VNNI.\n",
         f"{environment.get('cpu', '')}, 2 threads, onnxruntime "
         f"{environment.get('onnxruntime', '')}. Speeds are over the float original: median, and "
         "the 10th and the 90th percentile.\n",
@@ -238,11 +237,14 @@ def _write(content: dict[str, Any]) -> None:
     for kind, name in names.items():
         one, quality = content[kind]["digits"], content[kind]["digits"]["quality"]
         steps = ("original", "rewritten", "int8")
+        made = "float32" if one["left"] is None else "int8"
         top1 = ", ".join(f"{quality[step]:.2f}" for step in steps if step in quality)
         lines.append(
-            f"| {name} | {content[kind]['largest']} | {one['dtype']} | {_text(one['speedup'])} | "
-            f"{top1} |"
+            f"| {name} | {content[kind]['largest']} | {made} | {_text(one['speedup'])} | {top1} |"
         )
+    lines += [
+        f"\n{names[kind]}: {told}" for kind in names for told in content[kind]["digits"]["told"]
+    ]
     lines += [
         "\n**Never slower.** No chains; *all* is what `--int8 all` gives.\n",
         "| net | | all in int8 | layers in float | as delivered |",

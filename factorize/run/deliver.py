@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,9 @@ def _timed(
     try:
         if delivered.int8:
             found += int8_speedups(delivered.exports, request, made.model, target)
-        else:
-            found += speedups(*nets, [target])
+        else:  # in integers there is none
+            in_float = replace(target, dtype="float32") if target.dtype == "int8" else target
+            found += speedups(*nets, [in_float])
         journal.remarks += pairs.remarks(*nets, target)
     except ExportError as error:
         delivered.exports.failures.append(str(error))

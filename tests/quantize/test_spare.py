@@ -66,11 +66,11 @@ def test_a_net_of_nothing_else_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "gains, lost, chosen",
     [
-        ({}, 0.015, "a"),
-        ({"a": 3.0, "b": 1.0, "c": 2.0, "d": 1.0}, 0.015, "b"),
-        ({"a": 3.0, "b": 1.0, "c": -2.0, "d": 1.0}, 0.015, "c"),
-        ({"a": 3.0, "b": 1.0, "c": 2.0, "d": 1e-4}, 0.015, "b"),  # d alone takes too little away
-        ({}, 0.03, "abc"),
+        ({}, 1.5, "a"),
+        ({"a": 3.0, "b": 1.0, "c": 2.0, "d": 1.0}, 1.5, "b"),
+        ({"a": 3.0, "b": 1.0, "c": -2.0, "d": 1.0}, 1.5, "c"),
+        ({"a": 3.0, "b": 1.0, "c": 2.0, "d": 1e-4}, 1.5, "b"),  # d alone takes too little away
+        ({}, 3.0, "abc"),
     ],
 )
 def test_those_go_first_that_gained_least_for_what_they_lose(
@@ -79,4 +79,4 @@ def test_those_go_first_that_gained_least_for_what_they_lose(
     twin = twin_of(spoiled(tmp_path / "net.onnx"), image())
     judge = spare.Judge(Spare([], gains=gains), twin, [])
     judge._rows = {("a",): 0.5, ("b",): 0.5, ("c",): 0.5, ("d",): 0.01}
-    assert judge._worth_most(lost) == [(name,) for name in chosen]
+    assert judge._worth_most(lost * spare.TOO_MUCH) == [(name,) for name in chosen]

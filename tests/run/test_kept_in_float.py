@@ -12,7 +12,7 @@ from spoiled_net import in_float as floats_of
 
 import factorize
 from factorize.errors import DataError
-from factorize.measure import LatencyModel, NumberCache, Target
+from factorize.measure import LatencyModel, NumberCache, Target, pairs
 from factorize.measure.interleave import ChainTime
 from factorize.run import deliver, in_integers, kept_in_float
 from factorize.spec import ConvSpec
@@ -36,6 +36,12 @@ def file(tmp_path: Path) -> Path:
         node("MatMul", "z3 fc.weight", "y", "fc"),
     ]
     return save(tmp_path / "net.onnx", nodes, weights)
+
+
+@pytest.fixture(autouse=True)
+def _timed_roughly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_SECONDS", "_WARMUP", "_PATIENCE"):
+        monkeypatch.setattr(pairs, name, 0.0)
 
 
 @pytest.fixture
@@ -129,6 +135,7 @@ def test_a_net_that_is_slower_is_delivered_in_float(tmp_path: Path, timed: dict[
     report = made(tmp_path).report
     assert report.int8 is None
     assert in_float(tmp_path) >= {"b", "c", "fc"}
+    assert {one.dtype for one in report.speed} == {"float32"}
     (failure,) = report.failures
     assert "is slower in integers, 0.80x (0.80..0.80) on onnxruntime" in failure
     assert 'int8="all"' in failure or "--int8 all" in failure
