@@ -126,28 +126,37 @@ class Judge:
         return total / count if count else None
 
     def _each_alone(self, made: RoundedNet) -> dict[tuple[str, ...], float]:
-        """By row: what is lost by it in integers, the others in float.
+        """By row: what is lost by it in integers, the others in float; sums over batches.
 
         All is rounded to the nearest here: what the rounded net has was fitted to inputs that other
         layers may have spoiled.
         """
-        exact, given = made.exact, self._given[0]
+        exact, batches = made.exact, self._few()
         assert exact is not None
-        if not self._twin.onnx_form.batch:
-            given = rows_of(given, slice(_ALONE))
         losses = {}
         with evaluating(exact):
-            wanted = exact.values(given, [*made.grids, *self._names])
-            grids = {name: grid_of([wanted[name]]) for name in made.grids}
+            wanted = [exact.values(one, [*made.grids, *self._names]) for one in batches]
+            grids = {name: grid_of([one[name] for one in wanted]) for name in made.grids}
             for row in rows_in(exact, made.places):
                 names = tuple(step.name for step in row)
                 others = dict.fromkeys({*made.layers} - {*names}, "")
                 places = places_of(exact, exclude=others)
                 some = {name: grid for name, grid in grids.items() if name in places.values}
+                rounded = RoundedNet(exact, places, grids=some)
                 with _rounded([exact.module_of(step) for step in row]):
-                    found = RoundedNet(exact, places, grids=some).values(given, self._names)
-                losses[names] = self._apart(found, {n: wanted[n] for n in self._names}) or 0.0
+                    found = [rounded.values(one, self._names) for one in batches]
+                losses[names] = sum(
+                    self._apart(one, {name: true[name] for name in self._names}) or 0.0
+                    for one, true in zip(found, wanted, strict=True)
+                )
         return losses
+
+    def _few(self) -> list[dict[str, Tensor]]:
+        """Some of the inputs."""
+        first = self._given[0]
+        if not self._twin.onnx_form.batch:
+            first = rows_of(first, slice(_ALONE))
+        return [first, *self._given[1 : _ALONE // batch_size(first)]]
 
     def _worth_most(self, lost: float) -> list[tuple[str, ...]]:
         """As few rows as seem to be enough, if what they lose adds up; one at least."""
