@@ -45,8 +45,8 @@ Plan = Annotated[Path | None, typer.Option(
     rich_help_panel=_CHOICE)]
 Int8 = Annotated[str | None, typer.Option(
     "--int8", metavar="[all]", help="Make model.onnx compute in 8-bit integers: chains are fitted "
-    "for it, and the ranges come from --data's images. Layers that are slower so stay in float, "
-    "but for --int8 all. The report shows int8 without factorization beside it.",
+    "for it, and the ranges come from --data's images. Layers that are slower or lose too much "
+    "so stay in float, but for --int8 all. The report shows int8 without factorization beside it.",
     rich_help_panel=_CHOICE)]
 Include = Annotated[list[str] | None, typer.Option(
     metavar="GLOB",

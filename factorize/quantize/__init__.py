@@ -2,6 +2,10 @@
 
 from factorize.quantize.made_up_codes import as_integers
 from factorize.quantize.quantize_onnx import Int8Check, quantize_onnx
+from factorize.quantize.rows import rows_in
 from factorize.quantize.saturation import LARGEST, largest_code
+from factorize.quantize.spare import Spare
 
-__all__ = ["LARGEST", "Int8Check", "as_integers", "largest_code", "quantize_onnx"]
+__all__ = [
+    "LARGEST", "Int8Check", "Spare", "as_integers", "largest_code", "quantize_onnx", "rows_in",
+]  # fmt: skip

@@ -72,12 +72,15 @@ class RoundedNet:
         Its layers have the weights that their codes stand for.
     grids
         By value.
+    exact
+        The float net, with the same scales between its layers.
     """
 
     twin: Twin
     places: Places
     layers: dict[str, RoundedLayer] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
+    exact: Twin | None = None
 
     def values(self, given: dict[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
         """Some values of the graph, rounded where the file rounds them."""
@@ -117,7 +120,8 @@ def round_net(
     progress
         Called with the number of each layer, from 1.
     """
-    exact, made = copy.deepcopy(twin), RoundedNet(copy.deepcopy(twin), places)
+    exact = copy.deepcopy(twin)
+    made = RoundedNet(copy.deepcopy(twin), places, exact=exact)
     readers = readers_of(twin)
     outputs = {value.name for value in twin.onnx_file.proto.graph.output}
     generator = torch.Generator().manual_seed(seed)

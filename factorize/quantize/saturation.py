@@ -7,6 +7,7 @@ from pathlib import Path
 
 LARGEST = 127
 _HALVED = 63
+FLAGS = Path("/proc/cpuinfo")
 
 
 def largest_code() -> int:
@@ -18,7 +19,7 @@ def largest_code() -> int:
     if platform.machine().lower() not in ("x86_64", "amd64", "i686"):
         return LARGEST
     try:
-        flags = Path("/proc/cpuinfo").read_text("utf-8").lower()
+        flags = FLAGS.read_text("utf-8").lower()
     except OSError:  # no Linux: the smaller one is right everywhere
         return _HALVED
     return LARGEST if "avx512_vnni" in flags or "avx_vnni" in flags else _HALVED

@@ -50,14 +50,18 @@ def twin_and_batches(
                 f"{what}. Export it so, or leave --int8 out."
             )
         twin, _ = make_twin(file)
-        return twin, _batches(twin, batches, images, memory)
+        found = batches_of(twin, batches, images, memory)
     except ModelLoadError as error:
         raise ExportError(str(error)) from error
+    if not found:
+        raise ExportError("--int8: needs images to find the ranges of, got none. Give --data.")
+    return twin, found
 
 
-def _batches(
+def batches_of(
     twin: Twin, batches: Iterable[Any], images: int, memory: float
 ) -> list[dict[str, Tensor]]:
+    """As many samples as there are, are wanted and fit, by input."""
     found: list[dict[str, Tensor]] = []
     most, have = images, 0
     for batch in batches:
@@ -77,8 +81,6 @@ def _batches(
             have += batch_size(one)
             if have >= most:
                 return found
-    if not found:
-        raise ExportError("--int8: needs images to find the ranges of, got none. Give --data.")
     return found
 
 

@@ -159,8 +159,8 @@ def compress(
         share as rank.
     int8
         Whether ``model.onnx`` is to compute in 8-bit integers, see `quantize_onnx`: the chains are
-        fitted for it, and the ranges are those of `data`. Layers that are measured to be slower so
-        stay in float, but for ``"all"``. The returned model stays in float.
+        fitted for it, and the ranges are those of `data`. Layers that are measured to be slower so,
+        or to lose too much, stay in float, but for ``"all"``. The returned model stays in float.
     onnx
         How ``model.onnx`` is written: operators, names, float16.
     openvino_xml

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,11 @@ def deliver(
                     request.example_input, request.onnx,
                 )  # fmt: skip
             if request.int8:
+                outcome = made.cut.outcome
                 delivered.int8 = quantize_delivered(
-                    delivered.exports, request, journal, timed=bool(targets)
-                )
+                    delivered.exports, request, journal, timed=bool(targets),
+                    asked=outcome.report.budget.get("speedup", 1.0) if outcome else 1.0,
+                )  # fmt: skip
             if request.openvino_xml and delivered.exports.check:
                 _write_openvino(delivered.exports)
             if files:
@@ -135,8 +137,9 @@ def _timed(
     try:
         if delivered.int8:
             found += int8_speedups(delivered.exports, request, made.model, target)
-        else:
-            found += speedups(*nets, [target])
+        else:  # in integers there is none
+            in_float = replace(target, dtype="float32") if target.dtype == "int8" else target
+            found += speedups(*nets, [in_float])
         journal.remarks += pairs.remarks(*nets, target)
     except ExportError as error:
         delivered.exports.failures.append(str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from factorize.export.onnx_back import export_back
 from factorize.fit import Fitted
 from factorize.measure import LatencyModel, OnnxNet, Target, pairs
 from factorize.onnx_graph import Twin
-from factorize.quantize import LARGEST, Int8Check, quantize_onnx
-from factorize.run.kept_in_float import slower_in_integers
+from factorize.quantize import LARGEST, Int8Check, Spare, quantize_onnx
+from factorize.run.kept_in_float import beside_float, timed_in_integers
 from factorize.run.records import EVERYWHERE, Journal, Request
 from factorize.types import LayerPlan, Plan, Speedup
 
@@ -50,7 +51,7 @@ class InIntegers:
 
 
 def quantize_delivered(
-    made: export.Exports, request: Request, journal: Journal, *, timed: bool
+    made: export.Exports, request: Request, journal: Journal, *, timed: bool, asked: float = 1.0
 ) -> InIntegers | None:
     """Make ``model.onnx`` int8, and rate it; None where that failed, which is noted.
 
@@ -61,6 +62,8 @@ def quantize_delivered(
     ----------
     timed
         Whether layers are timed, and stay in float where they are slower in integers.
+    asked
+        The speedup that the result is to have.
     """
     if made.check is None:
         made.failures.append("model.onnx in int8: there is no float one to make it of")
@@ -68,15 +71,16 @@ def quantize_delivered(
     original, model = made.onnx_files
     model.replace(made.folder / FLOAT)
     try:
-        return _quantize(made, original, request, journal, timed)
+        return _quantize(made, original, request, journal, timed, asked)
     finally:
         if not model.exists():
             (made.folder / FLOAT).replace(model)
 
 
 def _quantize(
-    made: export.Exports, original: Path, request: Request, journal: Journal, timed: bool
-) -> InIntegers | None:
+    made: export.Exports, original: Path, request: Request, journal: Journal, timed: bool,
+    asked: float,
+) -> InIntegers | None:  # fmt: skip
     timer = request.timer if timed and request.int8 != EVERYWHERE else None
     folder, checks = made.folder, dict[str, Int8Check]()
     for step, source, name in (
@@ -84,7 +88,8 @@ def _quantize(
     ):  # fmt: skip
         try:
             with journal.timed("int8"):
-                checks[step] = _quantized(source, folder / name, request, timer)
+                checks[step] = _careful(source, folder / name, request, timer, journal,
+                                        original, asked if step == STEP else 1.0)  # fmt: skip
             with journal.timed("evaluate"):
                 net = OnnxNet(folder / name, request.model, request.example_input)
                 journal.quality[step] = request.worth(net)
@@ -150,18 +155,59 @@ def int8_speedups(
     ]
 
 
-def _quantized(
-    source: Path, path: Path, request: Request, timer: LatencyModel | None = None
-) -> Int8Check:
+def _careful(
+    source: Path, path: Path, request: Request, timer: LatencyModel | None, journal: Journal,
+    original: Path, asked: float,
+) -> Int8Check:  # fmt: skip
+    """Layers that are slower or lose too much in integers stay in float, unless all are to be in.
+
+    Those that lose too much are put back as long as the net is still as fast as asked.
+    """
     assert request.data is not None
-    example, left = request.example_input, {}
+    if request.int8 == EVERYWHERE:
+        return _quantized(source, path, request)
+    example, slower, gains = request.example_input, {}, {}
     if timer is not None:
         if isinstance(request.model, Twin):
             example = request.model.fed(example)
-        left = slower_in_integers(source, example, timer)
+        timed = timed_in_integers(source, example, timer)
+        slower, gains = timed.slower, timed.gains
+    held_out = (batch[0] for batch in request.data.holdout)
+    try:
+        spare = Spare(held_out, request.outputs.kind, gains)
+        check = _quantized(source, path, request, slower, spare)
+        if timer is None or not check.alone:
+            return check
+        first, *others = check.alone
+        told, more = check.left[first], f" and {len(others)} more" if others else ""
+        found = beside_float(source, path, example, timer)
+        if found.speedup_p90 < 1:
+            raise ExportError(
+                f"{source.name}: {told}, and is slower so than in float, {found.speedup:.2f}x on "
+                f"{timer.target}. To have it in integers give --int8 all."
+            )
+        if asked > 1:
+            found = beside_float(original, path, example, timer)
+        if found.speedup_p90 < asked:
+            journal.remarks.append(
+                f"int8: {first}{more} compute in integers all the same: {told}, but with them in "
+                f"float it is {found.speedup:.2f}x as fast, of {asked:g}x"
+            )
+            check = _quantized(source, path, request, slower)
+        return check
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _quantized(
+    source: Path, path: Path, request: Request, left: Mapping[str, str] | None = None,
+    spare: Spare | None = None,
+) -> Int8Check:  # fmt: skip
+    assert request.data is not None
     return quantize_onnx(
-        source, path, (batch[0] for batch in request.data.train), exclude=left,
-        memory=request.fit.memory, seed=request.seed, progress=request.progress,
+        source, path, (batch[0] for batch in request.data.train), exclude=left or {}, spare=spare,
+        memory=request.fit.memory, force=True, seed=request.seed, progress=request.progress,
     )  # fmt: skip
 
 

@@ -1,26 +1,41 @@
-"""Which layers of a file are slower in integers than in float, on the target."""
+"""How much faster the layers of a file are in integers than in float, on the target."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from factorize.errors import ExportError
 from factorize.graph.spec_of import spec_of
-from factorize.measure import Chain, LatencyModel, speedup
+from factorize.measure import LatencyModel, Target, speedup
 from factorize.measure.runtimes.running import batched
 from factorize.onnx_graph import Twin, make_twin, read_onnx
-from factorize.quantize import as_integers
-from factorize.quantize.places import Places, places_of, readers_of
+from factorize.quantize import as_integers, rows_in
+from factorize.quantize.places import places_of
 from factorize.quantize.source import named_inputs
-from factorize.spec import Size
 from factorize.tensor.call import evaluating
+from factorize.types import Speedup
 
 
-def slower_in_integers(file: Path, example_input: Any, timer: LatencyModel) -> dict[str, str]:
-    """Names of layers that are to stay in float, each with the reason.
+@dataclass(frozen=True)
+class Timed:
+    """What the clock says of layers in integers.
+
+    Attributes
+    ----------
+    slower
+        Names of those that are to stay in float, each with the reason.
+    gains
+        By layer of the others: the time that it and those in a row with it gain in integers.
+    """
+
+    slower: dict[str, str]
+    gains: dict[str, float]
+
+
+def timed_in_integers(file: Path, example_input: Any, timer: LatencyModel) -> Timed:
+    """Time the layers of a file in integers and in float.
 
     Layers that stand in a row, as the stages of a chain do, are timed together. Where some are
     slower in integers, by more than the noise, the net is timed with them in float and without:
@@ -38,12 +53,19 @@ def slower_in_integers(file: Path, example_input: Any, timer: LatencyModel) -> d
     ExportError
         The whole net is slower in integers.
     """
-    twin, _ = make_twin(read_onnx(file))
-    where, given = str(timer.target), named_inputs(twin, example_input)
-    given = batched(given, timer.target.batch)
+    twin, given = _twin_and_inputs(file, example_input, timer)
+    where = str(timer.target)
     slower: dict[str, str] = {}
-    for names, chain, size in _rows(twin, places_of(twin), given):
-        time = timer.in_integers(chain, size)
+    gains: dict[str, float] = {}
+    rows = rows_in(twin, places_of(twin))
+    with evaluating(twin):
+        values = twin.values(given, [row[0].reads[0] for row in rows])
+    for row in rows:
+        names, x = [step.name for step in row], values[row[0].reads[0]]
+        chain = tuple(spec_of(twin.module_of(step), "") for step in row)
+        time = timer.in_integers(chain, tuple(x.shape[2:] if chain[0].kernel else x.shape[1:-1]))
+        if time:
+            gains |= dict.fromkeys(names, time.dense - time.chain)
         if time and time.high < 1:
             told = f"{time.speedup:.2f}x in integers ({time.low:.2f}..{time.high:.2f}) on {where}"
             slower |= dict.fromkeys(names, told)
@@ -54,40 +76,26 @@ def slower_in_integers(file: Path, example_input: Any, timer: LatencyModel) -> d
             whole = mixed
         else:
             slower = {}
-    found = speedup(replace(timer.target, dtype="float32"), file, whole, given)
+    found = speedup(_in_float(timer), file, whole, given)
     if found.speedup_p90 < 1:
         raise ExportError(
             f"{file.name}: is slower in integers, {found.speedup:.2f}x "
             f"({found.speedup_p10:.2f}..{found.speedup_p90:.2f}) on {where}. For another machine "
             "give --int8 all."
         )
-    return slower
+    return Timed(slower, gains)
 
 
-def _rows(twin: Twin, places: Places, given: Any) -> Iterator[tuple[tuple[str, ...], Chain, Size]]:
-    """Layers in integers that nothing stands between, as a chain, and the size of its input."""
-    readers = readers_of(twin)
-    steps = {step.name: step for step in twin.onnx_steps}
-    layers = [steps[name] for name in places.layers]
-    inner = {step.name for one in layers if (step := _next(one, readers, places))}
-    with evaluating(twin):
-        values = twin.values(given, [step.reads[0] for step in layers])
-    for first in layers:
-        if first.name in inner:
-            continue
-        row = [first]
-        while (step := _next(row[-1], readers, places)) is not None:
-            row.append(step)
-        x = values[first.reads[0]]
-        chain = tuple(spec_of(twin.module_of(step), "") for step in row)
-        size = tuple(x.shape[2:] if chain[0].kernel else x.shape[1:-1])
-        yield tuple(step.name for step in row), chain, size
+def beside_float(file: Path, rounded: Path, example_input: Any, timer: LatencyModel) -> Speedup:
+    """How much faster than a float file its form in integers is."""
+    _, given = _twin_and_inputs(file, example_input, timer)
+    return speedup(_in_float(timer), file, rounded, given)
 
 
-def _next(step: Any, readers: Any, places: Places) -> Any:
-    """The layer of the same kind that alone reads what one makes."""
-    after = readers[step.makes[0]]
-    if len(after) != 1:
-        return None
-    alike = after[0].name in places.layers and after[0].kind == step.kind
-    return after[0] if alike and after[0].reads[0] == step.makes[0] else None
+def _twin_and_inputs(file: Path, example_input: Any, timer: LatencyModel) -> tuple[Twin, Any]:
+    twin, _ = make_twin(read_onnx(file))
+    return twin, batched(named_inputs(twin, example_input), timer.target.batch)
+
+
+def _in_float(timer: LatencyModel) -> Target:
+    return replace(timer.target, dtype="float32")

@@ -19,7 +19,7 @@ from factorize.tune import FinetuneConfig, FinetuneResult, Recalibration
 from factorize.types import Data, Metric, Plan, Progress
 
 EVERYWHERE = "all"
-"""int8 for layers that are slower in it, too."""
+"""int8 for layers that are slower or lose too much in it, too."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Request:
     reference
         The model, whose outputs are kept.
     int8
-        Whether ``model.onnx`` is to compute in integers: True, but for layers that are slower so;
+        Whether ``model.onnx`` is to compute in integers: True, but for layers that are slower or
+        lose too much so;
         `EVERYWHERE`.
     openvino_xml
         Whether OpenVINO's own form is wanted too.

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 from onnx_files import image, node, random, save, twin_of
+from spoiled_net import SPOILED, spoiled
+from spoiled_net import in_float as floats_of
 
 import factorize
 from factorize.errors import DataError
-from factorize.measure import LatencyModel, NumberCache, Target
+from factorize.measure import LatencyModel, NumberCache, Target, pairs
 from factorize.measure.interleave import ChainTime
-from factorize.run import kept_in_float
+from factorize.run import deliver, in_integers, kept_in_float
 from factorize.spec import ConvSpec
 from factorize.types import Latency, Speedup
 
@@ -35,6 +36,12 @@ def file(tmp_path: Path) -> Path:
         node("MatMul", "z3 fc.weight", "y", "fc"),
     ]
     return save(tmp_path / "net.onnx", nodes, weights)
+
+
+@pytest.fixture(autouse=True)
+def _timed_roughly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_SECONDS", "_WARMUP", "_PATIENCE"):
+        monkeypatch.setattr(pairs, name, 0.0)
 
 
 @pytest.fixture
@@ -69,10 +76,17 @@ def made(tmp_path: Path, int8: Any = True) -> factorize.Result:
 
 def in_float(tmp_path: Path) -> set[str]:
     """Layers of the delivered file whose weights are floats."""
-    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
-    codes = {one.output[0] for one in graph.node if one.op_type == "DequantizeLinear"}
-    layers = [one for one in graph.node if one.op_type in ("Conv", "MatMul")]
-    return {one.name for one in layers if one.input[1] not in codes}
+    return floats_of(tmp_path / "out" / "model.onnx")
+
+
+def made_of_spoiled(tmp_path: Path, int8: Any = True) -> factorize.Report:
+    """What is told of a net with two layers that integers spoil."""
+    data = [(x,) for x in image(60, 3, 9, 10).split(12)]
+    return factorize.compress(
+        twin_of(spoiled(tmp_path / "net.onnx"), image()), image(), rank=2, include=["first"],
+        int8=int8, data=data, out=tmp_path / "out", device="cpu", method="channel_svd",
+        target=Target("onnxruntime", threads=1),
+    ).report  # fmt: skip
 
 
 def test_a_row_that_is_slower_stays_in_float_and_the_report_says_why(
@@ -121,6 +135,7 @@ def test_a_net_that_is_slower_is_delivered_in_float(tmp_path: Path, timed: dict[
     report = made(tmp_path).report
     assert report.int8 is None
     assert in_float(tmp_path) >= {"b", "c", "fc"}
+    assert {one.dtype for one in report.speed} == {"float32"}
     (failure,) = report.failures
     assert "is slower in integers, 0.80x (0.80..0.80) on onnxruntime" in failure
     assert 'int8="all"' in failure or "--int8 all" in failure
@@ -132,6 +147,52 @@ def test_all_of_it_is_not_timed(tmp_path: Path, timed: dict[str, Any]) -> None:
     assert timed["asked"] == []
     assert report.int8 is not None
     assert in_float(tmp_path) == set()
+
+
+def test_a_layer_that_loses_too_much_stays_in_float_and_the_report_says_why(
+    tmp_path: Path, timed: dict[str, Any]
+) -> None:
+    report = made_of_spoiled(tmp_path)
+    assert in_float(tmp_path) == SPOILED
+    assert report.int8 is not None
+    for one in report.int8.values():
+        assert set(one["left"]) == set(one["alone"]) == SPOILED
+        assert one["held_out"] <= 0.003
+    (note,) = [note for note in report.notes if "stayed in float32" in note]
+    assert "and 1 more stayed in float32: the net loses too much in integers" in note
+    assert report.quality["int8"]["kl"] < report.quality["rewritten"]["kl"] + 0.02
+
+
+def test_all_of_it_loses_what_it_loses(tmp_path: Path, timed: dict[str, Any]) -> None:
+    report = made_of_spoiled(tmp_path, "all")
+    assert in_float(tmp_path) == set()
+    assert report.int8 is not None
+    assert report.int8["check"]["held_out"] is None
+
+
+@pytest.mark.parametrize("speed, asked", [(0.8, 1.0), (2.0, 3.0)])
+def test_no_layer_is_put_back_for_which_the_speed_is_missed(
+    tmp_path: Path, timed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, speed: float,
+    asked: float,
+) -> None:  # fmt: skip
+    """Slower than in float, the net is delivered in float; slower than asked, in integers."""
+    real = deliver.quantize_delivered
+    shown = Speedup("", "", "", 1, 1, 20, *(Latency(1, 1, 1),) * 2, speed, speed, speed)
+    monkeypatch.setattr(in_integers, "beside_float", lambda *_: shown)
+    monkeypatch.setattr(
+        deliver, "quantize_delivered", lambda *a, **how: real(*a, **{**how, "asked": asked})
+    )
+    report = made_of_spoiled(tmp_path)
+    if speed < 1:
+        assert report.int8 is None
+        assert len(in_float(tmp_path)) == 6
+        (failure,) = report.failures
+        assert "float.onnx: the net loses too much" in failure
+        assert "is slower so than in float, 0.80x on onnxruntime" in failure
+    else:
+        assert in_float(tmp_path) == set()
+        (note,) = [note for note in report.notes if "all the same" in note]
+        assert "in float it is 2.00x as fast, of 3x" in note
 
 
 def test_by_the_clock(tmp_path: Path) -> None:
