@@ -121,13 +121,23 @@ def run_alone(runtime: str, folder: Path, file: Path, calls: int) -> int:
     return (_answer(key, task) or 0) if code is None else code
 
 
-def _answer(key: tuple[int, str], task: str) -> int | None:
-    """The exit code of one task; None where the process was no longer waiting for it."""
+def expect(*runtimes: str) -> None:
+    """Have the processes of runtimes started, which takes a while, before they are asked."""
+    for runtime in runtimes:
+        _process((os.getpid(), runtime))
+
+
+def _process(key: tuple[int, str]) -> subprocess.Popen[str]:
     if key in _waiting and _waiting[key].poll() is not None:
         _end(_waiting.pop(key))
     if key not in _waiting:
         _waiting[key] = _started(key[1])
-    process: Any = _waiting[key]
+    return _waiting[key]
+
+
+def _answer(key: tuple[int, str], task: str) -> int | None:
+    """The exit code of one task; None where the process was no longer waiting for it."""
+    process: Any = _process(key)
     try:
         process.stdin.write(f"{task}\n")
         process.stdin.flush()

@@ -13,6 +13,7 @@ from torch import nn
 
 from factorize import methods
 from factorize.errors import ExportError
+from factorize.export.alone import expect
 from factorize.export.onnx_back import export_back
 from factorize.export.program import export_program
 from factorize.export.program_back import export_program_back
@@ -84,6 +85,7 @@ def export_all(
     if isinstance(original, Twin):
         _export_twin(made, original, compressed, plan, example_input)
         return
+    expect("onnxruntime", "torch")
     traces = Traces(compressed, example_input)
     chains = {layer.spec.name: len(methods.chain_of(layer)) for layer in plan.factorized}
     with _noting(failures, "model.safetensors", folder):

@@ -70,6 +70,7 @@ def fit_layer(
     *,
     centre: bool = True,
     any_order: bool = False,
+    held_out: bool = True,
     seed: int,
 ) -> Factorization:
     """Fit a layer in the norm of its output; its bias, where it has one, makes up for the mean.
@@ -78,6 +79,7 @@ def fit_layer(
     that has the same weight and none.
 
     With `any_order`, each order of the chain that saves MACs is fitted and the best one kept.
+    Without `held_out` the error on the images held out is not measured.
     Errors are those of the outputs, relative to the outputs wanted (to their deviation from the
     mean where there is a bias).
     """
@@ -90,7 +92,10 @@ def fit_layer(
     parts = judged if centre else calibration
     target, norm = target_and_norm(parts.fit, weight, shrinkage(parts))
     orders = _orders(layer) if any_order else [layer]
-    candidates = [methods.factorize(order, target, norm=norm, seed=seed) for order in orders]
+    several = len(orders) > 1
+    candidates = [
+        methods.factorize(order, target, norm=norm, measured=several, seed=seed) for order in orders
+    ]
     made = min(candidates, key=lambda candidate: candidate.error)
     kernel = methods.chain_kernel(made.stages, made.weights)
     missed = 0.0
@@ -104,12 +109,10 @@ def fit_layer(
         "fit %s: %s %s: error %.3g in %.2f s",
         layer.spec.name, layer.method, made.rank, error, time.perf_counter() - start,
     )  # fmt: skip
-    return replace(
-        made,
-        error=error,
-        held_out_error=output_error(judged.held_out, weight, kernel, mean_error=missed),
-        bias=bias,
-    )
+    if held_out:
+        apart = output_error(judged.held_out, weight, kernel, mean_error=missed)
+        made = replace(made, held_out_error=apart)
+    return replace(made, error=error, bias=bias)
 
 
 def _orders(layer: LayerPlan) -> list[LayerPlan]:

@@ -121,21 +121,6 @@ def chain_kernel(stages: tuple[ConvSpec, ...], weights: tuple[Tensor, ...]) -> T
     return kernel
 
 
-def extended(kernel: Tensor, size: Size) -> Tensor:
-    """What a next stage sees of a kernel (C, I, *kernel) in a patch of its own size.
-
-    Returns
-    -------
-    (C prod(size), I, *(k * s for k, s in zip(kernel, size))), channels first, then positions: the
-    rows that a row of the next stage's weight, (C, *size) flattened, weighs.
-    """
-    positions = torch.eye(prod(size), dtype=kernel.dtype, device=kernel.device)
-    flat = kernel.reshape(*kernel.shape[:2], -1)
-    product = torch.einsum("cim,ak->caikm", flat, positions)
-    rows = len(kernel) * len(positions)
-    return _merged(product, rows, kernel.shape[1], size, tuple(kernel.shape[2:]))
-
-
 def _merged(product: Tensor, outputs: int, inputs: int, one: Size, two: Size) -> Tensor:
     """(O, I, prod(k), prod(k')) with axes of extents k k': one of each pair of extents is 1."""
     axes = len(one)

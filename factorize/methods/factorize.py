@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import nan, sqrt
 
 import torch
 from torch import Tensor
@@ -55,7 +55,12 @@ def check_rank(method: Method, spec: ConvSpec, rank: Rank) -> None:
 
 
 def factorize(
-    layer: LayerPlan, weight: Tensor, *, norm: Norm | None = None, seed: int = 0
+    layer: LayerPlan,
+    weight: Tensor,
+    *,
+    norm: Norm | None = None,
+    measured: bool = True,
+    seed: int = 0,
 ) -> Factorization:
     """Factorize one kernel as planned; the error is measured on the weights that are returned.
 
@@ -65,6 +70,8 @@ def factorize(
         The spec's ``kernel_shape``, any floating dtype and device; computed in float64 on the CPU.
     norm
         The norm to fit in; the identity unless given. Of a layer without groups only.
+    measured
+        Whether to measure the error, which takes long in a large layer; else it is not a number.
 
     Raises
     ------
@@ -80,9 +87,10 @@ def factorize(
     for part in exact.chunk(layer.spec.groups):
         found = method.fit(part, layer.rank, layer.variant, stages=alone, norm=norm, seed=seed)
         groups.append(shaped(alone, found))
-        kernels.append(chain_kernel(alone, groups[-1]))
+        if measured:
+            kernels.append(chain_kernel(alone, groups[-1]))
     weights = tuple(_joined(list(of_stage)) for of_stage in zip(*groups, strict=True))
-    error = norm.relative_error(exact, _joined(kernels))
+    error = norm.relative_error(exact, _joined(kernels)) if measured else nan
     return Factorization(layer.spec, method.name, layer.rank, layer.variant, stages, weights, error)
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from factorize.methods.chain import chain_kernel, extended
+from factorize.methods.chain import chain_kernel
+from factorize.methods.projection import Joint, Projected, Weights
 from factorize.spec import ConvSpec
 from factorize.tensor.effort import Effort, effort
 from factorize.tensor.noise import noise
 from factorize.tensor.norm import Norm
-
-Weights = tuple[Tensor, ...]
 
 ITERATIONS = 10  # of L-BFGS in a sweep
 HISTORY = 8  # steps of L-BFGS that are remembered; more cost time and win nothing
@@ -73,10 +71,9 @@ def refine(
     Golub & Pereyra, "Separable nonlinear least squares: the variable projection method and its
     applications", Inverse Problems 19 (2003).
     """
-    scale = norm.energy(target)
-    if not scale:
+    problem = _problem(stages, target, norm)
+    if not problem.scale > 0:
         return start
-    problem = _problem(stages, target, norm, scale)
     length = target[0].numel()
     tolerance = max(tolerance, QUICK) if effort() < Effort.WHOLE else tolerance
     most = sweeps or (SWEEPS_LARGE if length >= LARGE else SWEEPS)
@@ -86,6 +83,7 @@ def refine(
         points = _Points(problem, start)
     free = points.free
     best, lowest = [w.detach().clone() for w in free], points.value()
+    first = lowest
     if trace:
         trace(lowest)
     optimizer = torch.optim.LBFGS(
@@ -113,14 +111,18 @@ def refine(
     def error(weights: Weights) -> float:
         return norm.energy(target - chain_kernel(stages, weights))
 
+    if RESOLVED < lowest < (1 - RESOLVED) * first:  # no rounding makes up for that
+        return found
     return min((found, start), key=lambda weights: _finite(error(weights)))
 
 
-def _problem(stages: tuple[ConvSpec, ...], target: Tensor, norm: Norm, scale: float) -> _Joint:
-    last = stages[-1]
-    features = last.in_channels * prod(last.kernel) * target[0].numel()
+def _problem(stages: tuple[ConvSpec, ...], target: Tensor, norm: Norm) -> Joint:
+    last, rows = stages[-1], target.flatten(1)
+    features = last.in_channels * prod(last.kernel) * rows.shape[1]
     projected = last.groups == 1 and features <= MOST_FEATURES
-    return (_Projected if projected else _Joint)(stages, target.flatten(1), norm, scale)
+    product = norm.times(rows)
+    scale = float((product * rows).sum())
+    return (Projected if projected else Joint)(stages, rows, norm, product, scale)
 
 
 class _Points:
@@ -134,7 +136,7 @@ class _Points:
         The weights.
     """
 
-    def __init__(self, problem: _Joint, start: Weights) -> None:
+    def __init__(self, problem: Joint, start: Weights) -> None:
         self.problem = problem
         dtype = problem.target.dtype
         self.free = [w.detach().to(dtype, copy=True).requires_grad_() for w in problem.free(start)]
@@ -156,102 +158,6 @@ class _Points:
         point = [w.detach().clone() for w in self.free]
         self._seen = [*self._seen[1 - _SEEN :], (point, value, [w.grad for w in self.free])]
         return self._seen[-1]
-
-
-class _Joint:
-    """The squared error as a function of the weights of all stages."""
-
-    def __init__(
-        self, stages: tuple[ConvSpec, ...], target: Tensor, norm: Norm, scale: float
-    ) -> None:
-        self.stages, self.target, self.norm, self.scale = stages, target, norm, scale
-        self.product = norm.times(target)  # T S
-
-    def to(self, dtype: torch.dtype) -> _Joint:
-        return type(self)(self.stages, self.target.to(dtype), self.norm.to(dtype), self.scale)
-
-    def free(self, weights: Weights) -> Weights:
-        """The weights that are moved."""
-        return weights
-
-    def weights(self, free: list[Tensor]) -> Weights:
-        """The weights of all stages."""
-        return tuple(free)
-
-    def objective(self, free: list[Tensor], *, backward: bool = False) -> float:
-        """``||T - W'||^2 / ||T||^2``; its gradients are added to those of the weights, if asked."""
-        kernel = chain_kernel(self.stages, tuple(free)).flatten(1)
-        with torch.no_grad():
-            difference = kernel - self.target
-            gradient = self.norm.times(difference)
-            value = float((gradient * difference).sum()) / self.scale
-        if backward:
-            kernel.backward(2 / self.scale * gradient)
-        return value
-
-
-class _Projected(_Joint):
-    """The squared error with the best last stage, as a function of the weights of the others.
-
-    With the features F, the kernel from an input patch to a patch of the last stage, W' = B F and
-    B = T S F^T (F S F^T)^-1. At the best B its own change does not count: the gradient is that
-    with B held fixed. Independent noise on the features, a share n of each one's own square, adds
-    n sum_r |b_r|^2 (F S F^T)_rr to the error, and n (F S F^T)_rr to the diagonal that is inverted.
-    """
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.noise = noise()
-
-    def free(self, weights: Weights) -> Weights:
-        return weights[:-1]
-
-    def weights(self, free: list[Tensor]) -> Weights:
-        with torch.no_grad():
-            last, _, _, _ = self._last(self._features(free))
-        return (*free, last.reshape(self.stages[-1].kernel_shape))
-
-    def objective(self, free: list[Tensor], *, backward: bool = False) -> float:
-        features = self._features(free)  # (C k, D)
-        with torch.no_grad():
-            last, weighted, gram, inner = self._last(features)
-            misfit = last @ gram - 2 * inner
-            value = 1 + float((misfit * last).sum(dtype=torch.float64)) / self.scale
-            if len(features) > len(last):  # the order that costs less
-                gradient = last.T @ (last @ weighted - self.product)
-            else:
-                gradient = last.T @ last @ weighted - last.T @ self.product
-            if self.noise:
-                gains = self.noise * last.square().sum(0)
-                value += float((gains * gram.diagonal()).sum(dtype=torch.float64)) / self.scale
-                gradient += gains[:, None] * weighted
-        if backward and features.requires_grad:
-            features.backward(2 / self.scale * gradient)
-        return value
-
-    def _features(self, free: list[Tensor]) -> Tensor:
-        last = self.stages[-1]
-        if not free:  # a chain of one stage
-            size = self.target.shape[1]
-            return torch.eye(size, dtype=self.target.dtype, device=self.target.device)
-        return extended(chain_kernel(self.stages[:-1], tuple(free)), last.kernel).flatten(1)
-
-    def _last(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The best last stage B (O, C k), and F S, F S F^T, T S F^T."""
-        features = features.detach()
-        weighted = self.norm.times(features)
-        gram, inner = weighted @ features.T, self.product @ features.T
-        double = gram.dtype == torch.float64
-        ridge = (1e-10 if double else 1e-6) * float(gram.diagonal().mean()) + 1e-30
-        gram_ = gram + (ridge + self.noise * gram.diagonal()).diag()
-        root, failed = torch.linalg.cholesky_ex(gram_)
-        if int(failed):
-            values, vectors = torch.linalg.eigh(gram_.double())
-            inverse = torch.where(values > ridge, 1 / values, 0.0)
-            last = (inner.double() @ vectors * inverse @ vectors.T).to(gram.dtype)
-        else:
-            last = torch.cholesky_solve(inner.T, root).T
-        return last, weighted, gram, inner
 
 
 def _finite(value: float) -> float:

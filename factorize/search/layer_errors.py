@@ -136,6 +136,6 @@ class LayerErrors:
         if self.moments is None:
             made = methods.factorize(layer, self.weight, seed=self.seed)
         else:
-            made = fit_layer(layer, self.module, self.moments, seed=self.seed)
+            made = fit_layer(layer, self.module, self.moments, held_out=False, seed=self.seed)
         kernel = chain_kernel(made.stages, made.weights)
         return Fit(key, macs_of(self.spec, key, rank), made.error**2, kernel, made.bias)

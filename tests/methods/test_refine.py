@@ -111,7 +111,7 @@ def test_long_rows_are_fitted_as_well_in_float32(
 def test_no_point_is_looked_at_twice(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in PATHS[path].items():
         monkeypatch.setattr(solver, name, value)
-    kind: Any = solver._Joint if "all stages" in path else solver._Projected
+    kind: Any = solver.Joint if "all stages" in path else solver.Projected
     objective, points = kind.objective, list[Tensor]()
 
     def noted(problem: Any, free: list[Tensor], **how: bool) -> float:
@@ -144,7 +144,7 @@ def test_gradient_is_that_of_finite_differences(
     monkeypatch.setattr(solver, "MOST_FEATURES", most_features)
     weight, norm = random(*SPEC.weight_shape), NORMS[kind](0)
     stages, start = start_of(method, variant, weight)
-    problem = solver._problem(stages, weight, norm, norm.energy(weight))
+    problem = solver._problem(stages, weight, norm)
     free = [w.clone().requires_grad_() for w in problem.free(tuple(start))]
     assert len(free) == len(stages) - (most_features > 1 and stages[-1].groups == 1)
     with torch.enable_grad():

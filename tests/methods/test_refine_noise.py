@@ -10,7 +10,7 @@ from torch import Tensor
 
 from factorize import methods
 from factorize.methods import refine as solver
-from factorize.methods.chain import chain_kernel, extended
+from factorize.methods.chain import chain_kernel
 from factorize.methods.refine import refine
 from factorize.spec import ConvSpec
 from factorize.tensor.noise import noise, with_noise
@@ -25,7 +25,11 @@ def objective(
     """Squared error, and what noise on the last stage's input adds to it on average, relative."""
     error = norm.energy(target - chain_kernel(stages, weights))
     if stages[-1].groups == 1 and len(stages) > 1:
-        features = extended(chain_kernel(stages[:-1], weights[:-1]), stages[-1].kernel).flatten(1)
+        every = torch.eye(
+            weights[-1][0].numel(), dtype=target.dtype
+        )  # each input of the last stage
+        all_of = (*weights[:-1], every.reshape(-1, *weights[-1].shape[1:]))
+        features = chain_kernel(stages, all_of).flatten(1)
         powers = (norm.times(features) * features).sum(1)
         error += SHARE * float((weights[-1].flatten(1).square().sum(0) * powers).sum())
     return error / norm.energy(target)
@@ -78,7 +82,7 @@ def test_gradient_with_noise_is_that_of_finite_differences(method: str, variant:
     weight, norm = random(*SPEC.weight_shape), NORMS["full"](0)
     stages, start = start_of(method, variant, weight)
     with with_noise(SHARE):
-        problem = solver._problem(stages, weight, norm, norm.energy(weight))
+        problem = solver._problem(stages, weight, norm)
     free = [w.clone().requires_grad_() for w in problem.free(tuple(start))]
     with torch.enable_grad():
         value = problem.objective(free, backward=True)
