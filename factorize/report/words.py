@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from factorize.report.record import CONTROL, LayerReport, Report, SearchReport
+from factorize.report.record import CONTROL, CUT_SHORT, LayerReport, Report, SearchReport
 from factorize.types import Speedup
 
 _PERCENT = {"top1": "top-1", "top5": "top-5", "agreement": "agreement"}
@@ -161,6 +161,27 @@ def quality_line(report: Report) -> str:
     if moved is None or name == "agreement":  # with the original: its change says nothing new
         return line
     return f"{line} ({moved:+.2f})" if is_percent(name) else f"{line} ({moved:+.3g})"
+
+
+def is_worse(report: Report, one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether a step's headline quality is worse than another's, as far as it is shown."""
+    name = headline(one)
+    if name is None or name not in other:
+        return True
+    lower = name in _NUMBERS or name == "loss"
+    lost = (other[name] - one[name]) * (-1 if lower else 1)
+    return lost > (0.005 if is_percent(name) else 5e-4 * abs(other[name]))
+
+
+def has_lost(report: Report) -> bool:
+    """Whether the result is worse than the original, by what is shown of it."""
+    return is_worse(report, report.quality_now, report.quality.get("original", {}))
+
+
+def was_interrupted(report: Report) -> bool:
+    """Whether Ctrl-C or SIGTERM ended the run before its end."""
+    tunings = (report.finetuning or {}, report.control or {})
+    return CUT_SHORT in report.notes or any(one.get("interrupted") for one in tunings)
 
 
 def slower_layers(report: Report) -> tuple[LayerReport, ...]:

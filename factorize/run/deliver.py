@@ -19,7 +19,7 @@ from factorize.measure import (
     pairs,
     speedups,
 )
-from factorize.report import REAL, Report, layer_reports
+from factorize.report import CUT_SHORT, REAL, Report, layer_reports
 from factorize.run.in_integers import InIntegers, drop_data, int8_speedups, quantize_delivered
 from factorize.run.records import Compressed, Journal, Request
 from factorize.run.steps import find
@@ -95,7 +95,7 @@ def deliver(
         if not (files and (folder / "model.safetensors").exists()):
             raise
         delivered.interrupt = interrupt
-        journal.remarks.append("interrupted before all files were exported and timed")
+        journal.remarks.append(CUT_SHORT)
     return delivered
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ran
+from suggestions import check_accepted, suggested
 from torch import nn
 
 from factorize.cli import command as cli
@@ -32,7 +33,9 @@ def save_net(path: Path) -> Path:
     return path
 
 
-def test_digits_runs_the_whole_pipeline(factorize, tmp_path: Path) -> None:
+def test_digits_runs_the_whole_pipeline(
+    factorize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = factorize("digits", "--rank", 8, "--device", "cpu")
     assert ran.code == 0, ran.err
     folder = tmp_path / "digits-factorized"
@@ -49,6 +52,9 @@ def test_digits_runs_the_whole_pipeline(factorize, tmp_path: Path) -> None:
     assert "x (" in ran.out  # the speedup and its spread
     assert "model.onnx" in ran.out
     assert not report["failures"]
+    commands = suggested(folder / "report.html")
+    assert all(words[-1].startswith("digits-factorized-") for words in commands)
+    check_accepted(monkeypatch, commands)
 
 
 def test_verbose_tells_how_long_each_layer_took(factorize, tmp_path: Path) -> None:
