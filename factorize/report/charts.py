@@ -148,7 +148,7 @@ def layer_figure(report: Report, paint: Palette = PAPER, *, wide: bool = True) -
     axes.set_yticks(range(len(rows)), names, parse_math=False)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
-    unit = "ms" if timed else "MACs"
+    unit = words.layer_unit(report.measured) if timed else "MACs"
     bars = [
         axes.barh([0], [0], color=colour, label=f"{when}, {unit}")
         for colour, when in ((paint.before, "before"), (paint.after, "after"))

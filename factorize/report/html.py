@@ -66,6 +66,8 @@ def write_html(
         where=words.measured_setup(report),
         verdict=words.verdict(report),
         slower=words.slower_layers(report),
+        unit=words.layer_unit(report.measured),
+        int8_line=words.int8_line(report),
         interrupted=words.was_interrupted(report),
         timed=any(layer.ms_original is not None for layer in report.layers),
         names=list(names),

@@ -17,6 +17,9 @@ BUSY = 2.0
 """90th over 10th percentile of speedups on both sides of 1 from which on nothing was measured: on a
 quiet machine it is about 1.1, on a shared one 1.5."""
 
+IN_FLOAT = "in float32"
+"""The net without int8, as `run` names it among the times."""
+
 ASK = "--speedup 1.5"
 """What a run that asked for no time is told to ask for: little enough for most nets to reach."""
 
@@ -67,11 +70,32 @@ def change(before: int, after: int) -> str:
     return short(before) if before == after else f"{short(before)}→{short(after)}"
 
 
+def threads(speed: Speedup) -> str:
+    """How many there were."""
+    return f"{speed.threads} thread" + "s" * (speed.threads != 1)
+
+
+def layer_unit(speed: Speedup | None) -> str:
+    """What times of layers are in: on a target that computes in integers, theirs are so too."""
+    return "ms in int8" if speed and speed.dtype == "int8" else "ms"
+
+
+def int8_line(report: Report) -> str:
+    """That the same chains in float32 are as fast or faster; empty where they are not."""
+    one = report.measured
+    exact = next((other for other in report.speed if other.net == IN_FLOAT), None)
+    if one is None or one.dtype != "int8" or exact is None or one.speedup > exact.speedup:
+        return ""
+    return (
+        f"int8 is not faster than the same chains in float32 here: {one.speedup:.2f}x against "
+        f"{exact.speedup:.2f}x"
+    )
+
+
 def setup(speed: Speedup, compiled: bool = False) -> str:
     """Where and how a time was measured; what goes without saying is left out."""
     if speed.taken_from:
-        threads = f"{speed.threads} thread" + "s" * (speed.threads != 1)
-        return f"{speed.device} ({speed.runtime}, {threads}, batch {speed.batch})"
+        return f"{speed.device} ({speed.runtime}, {threads(speed)}, batch {speed.batch})"
     where = speed.runtime
     if speed.device != "cpu":
         where += f" ({speed.device})"
@@ -79,7 +103,7 @@ def setup(speed: Speedup, compiled: bool = False) -> str:
     if compiled:
         words.append("compiled")
     if speed.device == "cpu":
-        words.append(f"{speed.threads} thread" + "s" * (speed.threads != 1))
+        words.append(threads(speed))
     return ", ".join([*words, f"batch {speed.batch}"])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +113,9 @@ def _measure(
     found = [_timed(delivered, request, made, target, journal) for target in targets]
     offered = made.cut.outcome.offered if made.cut.outcome else None
     count = 1 + len(request.timer.beside)
-    mains = [some[0] if some else None for some in found[:count]]
     delivered.speed = tuple(one for some in found for one in some)
-    delivered.also = tuple(one for one in mains[1:] if one)
-    delivered.times = request.timer.everywhere(
-        made.cut.plan, offered, [one.original.median_ms if one else inf for one in mains]
-    )
+    delivered.also = tuple(some[0] for some in found[1:count] if some)
+    delivered.times = request.timer.everywhere(made.cut.plan, offered)
 
 
 def _timed(

@@ -175,10 +175,34 @@ def test_terminal_has_prediction_curve_and_unmet_budget() -> None:
     search = report().search
     assert search is not None
     text = "\n".join(shown(report(search=replace(search, reached=False))))
-    assert "original 11.0/11.3 (-2.6 %), compressed 5.49/5.30 (+3.6 %)" in text
+    assert "ms predicted/measured: 5.49/5.30 (+3.6 %)" in text
     assert "the budget was not reached: speedup 2" in text
     assert re.search(r"search 2x \* +2.04x \(1.97..2.13\) +49.0 % +91.02 %", text)
     assert re.search(r"spatial_svd 0.5 +1.42x", text)
+
+
+def test_layers_have_times_of_their_own_and_no_sum_of_them(tmp_path: Path) -> None:
+    """Not all are timed, and in int8 both of a layer's times are."""
+    one = report(search=None, speed=(speed(threads=1),))
+    lines = shown(one)
+    assert next(line for line in lines if line.startswith("conv1 ")).count("not timed") == 1
+    total = next(line for line in lines if line.startswith("sum of layers"))
+    assert "." not in total.replace("G", "").split("M")[-1]
+    assert any("1 thread," in line for line in lines)
+    assert "not timed" in page(one, tmp_path)[0]
+    assert "ms in int8" not in page(one, tmp_path)[0]
+
+
+def test_int8_that_wins_nothing_is_told(tmp_path: Path) -> None:
+    exact = speed(3.47, 3.4, 3.5, net="in float32")
+    for ratio, told in ((3.35, True), (4.0, False)):
+        one = report(search=None, speed=(speed(ratio, ratio, ratio, dtype="int8"), exact))
+        line = (
+            f"int8 is not faster than the same chains in float32 here: {ratio:.2f}x against 3.47x"
+        )
+        text = page(one, tmp_path)[0]
+        assert (line in shown(one)) == (line in text) == told
+        assert "ms in int8 before" in text
 
 
 def test_narrow_terminal_shows_every_layer_on_lines_of_its_own() -> None:
