@@ -180,7 +180,7 @@ def _summary(report: Report) -> Group:
 
 def _quality_table(report: Report) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
-    table.add_column(Text(report.quality_of), overflow="fold", max_width=60)
+    table.add_column(Text(words.quality_of(report)), overflow="fold", max_width=60)
     steps = list(report.quality)
     for step in steps:
         table.add_column(words.step_name(step), justify="right")

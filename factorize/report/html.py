@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def write_html(
         "quality_name": words.quality_name, "step_name": words.step_name, "setup": words.setup,
         "likes_line": words.likes_line,
         "shell_words": lambda command: map(shlex.quote, shlex.split(command)),
-        "origin": words.origin,
+        "origin": words.origin, "own_words": partial(words.own_words, report),
     }  # fmt: skip
     names = dict.fromkeys(n for values in report.quality.values() for n in values)
     curve_names = dict.fromkeys(n for point in report.curve for n in point.quality)
@@ -73,7 +74,8 @@ def write_html(
         names=list(names),
         curve_names=list(curve_names),
         after=after,
-        headline=words.headline(after),
+        headline=words.headline(after, report),
+        quality_of=words.quality_of(report),
         # Charts are drawn by us, and matplotlib escapes the text in them.
         curve_charts=[Markup(curve_chart(report, wide=wide)) for wide in (True, False)],
         layer_charts=[Markup(layer_chart(report, wide=wide)) for wide in (True, False)],

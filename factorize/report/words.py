@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from factorize.report.record import CONTROL, CUT_SHORT, LayerReport, Report, SearchReport
@@ -46,10 +46,32 @@ def quality_text(name: str, value: float | None) -> str:
     return f"{value:.2f} %" if is_percent(name) else f"{value:.4g}"
 
 
-def headline(values: Mapping[str, float]) -> str | None:
-    """The one quality value to show where there is room for one."""
-    known = [name for name in ("top1", "agreement") if name in values]
-    return next(iter(known or values), None)
+def own_names(report: Report) -> dict[str, bool]:
+    """Qualities that are the user's own, and whether higher is better."""
+    return report.settings.get("higher_is_better") or {}
+
+
+def headline(values: Iterable[str], report: Report) -> str | None:
+    """The one quality value to show where there is room for one: the user's own, if there is."""
+    there = list(values)
+    known = [name for name in (*own_names(report), "top1", "agreement") if name in there]
+    return next(iter(known or there), None)
+
+
+def own_words(report: Report, name: str) -> str:
+    """What is to be known of a quality that is the user's own; empty where it is not."""
+    higher = own_names(report).get(name)
+    if higher is None:
+        return ""
+    of_batches = name == (report.settings.get("outputs") or {}).get("score")
+    mean = ", mean of the batches" if of_batches else ""
+    return f"your own{mean}, {'higher' if higher else 'lower'} is better"
+
+
+def quality_of(report: Report) -> str:
+    """What qualities were measured on, and which are the user's own."""
+    own = [f"{quality_name(name)}: {own_words(report, name)}" for name in own_names(report)]
+    return "; ".join([report.quality_of, *own])
 
 
 def short(count: int) -> str:
@@ -177,7 +199,7 @@ def quality_line(report: Report) -> str:
     if not report.quality:
         return ""
     after = report.quality_now
-    name = headline(after)
+    name = headline(after, report)
     if name is None:
         return ""
     line = f"{quality_name(name)} {quality_text(name, after[name])}"
@@ -189,10 +211,10 @@ def quality_line(report: Report) -> str:
 
 def is_worse(report: Report, one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     """Whether a step's headline quality is worse than another's, as far as it is shown."""
-    name = headline(one)
+    name = headline(one, report)
     if name is None or name not in other:
         return True
-    lower = name in _NUMBERS or name == "loss"
+    lower = not own_names(report).get(name, name not in _NUMBERS and name != "loss")
     lost = (other[name] - one[name]) * (-1 if lower else 1)
     return lost > (0.005 if is_percent(name) else 5e-4 * abs(other[name]))
 

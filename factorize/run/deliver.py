@@ -15,6 +15,7 @@ from factorize.measure import (
     count,
     environment,
     measured_on,
+    own_names,
     pairs,
     speedups,
 )
@@ -177,6 +178,9 @@ def reported(
                 "loss": _name(request.outputs.loss),
                 "score": _name(request.outputs.score),
             },
+            "higher_is_better": own_names(
+                journal.quality.get("original", {}), request.metric, request.outputs
+            ),
             "data": "none" if request.data is None else "made up" if request.data.made_up else REAL,
             "input": looked,
             "device": request.device,
