@@ -201,6 +201,23 @@ def test_each_snippet_runs_in_the_folder(tmp_path: Path, monkeypatch: pytest.Mon
         assert one.file in text
 
 
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        ("net.py:build", "from net import build  #"),
+        ("models/my_net.py:small", "from my_net import small as build  #"),
+        ("package.nets:Net", "from package.nets import Net as build  #"),
+        ("Net", "from my_net import build  #"),
+        ("a b.py:os;x", "from my_net import build  #"),
+    ],
+)
+def test_a_snippet_builds_the_original_as_the_run_did(model: str, line: str) -> None:
+    sizes = {name: {"original": 1, "compressed": 1} for name in ("safetensors", "pt2")}
+    [code] = [one.code for one in snippets(report(model=model, bytes=sizes)) if "build" in one.code]
+    assert line in code
+    compile(code, "snippet", "exec")
+
+
 def test_what_is_not_there_has_no_snippet() -> None:
     sizes = {"original": 1, "compressed": 1}
     assert snippets(report(bytes={})) == ()
