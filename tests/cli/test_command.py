@@ -57,6 +57,15 @@ def test_digits_runs_the_whole_pipeline(
     check_accepted(monkeypatch, commands)
 
 
+@pytest.mark.nightly
+def test_what_the_report_of_digits_suggests_runs_as_it_stands(factorize, tmp_path: Path) -> None:
+    assert factorize("digits", "--macs", 0.5, "--finetune", 0).code == 0
+    for _, *words in suggested(tmp_path / "digits-factorized" / "report.html"):
+        ran = factorize(*words)
+        assert ran.code in (0, 1), ran.err  # 1: a budget that is not reached here
+        assert (tmp_path / words[-1] / "report.json").exists()
+
+
 def test_verbose_tells_how_long_each_layer_took(factorize, tmp_path: Path) -> None:
     net = save_net(tmp_path / "net.pt")
     what = (net, "--macs", 0.5, "--input-shape", "3,16,16", "--dry-run")

@@ -87,7 +87,7 @@ def test_a_kit_its_times_and_the_net_for_that_device(
     assert report.speed[0].speedup >= 1.4
     assert (tmp_path / "out" / "model.onnx").exists()
     commands = suggested(tmp_path / "out" / "report.html")
-    check_accepted(monkeypatch, commands)
+    check_accepted(monkeypatch, [words for words in commands if "photos/" not in words])
     [words] = [words for words in commands if words[1] == "kit"]
     ran = command(*words[1:])
     assert ran.code == 0, ran.err

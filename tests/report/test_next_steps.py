@@ -23,6 +23,7 @@ from factorize.report.loading import snippets
 from factorize.report.next_step import FLAGS, OF_KIT
 from factorize.report.next_steps import next_steps
 from factorize.run.compress import compress
+from factorize.types import Plan
 
 COMMAND = "factorize net.pt --rank=8 --data imagenet/ --lossless --out 'my nets/' --force"
 REAL = {"data": "real images", "fit": {"images": 500}}
@@ -124,20 +125,20 @@ def test_options_are_known_as_the_command_line_has_them() -> None:
     of_run, of_kit = (typer.main.get_command(app).params for app in (cli.app, kit.app))
     long = {max(one.opts, key=len) for one in of_run}
     alone = {opt for one in of_run if getattr(one, "is_flag", False) for opt in one.opts}
-    asking = {"--help", "--help-all", "--version", "--dry-run"}
-    assert FLAGS - {"--int8"} - asking == alone - asking
+    asking = {"--help", "--help-all", "--version", "--install-completion", "--show-completion"}
+    assert FLAGS - {"--int8"} == alone - asking
     assert long & {max(one.opts, key=len) for one in of_kit} - {"model", "--out"} == OF_KIT
 
 
 @pytest.mark.parametrize(
     ("given", "made"),
     [
-        ("--speedup 2 --times t.json --finetune 0 --lr=1 -v", {"speed": True}),
+        ("--speedup 2 --times t.json --lr=1 -v", {"speed": True}),
         ("--rank 8", {}),
         ("--macs 0.5 --stages 2 --calibration-images 9 --force", {"speed": True}),
         ("--plan plan.json", {"layers": (layer("a", speedup_high=0.8),)}),
         ("--speedup 2 --onnx-float16 --save-calibration c.safetensors", {}),
-        ("--max-drop 1 --pick knee --sensitivity kl --exclude a --finetune 3", {"search": None}),
+        ("--max-drop 1 --sensitivity kl --exclude a --finetune 3", {}),
     ],
 )
 def test_the_command_line_carries_out_what_is_suggested(
@@ -150,6 +151,7 @@ def test_the_command_line_carries_out_what_is_suggested(
     recorded = Recorded(threads=2, batch=1, times=times)
     for place in ("factorize.cli.targets.load_times", "factorize.cli.kit.load_times"):
         monkeypatch.setattr(place, lambda *_: recorded)
+    monkeypatch.setattr(cli, "load_plan", lambda _: Plan((), {}))
     far = "--times" in given
     if made.pop("speed", False):
         made["speed"] = (speed(runs=0, taken_from="t.json") if far else speed(0.9, 0.8, 0.95),)
