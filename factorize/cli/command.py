@@ -209,7 +209,8 @@ def run(
                     **ranks,
                 )  # fmt: skip
         _out.print(Text(described, style="bold"))
-        _out.print(plan_table(planned, layer_times))
+        speed = found.outcome.report.measured if found is not None else None
+        _out.print(plan_table(planned, layer_times, speed))
         if found is not None:
             _out.print(Text(forecast(found.outcome.report), style="bold"), soft_wrap=True)
         for note in notes:

@@ -90,9 +90,10 @@ def output_folder(
                 "choose another --out."
             )
         if there and not overwrite:
+            onward = " --resume to go on with its fine-tuning," if work(out) else ""
             raise OutputError(
                 f"{out}: has {', '.join(there)} already, and nothing is overwritten unasked. "
-                "Pass --force, --resume to go on with a fine-tuning, or another --out."
+                f"Pass --force,{onward} or another --out."
             )
         yield Path(staging.name), publish
     except OSError as error:

@@ -20,7 +20,7 @@ from factorize.measure.pairs import speedup, speedups
 from factorize.measure.quality import accuracy, agreement_on_random_input
 from factorize.measure.runtimes import Runtime, Target
 from factorize.measure.splice import splice
-from factorize.measure.worth import as_metric, measured_on, metric_values, worth
+from factorize.measure.worth import as_metric, measured_on, metric_values, own_names, worth
 
 __all__ = [
     "Chain",
@@ -47,6 +47,7 @@ __all__ = [
     "measured_on",
     "metric_values",
     "net_id",
+    "own_names",
     "shape_of_net",
     "speedup",
     "speedups",

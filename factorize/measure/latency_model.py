@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import compress
-from math import inf
 from typing import Any
 
 from factorize import methods
@@ -92,19 +91,17 @@ class LatencyModel:
         return self._measured({key: chain}, beside)[0]
 
     def of_plan(
-        self, plan: Plan, offered: Mapping[str, Chain] | None = None, *, whole_ms: float = inf
+        self, plan: Plan, offered: Mapping[str, Chain] | None = None
     ) -> dict[str, dict[str, float]]:
         """What the report says of layers: times in ms, and bounds of their ratio.
 
-        The two times of a layer are in the ratio that was measured of them, turn by turn.
+        The two times of a layer are in the ratio that was measured of them, turn by turn. They
+        are not made to add up to a net's: each is of a layer by itself, and not all are timed.
 
         Parameters
         ----------
         offered
             Chains that layers which stay dense could have had.
-        whole_ms
-            The time of the original net. Layers cannot take more together: where they seem to, the
-            machine had another speed when it was measured, and the times of all are scaled to it.
         """
         wanted = {layer.spec: methods.chain_of(layer) for layer in plan.factorized}
         for layer in plan.layers:
@@ -112,9 +109,6 @@ class LatencyModel:
                 wanted[layer.spec] = (offered or {})[layer.spec.name]
         found = {spec: self.times(spec, [chain])[0] for spec, chain in wanted.items()}
         unit_ms = self._unit_ms()
-        units = sum(time.dense for time in found.values() if time)
-        if units:
-            unit_ms = min(unit_ms, whole_ms / units)
         return {
             spec.name: {
                 "ms_original": time.dense * unit_ms,
@@ -127,19 +121,10 @@ class LatencyModel:
         }
 
     def everywhere(
-        self, plan: Plan, offered: Mapping[str, Chain] | None, whole_ms: Sequence[float]
+        self, plan: Plan, offered: Mapping[str, Chain] | None
     ) -> dict[str, dict[str, Any]]:
-        """What `of_plan` tells, and under ``elsewhere`` the same of each target beside this one.
-
-        Parameters
-        ----------
-        whole_ms
-            Of the original net on each of them, this one first.
-        """
-        first, *others = (
-            model.of_plan(plan, offered, whole_ms=ms)
-            for model, ms in zip((self, *self.beside), whole_ms, strict=True)
-        )
+        """What `of_plan` tells, and under ``elsewhere`` the same of each target beside this one."""
+        first, *others = (model.of_plan(plan, offered) for model in (self, *self.beside))
         named = [*zip((str(model.target) for model in self.beside), others, strict=True)]
         return {
             layer: {**times, "elsewhere": {name: one[layer] for name, one in named if layer in one}}

@@ -25,6 +25,8 @@ from factorize.tensor.output_kinds import (
 from factorize.tensor.reference import Reference
 from factorize.types import Batch
 
+_OURS = ("top1", "top5", "loss", "agreement", "kl", "cosine")
+
 
 def accuracy(
     model: nn.Module,
@@ -140,6 +142,11 @@ def agreement_on_random_input(
             inputs = tree_map(random, example_input)
             scores.add(call(model, inputs), call(reference, inputs), None, size)
     return scores.result()
+
+
+def is_ours(name: str) -> bool:
+    """Whether a value is one of `accuracy`'s, by its name."""
+    return name.startswith("relative_difference") or name in _OURS
 
 
 class _Scores:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from factorize.errors import DataError
-from factorize.measure.quality import accuracy, agreement_on_random_input
+from factorize.measure.quality import accuracy, agreement_on_random_input, is_ours
 from factorize.outputs import UNDECLARED, Outputs
 from factorize.tensor.call import evaluating
 from factorize.tensor.reference import Reference
@@ -97,13 +97,22 @@ def worth(
 
 
 def measured_on(data: Data | None, metric: Metric | None) -> str:
-    """What the values of `worth` were measured on, for the report."""
-    parts = []
-    if metric is not None:
-        better = "higher" if metric.higher_is_better else "lower"
-        parts.append(f"{metric.name} (your own, {better} is better)")
+    """What the values of `worth` were measured on, for the report; a metric knows it itself."""
     if data is not None:
         split = "test split" if data.test is not None else f"{data.holdout_of}, no test split"
-        rest = "the rest: " if metric is not None else ""
-        parts.append(f"{rest}{data.source}, {split}")
-    return "; ".join(parts) or "outputs on random input, not real data"
+        return f"{data.source}, {split}"
+    return "your own measure" if metric else "outputs on random input, not real data"
+
+
+def own_names(
+    values: Mapping[str, float], metric: Metric | None, outputs: Outputs
+) -> dict[str, bool]:
+    """Which values of `worth` are the user's own, a metric's first, and whether higher is better.
+
+    A metric is of all images, a score the mean of the batches'.
+    """
+    score = outputs.score_name if outputs.score is not None else None
+    own = {} if metric is None else {
+        name: metric.higher_is_better for name in values if name != score and not is_ours(name)
+    }  # fmt: skip
+    return own | ({score: outputs.sign > 0} if score in values else {})

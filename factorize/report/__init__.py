@@ -9,6 +9,7 @@ from factorize.report.next_steps import REAL
 from factorize.report.progress import Bars
 from factorize.report.record import (
     CONTROL,
+    CUT_SHORT,
     LayerReport,
     Report,
     SearchReport,
@@ -19,6 +20,7 @@ from factorize.report.words import forecast, verdict
 
 __all__ = [
     "CONTROL",
+    "CUT_SHORT",
     "REAL",
     "Bars",
     "Console",

@@ -42,7 +42,7 @@ def layer_chart(report: Report, *, wide: bool) -> str:
 def curve_figure(report: Report, paint: Palette = PAPER, *, wide: bool = True) -> Figure | None:
     """Quality against time, with speedups above; None where no two points have both."""
     points = [one for one in points_of(report) if one.speedup > 0]
-    name = _common(points)
+    name = _common(points, report)
     points = [one for one in points if name and math.isfinite(one.quality[name])]
     if name is None or len(points) < 2:
         return None
@@ -86,11 +86,11 @@ def curve_figure(report: Report, paint: Palette = PAPER, *, wide: bool = True) -
     return figure
 
 
-def _common(points: Sequence[CurvePoint]) -> str | None:
+def _common(points: Sequence[CurvePoint], report: Report) -> str | None:
     """The quality to show: one that every point has."""
     values = [set(one.quality) for one in points]
     first = points[0].quality if points else {}
-    return words.headline({key: 0.0 for key in first if all(key in one for one in values)})
+    return words.headline((key for key in first if all(key in one for one in values)), report)
 
 
 def _speedups_above(axes: Axes, paint: Palette, dense: float, most: float, least: float) -> None:
@@ -148,7 +148,7 @@ def layer_figure(report: Report, paint: Palette = PAPER, *, wide: bool = True) -
     axes.set_yticks(range(len(rows)), names, parse_math=False)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
-    unit = "ms" if timed else "MACs"
+    unit = words.layer_unit(report.measured) if timed else "MACs"
     bars = [
         axes.barh([0], [0], color=colour, label=f"{when}, {unit}")
         for colour, when in ((paint.before, "before"), (paint.after, "after"))

@@ -11,21 +11,25 @@ from rich.text import Text
 
 from factorize.report import terminal, words
 from factorize.report.record import LayerReport, Report, layer_reports
-from factorize.types import Plan
+from factorize.types import Plan, Speedup
 
 NARROW = 100  # columns; below, the table of layers leaves out what can be spared
 SLOWER = 6  # layers named
 
 
-def plan_table(plan: Plan, times: Mapping[str, Mapping[str, float]] = {}) -> Table:
+def plan_table(
+    plan: Plan, times: Mapping[str, Mapping[str, float]] = {}, speed: Speedup | None = None
+) -> Table:
     """The plan as a table, a row per convolution, the error as predicted where that can be.
 
     Parameters
     ----------
     times
         Of layers, as in `layer_reports`.
+    speed
+        Of the net, on the same target.
     """
-    return _layer_table(layer_reports(plan, times=times))
+    return _layer_table(layer_reports(plan, times=times), words.layer_unit(speed))
 
 
 def show(report: Report, console: Console) -> None:
@@ -34,7 +38,8 @@ def show(report: Report, console: Console) -> None:
         line, faster = found
         console.print(Text(line, style="bold green" if faster else "bold red"), soft_wrap=True)
         console.print()
-    console.print(_layer_table(report.layers, narrow=console.width < NARROW))
+    unit = words.layer_unit(report.measured)
+    console.print(_layer_table(report.layers, unit, narrow=console.width < NARROW))
     for line in _remarks(report):
         console.print(line)
     console.print(_summary(report))
@@ -47,17 +52,17 @@ def shown(report: Report, width: int = 100) -> str:
     return "\n".join(map(str.rstrip, console.file.getvalue().splitlines()))  # type: ignore[attr-defined]
 
 
-def _layer_table(layers: tuple[LayerReport, ...], narrow: bool = False) -> Table:
+def _layer_table(layers: tuple[LayerReport, ...], unit: str, narrow: bool = False) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, show_footer=True)
     timed = any(layer.ms_original is not None for layer in layers)
     spare = timed and narrow
-    table.add_column("layer", "total", overflow="fold", min_width=12 if spare else 14)
+    table.add_column("layer", "sum of layers", overflow="fold", min_width=12 if spare else 14)
     if not spare:
         table.add_column("shape", overflow="fold")
     table.add_column("method, rank", overflow="fold", min_width=13, max_width=44)
     if timed:
-        total = _times(_sum_ms(layers, "ms_original"), _sum_ms(layers, "ms_now"))
-        table.add_column("ms", total, justify="right", no_wrap=True)
+        # No sum: not all are timed, and each is by itself. The net's own time is told below.
+        table.add_column(unit.replace(" ", "\n", 1), justify="right", no_wrap=True)
     others = list(dict.fromkeys(name for layer in layers for name in layer.elsewhere))
     for name in others:
         table.add_column(Text(f"ms, {name}"), justify="right", max_width=16)
@@ -98,15 +103,11 @@ def _error(layer: LayerReport) -> str:
 
 
 def _times(before: float | None, after: float | None) -> str:
-    if before is None or after is None:
-        return "" if before is None else words.ms(before)
+    if before is None:
+        return "not timed"
+    if after is None:
+        return words.ms(before)
     return words.ms(before) if before == after else f"{words.ms(before)}→{words.ms(after)}"
-
-
-def _sum_ms(layers: tuple[LayerReport, ...], key: str) -> float | None:
-    """Over all layers whose time is known; both sums are over the same layers."""
-    known = [one for one in layers if one.ms_original is not None and one.ms_now is not None]
-    return sum(getattr(one, key) for one in known) if known else None
 
 
 def _remarks(report: Report) -> Iterator[Text]:
@@ -115,20 +116,19 @@ def _remarks(report: Report) -> Iterator[Text]:
         named = ", ".join(f"{one.label} {words.slowdown(one):.2f}x" for one in worse[:SLOWER])
         more = f" and {len(worse) - SLOWER} more" if len(worse) > SLOWER else ""
         yield Text(f"slower than dense: {named}{more}", style="yellow")
+    if told := words.int8_line(report):
+        yield Text(told, style="yellow")
     search = report.search
     if search is None:
         return
-    if search.measured and search.measured.runs:
-        times = {"original": search.measured.original, "compressed": search.measured.compressed}
-        errors = report.derived()["prediction_error"]
-        shown = ", ".join(
-            f"{name} {words.ms(predicted)}/{words.ms(times[name].median_ms)} "
-            f"({100 * errors[name]:+.1f} %)"
-            for name, predicted in search.predicted_ms.items()
-            if name in errors
+    # Of the original nothing is predicted: predictions are relative to its measured time.
+    error = report.derived()["prediction_error"].get("compressed")
+    if search.measured and search.measured.runs and error is not None:
+        predicted, measured = search.predicted_ms["compressed"], search.measured.compressed
+        yield Text(
+            f"ms predicted/measured: {words.ms(predicted)}/{words.ms(measured.median_ms)} "
+            f"({100 * error:+.1f} %)"
         )
-        if shown:
-            yield Text(f"ms predicted/measured: {shown}")
     for found in search.likes:
         yield Text(words.likes_line(found))
     if not search.reached:
@@ -163,7 +163,7 @@ def _summary(report: Report) -> Group:
             runs = f"{one.runs} runs{words.origin(one)}" if one.runs else words.origin(one)[2:]
             speed.add_row(
                 f"{one.runtime}, {one.device}, {one.dtype}, batch {one.batch}, "
-                f"{one.threads} threads, {runs}{one.net and f': {one.net}'}",
+                f"{words.threads(one)}, {runs}{one.net and f': {one.net}'}",
                 f"{a.median_ms:.3f} ({a.p10_ms:.3f}..{a.p90_ms:.3f})",
                 f"{b.median_ms:.3f} ({b.p10_ms:.3f}..{b.p90_ms:.3f})",
                 f"{one.speedup:.2f}x ({one.speedup_p10:.2f}..{one.speedup_p90:.2f})",
@@ -180,7 +180,7 @@ def _summary(report: Report) -> Group:
 
 def _quality_table(report: Report) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
-    table.add_column(Text(report.quality_of), overflow="fold", max_width=60)
+    table.add_column(Text(words.quality_of(report)), overflow="fold", max_width=60)
     steps = list(report.quality)
     for step in steps:
         table.add_column(words.step_name(step), justify="right")

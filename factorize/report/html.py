@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from factorize.report import words
 from factorize.report.charts import curve_chart, layer_chart
 from factorize.report.glossary import terms
 from factorize.report.loading import snippets
+from factorize.report.next_step import NextStep
 from factorize.report.next_steps import next_steps
 from factorize.report.record import Report
 from factorize.system.whole_file import write_whole
@@ -20,13 +22,20 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 
-def write_html(report: Report, path: str | Path, command: str | None = None) -> None:
+def write_html(
+    report: Report,
+    path: str | Path,
+    command: str | None = None,
+    out: str | Path | None = None,
+) -> None:
     """Write the page. Each number on it is in ``report.json``, and in a ``<data value>`` here.
 
     Parameters
     ----------
     command
         The command line that made the report; other text is shown and not made use of.
+    out
+        The folder that it wrote to.
 
     Raises
     ------
@@ -46,7 +55,7 @@ def write_html(report: Report, path: str | Path, command: str | None = None) -> 
         "quality_name": words.quality_name, "step_name": words.step_name, "setup": words.setup,
         "likes_line": words.likes_line,
         "shell_words": lambda command: map(shlex.quote, shlex.split(command)),
-        "origin": words.origin,
+        "origin": words.origin, "own_words": partial(words.own_words, report),
     }  # fmt: skip
     names = dict.fromkeys(n for values in report.quality.values() for n in values)
     curve_names = dict.fromkeys(n for point in report.curve for n in point.quality)
@@ -58,22 +67,36 @@ def write_html(report: Report, path: str | Path, command: str | None = None) -> 
         where=words.measured_setup(report),
         verdict=words.verdict(report),
         slower=words.slower_layers(report),
+        unit=words.layer_unit(report.measured),
+        int8_line=words.int8_line(report),
+        interrupted=words.was_interrupted(report),
         timed=any(layer.ms_original is not None for layer in report.layers),
         names=list(names),
         curve_names=list(curve_names),
         after=after,
-        headline=words.headline(after),
+        headline=words.headline(after, report),
+        quality_of=words.quality_of(report),
         # Charts are drawn by us, and matplotlib escapes the text in them.
         curve_charts=[Markup(curve_chart(report, wide=wide)) for wide in (True, False)],
         layer_charts=[Markup(layer_chart(report, wide=wide)) for wide in (True, False)],
         command=command,
         is_line=_is_line(command),
-        steps=next_steps(report),
+        steps=_to_do(report, command, out),
         snippets=snippets(report),
         glossary=terms(),
         folded=list(_folded(report)),
     )
     write_whole(path, page + "\n")
+
+
+def _to_do(
+    report: Report, command: str | None, out: str | Path | None
+) -> list[tuple[NextStep, str]]:
+    """What to do next, and how: commands, if there was one."""
+    steps = next_steps(report)
+    if command is None or not _is_line(command):
+        return [(one, one.call) for one in steps]
+    return [(one, one.command(command, out)) for one in steps if one.fits(command)]
 
 
 def _is_line(command: str | None) -> bool:

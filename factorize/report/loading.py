@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from factorize.report.record import Report
 
@@ -79,6 +80,14 @@ with torch.no_grad():
 """
 
 
+def _function(model: str) -> tuple[str, str] | None:
+    """Module and name of a function that the run built the net with."""
+    place, _, name = model.rpartition(":")
+    module = Path(place).stem if place.endswith(".py") else place
+    names = [*module.split("."), name]
+    return (module, name) if module and all(map(str.isidentifier, names)) else None
+
+
 def _module(report: Report) -> str:
     if report.model == "digits":
         original = "from factorize.models.digits import load_digits_model as build\n"
@@ -87,6 +96,10 @@ def _module(report: Report) -> str:
         original = f"from torchvision.models import {name} as build\n"
     elif report.model.startswith(_HUB):
         original = ""
+    elif function := _function(report.model):
+        module, name = function
+        known = name if name == "build" else f"{name} as build"
+        original = f"from {module} import {known}  # as the run did; to be found from here\n"
     else:
         original = "from my_net import build  # the function or class that makes the original\n"
     given = '".", build()' if original else '"."'

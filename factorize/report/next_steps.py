@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import median
 
 from factorize.report import words
+from factorize.report.next_step import NextStep
 from factorize.report.record import LayerReport, Report
 
 REAL = "real images"  # what `run` calls them in the settings
@@ -16,44 +15,29 @@ FAR = 1.5  # error of a layer over the median from which on it is one of those t
 NAMED = 3  # layers
 _RULES = ("--rank", "--energy", "--lossless", "--plan", "--allow-costlier")
 _BUDGETS = ("--speedup", "--macs", "--params", "--max-drop", "--sweep", "--pick", "--sensitivity")
-_FLAGS = ("--lossless", "--allow-costlier", "--resume", "--force", "--dry-run", "--int8",
-          "--reconstruct")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class NextStep:
-    """One thing to try.
-
-    Attributes
-    ----------
-    options
-        To add to the command, or to set in it.
-    without
-        Options that these replace.
-    python
-        The same as keywords of `factorize.compress`.
-    """
-
-    title: str
-    why: str
-    options: tuple[tuple[str, str], ...]
-    python: str
-    without: tuple[str, ...] = ()
-
-    def command(self, command: str) -> str:
-        """The command line of a run with this step taken; its files go to a folder of their own."""
-        words_ = shlex.split(command)
-        repeatable = {"--exclude", "--include"}
-        taken = {name for name, _ in self.options} - repeatable
-        out = _value(words_, "--out") or "factorized"
-        kept = _left_out(words_, {*taken, *self.without, "--out", "--force", "--resume"})
-        added = [one for name, value in self.options for one in (name, value) if one]
-        return shlex.join([*kept, *added, "--out", f"{out.rstrip('/')}-next"])
+_IN_INTEGERS = ("onnxruntime", "openvino")  # runtimes
 
 
 def next_steps(report: Report) -> tuple[NextStep, ...]:
     """What promises most, first; empty where nothing was lacking."""
-    return tuple(_steps(report))
+    return tuple(_unfinished(report) or _steps(report))
+
+
+def _unfinished(report: Report) -> list[NextStep]:
+    """What ends a run that was interrupted."""
+    if not words.was_interrupted(report):
+        return []
+    if report.finetuning:
+        epochs = (report.settings.get("finetune") or {}).get("epochs", 1)
+        return [NextStep(
+            "Go on with it",
+            "The run was interrupted. What it has done of the fine-tuning is in its folder.",
+            (("--resume", ""),), f"finetune=factorize.FinetuneConfig({epochs}, resume=True)",
+        )]  # fmt: skip
+    return [NextStep(
+        "Do it to the end", "The run was interrupted. Times and fits that it has are not made "
+        "again.", (("--force", ""),), "force=True",
+    )]  # fmt: skip
 
 
 def _steps(report: Report) -> Iterator[NextStep]:
@@ -65,7 +49,7 @@ def _steps(report: Report) -> Iterator[NextStep]:
             "Give it real images",
             "The chains were fitted without a real image, so nothing is known of the accuracy. A "
             "few hundred images of the kind that the net is for, without labels, keep more of it.",
-            (("--data", "photos/"),), 'data="photos/"',
+            (("--data", "photos/"),), 'data="photos/"', "real-images",
         )  # fmt: skip
     yield from _faster(report)
     if real and not lossless:
@@ -78,63 +62,71 @@ def _steps(report: Report) -> Iterator[NextStep]:
         )  # fmt: skip
     else:
         yield from _costly(report)
-    speed = report.measured  # torch has no integers
-    if real and not (report.int8 or lossless) and speed and not speed.runtime.startswith("torch"):
+    if real and not lossless and _may_be_int8(report):
         yield NextStep(
             "Compute in integers",
             "On a processor with fast arithmetic for short integers this adds to the speed; the "
             "report then has int8 without factorization beside it, to compare.",
-            (("--int8", ""),), "int8=True",
+            (("--int8", ""),), "int8=True", "int8", unless=("--onnx-float16", "--opset"),
         )  # fmt: skip
 
 
 def _faster(report: Report) -> Iterator[NextStep]:
     judged, search = words.verdict(report), report.search
     wish = words.ASK.split()
+    speed = report.measured
+    if speed and speed.taken_from and not speed.runs and search and "speedup" in search.budget:
+        wanted = search.budget["speedup"]
+        yield NextStep(
+            "Let the device time the best nets",
+            "The speedup is added up from layers, and a net is not the sum of its layers. Time "
+            "this kit there too, and give both files by --times.",
+            (), f'out="kit2", speedup={wanted:g}, times=factorize.load_times("times.json")',
+            "kit2", kit=True,
+        )  # fmt: skip
     if judged and judged[0].startswith("NOT MEASURABLE"):
-        yield NextStep("Measure again", "The machine was too busy to tell. Run the same once it is "
-                       "quiet; times of layers are measured anew.", (("--refresh", ""),),
-                       "refresh=True")  # fmt: skip
+        yield NextStep(
+            "Measure again", "The machine was too busy to tell. Run the same once it is quiet; "
+            "times of layers are measured anew.", (("--refresh", ""),), "refresh=True", "again",
+        )  # fmt: skip
     elif judged and not judged[1] and not (search and "speedup" in search.budget):
         yield NextStep(
             "Ask for measured speed",
             "The net has fewer MACs and is no faster. With a budget of time only chains are taken "
             "that are measured faster than their layer.",
-            ((wish[0], wish[1]),), f"budget=factorize.Budget(speedup={wish[1]})",
-            (*_RULES, *_BUDGETS),
-        )  # fmt: skip
-    elif not report.curve and search is not None and not search.reached:
-        yield NextStep(
-            "See what can be had",
-            "The budget was not reached. A sweep shows which speedups this net allows here, and "
-            "what each costs.",
-            (("--sweep", "auto"),), 'search=factorize.SearchConfig(sweep="auto")',
+            ((wish[0], wish[1]),), f"budget=factorize.Budget(speedup={wish[1]})", "faster",
             (*_RULES, *_BUDGETS),
         )  # fmt: skip
     elif not report.curve and search is not None:
+        title, why = (
+            ("Choose among several speedups",
+             "One budget gives one net. A sweep gives the curve of accuracy against time.")
+            if search.reached else
+            ("See what can be had",
+             "The budget was not reached. A sweep shows which speedups this net allows here, and "
+             "what each costs.")
+        )  # fmt: skip
         yield NextStep(
-            "Choose among several targets",
-            "One budget gives one net. A sweep gives the curve of accuracy against time.",
-            (("--sweep", "auto"),), 'search=factorize.SearchConfig(sweep="auto")',
-            (*_RULES, *_BUDGETS),
+            title, why, (("--sweep", "auto"),), 'search=factorize.SearchConfig(sweep="auto")',
+            "sweep", (*_RULES, *_BUDGETS, "--stages"),
         )  # fmt: skip
 
 
 def _more_accurate(report: Report) -> Iterator[NextStep]:
     tuned = report.finetuning
-    if tuned is None:
+    if tuned is None and words.has_lost(report):
         yield NextStep(
             "Fine-tune it",
             "Distillation from the original wins back most of what the chains lost; labels are "
             "used where there are any.",
-            (("--finetune", "2"),), "finetune=2",
+            (("--finetune", "2"),), "finetune=2", "finetuned",
         )  # fmt: skip
-    elif tuned.get("best_epoch", 0) >= (done := tuned.get("epochs_done", 0)) > 0:
-        epochs = str(max(2, round(2 * done)))
+    elif tuned and words.has_lost(report) and _was_learning(report):
+        epochs = str(max(2, round(2 * tuned["epochs_done"])))
         yield NextStep(
             "Fine-tune it for longer",
-            "The last epoch was the best one: it was still learning.",
-            (("--finetune", epochs),), f"finetune={epochs}",
+            "Tuning won back some of what was lost, and its last epoch was the best one.",
+            (("--finetune", epochs),), f"finetune={epochs}", "finetuned",
         )  # fmt: skip
     pairs = [(one.error, one.held_out_error) for one in report.layers if one.method]
     ratios = [held / fit for fit, held in pairs if fit and held is not None]
@@ -144,8 +136,28 @@ def _more_accurate(report: Report) -> Iterator[NextStep]:
             "Fit to more images",
             "Errors are far higher on images that were not fitted to: there were too few.",
             (("--calibration-images", str(images)),),
-            f"fit=factorize.FitConfig(images={images})",
+            f"fit=factorize.FitConfig(images={images})", "more-images", unless=("--calibration",),
         )  # fmt: skip
+
+
+def _was_learning(report: Report) -> bool:
+    """Whether the last epoch was the best, and what is shown of it better than before."""
+    tuned = report.finetuning or {}
+    if not tuned.get("best_epoch", 0) >= tuned.get("epochs_done", 0) > 0:
+        return False
+    steps = list(report.quality)
+    after = next((one for one in reversed(steps) if one.startswith("finetuned")), steps[0])
+    before = steps[max(steps.index(after) - 1, 0)]
+    return words.is_worse(report, report.quality[before], report.quality[after])
+
+
+def _may_be_int8(report: Report) -> bool:
+    """Whether all that was timed computes in integers too, and does not yet."""
+    speed = report.measured
+    if report.int8 or speed is None or speed.taken_from or speed.dtype != "float32":
+        return False
+    others = {name for layer in report.layers for name in layer.elsewhere}
+    return all(name.startswith(_IN_INTEGERS) for name in (speed.runtime, *others))
 
 
 def _costly(report: Report) -> Iterator[NextStep]:
@@ -165,7 +177,8 @@ def _costly(report: Report) -> Iterator[NextStep]:
 def _without(layers: tuple[LayerReport, ...] | list[LayerReport], title: str, why: str) -> NextStep:
     names = [one.name for one in layers]
     return NextStep(title, why, tuple(("--exclude", _as_glob(name)) for name in names),
-                    f"exclude={[_as_glob(name) for name in names]!r}")  # fmt: skip
+                    f"exclude={[_as_glob(name) for name in names]!r}", "without",
+                    unless=("--plan",))  # fmt: skip
 
 
 def _as_glob(name: str) -> str:
@@ -178,26 +191,3 @@ def _has_real_images(report: Report) -> bool:
     if "data" in report.settings:
         return report.settings["data"] == REAL
     return not any(words_ in report.quality_of for words_ in ("random input", "made-up images"))
-
-
-def _value(words_: list[str], option: str) -> str | None:
-    for index, word in enumerate(words_):
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-        if word == option and index + 1 < len(words_):
-            return words_[index + 1]
-    return None
-
-
-def _left_out(words_: list[str], options: set[str]) -> list[str]:
-    """The command without some options and their values."""
-    kept, skip = [], False
-    for word in words_:
-        name, joined, _ = word.partition("=")
-        if skip:
-            skip = False
-        elif name in options:
-            skip = not joined and name not in _FLAGS
-        else:
-            kept.append(word)
-    return kept

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FORMAT = "factorize-report"
 VERSION = 1
 CONTROL = "control"  # the step of the original, tuned as the compressed model was
+CUT_SHORT = "interrupted before all files were exported and timed"  # a note
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from factorize.report.record import CONTROL, LayerReport, Report, SearchReport
+from factorize.report.record import CONTROL, CUT_SHORT, LayerReport, Report, SearchReport
 from factorize.types import Speedup
 
 _PERCENT = {"top1": "top-1", "top5": "top-5", "agreement": "agreement"}
@@ -16,6 +16,9 @@ _NUMBERS = {"kl": "KL", "relative_difference": "rel. difference"}
 BUSY = 2.0
 """90th over 10th percentile of speedups on both sides of 1 from which on nothing was measured: on a
 quiet machine it is about 1.1, on a shared one 1.5."""
+
+IN_FLOAT = "in float32"
+"""The net without int8, as `run` names it among the times."""
 
 ASK = "--speedup 1.5"
 """What a run that asked for no time is told to ask for: little enough for most nets to reach."""
@@ -43,10 +46,32 @@ def quality_text(name: str, value: float | None) -> str:
     return f"{value:.2f} %" if is_percent(name) else f"{value:.4g}"
 
 
-def headline(values: Mapping[str, float]) -> str | None:
-    """The one quality value to show where there is room for one."""
-    known = [name for name in ("top1", "agreement") if name in values]
-    return next(iter(known or values), None)
+def own_names(report: Report) -> dict[str, bool]:
+    """Qualities that are the user's own, and whether higher is better."""
+    return report.settings.get("higher_is_better") or {}
+
+
+def headline(values: Iterable[str], report: Report) -> str | None:
+    """The one quality value to show where there is room for one: the user's own, if there is."""
+    there = list(values)
+    known = [name for name in (*own_names(report), "top1", "agreement") if name in there]
+    return next(iter(known or there), None)
+
+
+def own_words(report: Report, name: str) -> str:
+    """What is to be known of a quality that is the user's own; empty where it is not."""
+    higher = own_names(report).get(name)
+    if higher is None:
+        return ""
+    of_batches = name == (report.settings.get("outputs") or {}).get("score")
+    mean = ", mean of the batches" if of_batches else ""
+    return f"your own{mean}, {'higher' if higher else 'lower'} is better"
+
+
+def quality_of(report: Report) -> str:
+    """What qualities were measured on, and which are the user's own."""
+    own = [f"{quality_name(name)}: {own_words(report, name)}" for name in own_names(report)]
+    return "; ".join([report.quality_of, *own])
 
 
 def short(count: int) -> str:
@@ -67,11 +92,32 @@ def change(before: int, after: int) -> str:
     return short(before) if before == after else f"{short(before)}→{short(after)}"
 
 
+def threads(speed: Speedup) -> str:
+    """How many there were."""
+    return f"{speed.threads} thread" + "s" * (speed.threads != 1)
+
+
+def layer_unit(speed: Speedup | None) -> str:
+    """What times of layers are in: on a target that computes in integers, theirs are so too."""
+    return "ms in int8" if speed and speed.dtype == "int8" else "ms"
+
+
+def int8_line(report: Report) -> str:
+    """That the same chains in float32 are as fast or faster; empty where they are not."""
+    one = report.measured
+    exact = next((other for other in report.speed if other.net == IN_FLOAT), None)
+    if one is None or one.dtype != "int8" or exact is None or one.speedup > exact.speedup:
+        return ""
+    return (
+        f"int8 is not faster than the same chains in float32 here: {one.speedup:.2f}x against "
+        f"{exact.speedup:.2f}x"
+    )
+
+
 def setup(speed: Speedup, compiled: bool = False) -> str:
     """Where and how a time was measured; what goes without saying is left out."""
     if speed.taken_from:
-        threads = f"{speed.threads} thread" + "s" * (speed.threads != 1)
-        return f"{speed.device} ({speed.runtime}, {threads}, batch {speed.batch})"
+        return f"{speed.device} ({speed.runtime}, {threads(speed)}, batch {speed.batch})"
     where = speed.runtime
     if speed.device != "cpu":
         where += f" ({speed.device})"
@@ -79,7 +125,7 @@ def setup(speed: Speedup, compiled: bool = False) -> str:
     if compiled:
         words.append("compiled")
     if speed.device == "cpu":
-        words.append(f"{speed.threads} thread" + "s" * (speed.threads != 1))
+        words.append(threads(speed))
     return ", ".join([*words, f"batch {speed.batch}"])
 
 
@@ -153,7 +199,7 @@ def quality_line(report: Report) -> str:
     if not report.quality:
         return ""
     after = report.quality_now
-    name = headline(after)
+    name = headline(after, report)
     if name is None:
         return ""
     line = f"{quality_name(name)} {quality_text(name, after[name])}"
@@ -161,6 +207,27 @@ def quality_line(report: Report) -> str:
     if moved is None or name == "agreement":  # with the original: its change says nothing new
         return line
     return f"{line} ({moved:+.2f})" if is_percent(name) else f"{line} ({moved:+.3g})"
+
+
+def is_worse(report: Report, one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether a step's headline quality is worse than another's, as far as it is shown."""
+    name = headline(one, report)
+    if name is None or name not in other:
+        return True
+    lower = not own_names(report).get(name, name not in _NUMBERS and name != "loss")
+    lost = (other[name] - one[name]) * (-1 if lower else 1)
+    return lost > (0.005 if is_percent(name) else 5e-4 * abs(other[name]))
+
+
+def has_lost(report: Report) -> bool:
+    """Whether the result is worse than the original, by what is shown of it."""
+    return is_worse(report, report.quality_now, report.quality.get("original", {}))
+
+
+def was_interrupted(report: Report) -> bool:
+    """Whether Ctrl-C or SIGTERM ended the run before its end."""
+    tunings = (report.finetuning or {}, report.control or {})
+    return CUT_SHORT in report.notes or any(one.get("interrupted") for one in tunings)
 
 
 def slower_layers(report: Report) -> tuple[LayerReport, ...]:

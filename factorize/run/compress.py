@@ -280,7 +280,7 @@ def compress(
             if out is not None:
                 save_plan(made.cut.plan, folder / "plan.json")
                 report.save(folder / "report.json")
-                write_html(report, folder / "report.html", command)
+                write_html(report, folder / "report.html", command, out)
                 if run_file is not None:
                     (folder / RUN_FILE).write_text(run_file, encoding="utf-8", errors="replace")
                 tunings = [one for one in (made.tuned, tuned_alike) if one]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from factorize.measure import (
     count,
     environment,
     measured_on,
+    own_names,
     pairs,
     speedups,
 )
-from factorize.report import REAL, Report, layer_reports
+from factorize.report import CUT_SHORT, REAL, Report, layer_reports
 from factorize.run.in_integers import InIntegers, drop_data, int8_speedups, quantize_delivered
 from factorize.run.records import Compressed, Journal, Request
 from factorize.run.steps import find
@@ -97,7 +97,7 @@ def deliver(
         if not (files and (folder / "model.safetensors").exists()):
             raise
         delivered.interrupt = interrupt
-        journal.remarks.append("interrupted before all files were exported and timed")
+        journal.remarks.append(CUT_SHORT)
     return delivered
 
 
@@ -116,12 +116,9 @@ def _measure(
     found = [_timed(delivered, request, made, target, journal) for target in targets]
     offered = made.cut.outcome.offered if made.cut.outcome else None
     count = 1 + len(request.timer.beside)
-    mains = [some[0] if some else None for some in found[:count]]
     delivered.speed = tuple(one for some in found for one in some)
-    delivered.also = tuple(one for one in mains[1:] if one)
-    delivered.times = request.timer.everywhere(
-        made.cut.plan, offered, [one.original.median_ms if one else inf for one in mains]
-    )
+    delivered.also = tuple(some[0] for some in found[1:count] if some)
+    delivered.times = request.timer.everywhere(made.cut.plan, offered)
 
 
 def _timed(
@@ -184,6 +181,9 @@ def reported(
                 "loss": _name(request.outputs.loss),
                 "score": _name(request.outputs.score),
             },
+            "higher_is_better": own_names(
+                journal.quality.get("original", {}), request.metric, request.outputs
+            ),
             "data": "none" if request.data is None else "made up" if request.data.made_up else REAL,
             "input": looked,
             "device": request.device,

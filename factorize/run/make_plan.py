@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import Any
 
 from torch import Tensor, nn
@@ -187,6 +186,5 @@ def search_plan(
         )  # fmt: skip
         measured, times = outcome.report.measured, {}
         if measured is not None:
-            whole = [measured.original.median_ms, *[inf] * len(others)]
-            times = latency.everywhere(outcome.plan, outcome.offered, whole)
+            times = latency.everywhere(outcome.plan, outcome.offered)
     return Searched(outcome, times, tuple(latency.cache.notes))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ran
+from suggestions import check_accepted, suggested
 from torch import nn
 
 from factorize.cli import command as cli
@@ -32,7 +33,9 @@ def save_net(path: Path) -> Path:
     return path
 
 
-def test_digits_runs_the_whole_pipeline(factorize, tmp_path: Path) -> None:
+def test_digits_runs_the_whole_pipeline(
+    factorize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = factorize("digits", "--rank", 8, "--device", "cpu")
     assert ran.code == 0, ran.err
     folder = tmp_path / "digits-factorized"
@@ -49,6 +52,18 @@ def test_digits_runs_the_whole_pipeline(factorize, tmp_path: Path) -> None:
     assert "x (" in ran.out  # the speedup and its spread
     assert "model.onnx" in ran.out
     assert not report["failures"]
+    commands = suggested(folder / "report.html")
+    assert all(words[-1].startswith("digits-factorized-") for words in commands)
+    check_accepted(monkeypatch, commands)
+
+
+@pytest.mark.nightly
+def test_what_the_report_of_digits_suggests_runs_as_it_stands(factorize, tmp_path: Path) -> None:
+    assert factorize("digits", "--macs", 0.5, "--finetune", 0).code == 0
+    for _, *words in suggested(tmp_path / "digits-factorized" / "report.html"):
+        ran = factorize(*words)
+        assert ran.code in (0, 1), ran.err  # 1: a budget that is not reached here
+        assert (tmp_path / words[-1] / "report.json").exists()
 
 
 def test_verbose_tells_how_long_each_layer_took(factorize, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
+from suggestions import check_accepted, suggested
 
 from factorize.report import load_report
 
@@ -55,7 +56,9 @@ def net(tmp_path: Path) -> Path:
     return tmp_path / "net.onnx"
 
 
-def test_a_kit_its_times_and_the_net_for_that_device(command: Any, net: Path, tmp_path: Path):
+def test_a_kit_its_times_and_the_net_for_that_device(
+    command: Any, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     method = "--method", "spatial_svd,channel_svd"
     ran = command("kit", net, "--speedup", "1.4", "--out", "kit", *method)
     assert ran.code == 0, ran.err
@@ -83,10 +86,13 @@ def test_a_kit_its_times_and_the_net_for_that_device(command: Any, net: Path, tm
     assert [one.taken_from for one in report.speed] == ["times.json"]
     assert report.speed[0].speedup >= 1.4
     assert (tmp_path / "out" / "model.onnx").exists()
-    ran = command("kit", net, "--speedup", "1.4", "--times", "times.json", "--out", "kit2", *method)
+    commands = suggested(tmp_path / "out" / "report.html")
+    check_accepted(monkeypatch, [words for words in commands if "photos/" not in words])
+    [words] = [words for words in commands if words[1] == "kit"]
+    ran = command(*words[1:])
     assert ran.code == 0, ran.err
-    assert "nets, random weights, written to kit2/" in ran.out
-    nets = json.loads((tmp_path / "kit2" / "manifest.json").read_text())["nets"]
+    assert "nets, random weights, written to out-kit2/" in ran.out
+    nets = json.loads((tmp_path / "out-kit2" / "manifest.json").read_text())["nets"]
     assert nets[0]["id"] == "dense"
     assert all(net["layers"] for net in nets[1:])
 

@@ -204,7 +204,7 @@ def test_what_the_target_refuses(clock):
     clock.times[DENSE] = None
     assert clock.found(chain(1), chain(2)) == [None, None]
     clock.times[UNIT] = None
-    with pytest.raises(DeviceError, match=r"--target torch-cpu, 1 threads, batch 3: .*must run"):
+    with pytest.raises(DeviceError, match=r"--target torch-cpu, 1 thread, batch 3: .*must run"):
         clock.found(chain(1))
 
 
@@ -255,7 +255,7 @@ def test_target_in_words_and_for_the_cache(monkeypatch):
     assert cores is not None
     assert cores >= 1
     assert str(Target(threads=2)) == "onnxruntime, 2 threads, batch 1"
-    assert str(TARGET) == "torch-cpu, 1 threads, batch 3"
+    assert str(TARGET) == "torch-cpu, 1 thread, batch 3"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cuda = Target("cuda", batch=8, dtype="bfloat16", compiled=True)
     assert str(cuda) == "cuda, bfloat16, compiled, batch 8"

@@ -94,19 +94,17 @@ def test_outputs_are_compared_with_those_of_onnxruntime(
     target, runtime = Target("openvino", threads=1), runtimes.get("openvino")
     [told] = runtime.remarks(target, net, X)
     assert "threads of the 9999 asked for" in runtime.remarks(Target("openvino", 9999), net, X)[1]
-    assert told.startswith("model.onnx on openvino, 1 threads, batch 1 puts out what ONNX Runtime")
+    assert told.startswith("model.onnx on openvino, 1 thread, batch 1 puts out what ONNX Runtime")
     assert isfinite(apart := float(told.rpartition(" ")[2]))
     assert apart < 1e-4
     monkeypatch.setitem(onnx_files.TOLERANCES, "float32", -1.0)
-    with pytest.raises(
-        ExportError, match=r"^model.onnx: its outputs on openvino, 1 threads, batch"
-    ):
+    with pytest.raises(ExportError, match=r"^model.onnx: its outputs on openvino, 1 thread, batch"):
         runtime.remarks(target, net, X)
 
 
 def test_a_net_that_it_does_not_take_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no net")
-    with pytest.raises(ExportError, match=r"^model.onnx: cannot be run on openvino, 1 threads"):
+    with pytest.raises(ExportError, match=r"^model.onnx: cannot be run on openvino, 1 thread"):
         runtimes.get("openvino").remarks(Target("openvino", threads=1), tmp_path / "model.onnx", X)
 
 

@@ -76,7 +76,7 @@ def test_times_depend_on_the_provider_and_its_options(there: None) -> None:
     contexts = [target.context() for target in targets]
     assert all(one != two for one, two in pairwise(contexts))
     assert (targets[1].on, targets[1].label) == ("XNNPACK", "onnxruntime:XNNPACK")
-    assert str(targets[2]) == "onnxruntime, XNNPACK, 1 threads, a=1, batch 1"
+    assert str(targets[2]) == "onnxruntime, XNNPACK, 1 thread, a=1, batch 1"
     assert targets[2].label == "onnxruntime:XNNPACK (a=1)"
 
 
@@ -140,5 +140,5 @@ def test_outputs_that_differ_are_an_error(net: Path) -> None:
     found = session.run(None, {session.get_inputs()[0].name: X.numpy()})
     assert "does, to 0" in onnx_files.compared(target, net, X, found)[0]
     for wrong in (1.01 * found[0], np.full_like(found[0], np.nan), found[0][:, :1]):
-        with pytest.raises(ExportError, match=r"^net.onnx: its outputs on onnxruntime, 1 threads"):
+        with pytest.raises(ExportError, match=r"^net.onnx: its outputs on onnxruntime, 1 thread"):
             onnx_files.compared(target, net, X, [wrong])

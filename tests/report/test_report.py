@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
@@ -15,7 +16,7 @@ from reports import layer, page, report, shown, speed
 from rich.console import Console
 
 from factorize.errors import DataError
-from factorize.report import Report, compare_reports, load_report, verdict
+from factorize.report import Report, compare_reports, load_report, verdict, words
 from factorize.types import Speedup
 
 
@@ -175,10 +176,55 @@ def test_terminal_has_prediction_curve_and_unmet_budget() -> None:
     search = report().search
     assert search is not None
     text = "\n".join(shown(report(search=replace(search, reached=False))))
-    assert "original 11.0/11.3 (-2.6 %), compressed 5.49/5.30 (+3.6 %)" in text
+    assert "ms predicted/measured: 5.49/5.30 (+3.6 %)" in text
     assert "the budget was not reached: speedup 2" in text
     assert re.search(r"search 2x \* +2.04x \(1.97..2.13\) +49.0 % +91.02 %", text)
     assert re.search(r"spatial_svd 0.5 +1.42x", text)
+
+
+def test_layers_have_times_of_their_own_and_no_sum_of_them(tmp_path: Path) -> None:
+    """Not all are timed, and in int8 both of a layer's times are."""
+    first, *others = report().layers
+    rows = (replace(first, ms_original=None), *others)
+    one = report(search=None, speed=(speed(threads=1),), layers=rows)
+    lines = shown(one)
+    assert next(line for line in lines if line.startswith("conv1 ")).count("not timed") == 1
+    total = next(line for line in lines if line.startswith("sum of layers"))
+    assert total.count("→") == 2  # MACs and parameters
+    assert any("1 thread," in line for line in lines)
+    assert "not timed" in page(one, tmp_path)[0]
+    assert "ms in int8" not in page(one, tmp_path)[0]
+
+
+def test_int8_that_wins_nothing_is_told(tmp_path: Path) -> None:
+    exact = speed(3.47, 3.4, 3.5, net="in float32")
+    for ratio, told in ((3.35, True), (4.0, False)):
+        one = report(search=None, speed=(speed(ratio, ratio, ratio, dtype="int8"), exact))
+        line = "int8 is not faster than the same chains in float32 here: 3.35x against 3.47x"
+        text = page(one, tmp_path)[0]
+        assert (line in shown(one)) == (line in text) == told
+        assert "ms in int8 before" in text
+
+
+def test_a_score_of_ones_own_is_what_is_shown(tmp_path: Path) -> None:
+    """In the verdict, the tile and the chart; a measure of all images before one of batches."""
+    values = ({"F1": 0.95, "f1": 0.94, "top1": 91.0}, {"F1": 0.97, "f1": 0.93, "top1": 92.0})
+    curve = tuple(replace(one, quality=values[0]) for one in report().curve)
+    for own in ({"F1": True, "f1": True}, {"f1": True}):
+        one = report(
+            quality=dict(zip(("original", "rewritten"), values, strict=True)), curve=curve,
+            settings={"higher_is_better": own, "outputs": {"score": "f1"}},
+        )  # fmt: skip
+        name, said = next(iter(own)), "your own, higher is better"
+        if name == "f1":
+            said = "your own, mean of the batches, higher is better"
+        text = page(one, tmp_path)[0]
+        now, before = (f"{values[i][name]:.4g}" for i in (1, 0))
+        assert shown(one)[0].endswith(f"; {name} {now} ({float(now) - float(before):+.3g})")
+        assert f"{before}</data> originally, {html.escape(said)}" in text
+        assert f">{name}</text>" in text
+        assert "10000 test images; " in " ".join(shown(one))
+        assert words.has_lost(one) == (name == "f1")
 
 
 def test_narrow_terminal_shows_every_layer_on_lines_of_its_own() -> None:

@@ -297,18 +297,6 @@ def test_weights_are_kept_where_an_export_is_interrupted(
     assert not (tmp_path / "none").exists()
 
 
-def test_layers_take_no_more_time_than_the_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole: list[float] = []
-
-    def of_plan(*_: object, whole_ms: float) -> dict[str, dict[str, float]]:
-        whole.append(whole_ms)
-        return {}
-
-    monkeypatch.setattr("factorize.measure.LatencyModel.of_plan", of_plan)
-    report = factorize.compress(net(), X, rank=4).report
-    assert whole == [report.speed[0].original.median_ms]
-
-
 @pytest.mark.parametrize(
     ("wish", "error", "message"),
     [

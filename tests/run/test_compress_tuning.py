@@ -29,7 +29,7 @@ def test_own_metric_is_reported() -> None:
     result = factorize.compress(net(), X, rank=4, evaluate=size, latency=False, fit=WEIGHTS)
     assert result.report.quality["original"] == size(net())
     assert result.report.quality["rewritten"] == pytest.approx(size(result.model))
-    assert result.report.quality_of == "size (your own, lower is better)"
+    assert result.report.settings["higher_is_better"] == {"norm": False, "other": False}
 
 
 def test_metric_sees_a_model_in_eval_mode_without_gradients() -> None:

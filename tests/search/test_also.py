@@ -159,7 +159,7 @@ def test_a_result_is_not_slower_anywhere_and_reported_everywhere(
     assert report.search
     assert report.search.reached
     assert [one["target"] for one in report.search.likes] == [
-        "onnxruntime, 1 threads, batch 1", str(OTHER)
+        "onnxruntime, 1 thread, batch 1", str(OTHER)
     ]  # fmt: skip
     assert len(report.speed) == 2
     replaced = [layer for layer in report.layers if layer.method]

@@ -98,8 +98,8 @@ def test_no_chain_is_used_that_is_not_faster_than_its_layer(machine: Machine):
 
 
 @pytest.mark.parametrize(("speedup", "words"), [
-    (1.3, "onnxruntime, 1 threads, batch 1 beyond the noise: the best, spatial_svd 4, 1.30x "),
-    (0.9, "onnxruntime, 1 threads, batch 1: the best, spatial_svd 4, 0.90x (0.40..1.60)"),
+    (1.3, "onnxruntime, 1 thread, batch 1 beyond the noise: the best, spatial_svd 4, 1.30x "),
+    (0.9, "onnxruntime, 1 thread, batch 1: the best, spatial_svd 4, 0.90x (0.40..1.60)"),
 ])  # fmt: skip
 def test_why_a_layer_stays_does_not_contradict_itself(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, speedup: float, words: str

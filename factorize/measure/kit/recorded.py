@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
 from statistics import median
 from typing import Any
 
@@ -118,10 +117,10 @@ class RecordedTimes(LatencyModel):
             )
 
     def of_plan(
-        self, plan: Plan, offered: Mapping[str, Chain] | None = None, *, whole_ms: float = inf
+        self, plan: Plan, offered: Mapping[str, Chain] | None = None
     ) -> dict[str, dict[str, float]]:
         """As of times taken here; notes which of the result's are no times but guesses."""
-        found = super().of_plan(plan, offered, whole_ms=whole_ms)
+        found = super().of_plan(plan, offered)
         guessed = [one.spec.name for one in plan.factorized if self._is_guess(one)]
         if guessed:
             self.cache.notes.append(

@@ -85,7 +85,8 @@ class Runtime(ABC):
 
     def describe(self, target: Target) -> str:
         """How it is used, in words."""
-        return ", ".join([*filter(None, [target.on]), f"{target.threads} threads", *target.options])
+        threads = f"{target.threads} thread" + "s" * (target.threads != 1)
+        return ", ".join([*filter(None, [target.on]), threads, *target.options])
 
     def computes_in(self, target: Target, net: Any, example_input: Any) -> str:
         """The dtype that a net is run in, for the report."""
