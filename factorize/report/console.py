@@ -17,15 +17,19 @@ NARROW = 100  # columns; below, the table of layers leaves out what can be spare
 SLOWER = 6  # layers named
 
 
-def plan_table(plan: Plan, times: Mapping[str, Mapping[str, float]] = {}) -> Table:
+def plan_table(
+    plan: Plan, times: Mapping[str, Mapping[str, float]] = {}, *, error_of: str = "weights"
+) -> Table:
     """The plan as a table, a row per convolution, the error as predicted where that can be.
 
     Parameters
     ----------
     times
         Of layers, as in `layer_reports`.
+    error_of
+        What the errors are of, for their heading.
     """
-    return _layer_table(layer_reports(plan, times=times))
+    return _layer_table(layer_reports(plan, times=times), title=f"% error\nof {error_of}")
 
 
 def show(report: Report, console: Console) -> None:
@@ -47,7 +51,9 @@ def shown(report: Report, width: int = 100) -> str:
     return "\n".join(map(str.rstrip, console.file.getvalue().splitlines()))  # type: ignore[attr-defined]
 
 
-def _layer_table(layers: tuple[LayerReport, ...], narrow: bool = False) -> Table:
+def _layer_table(
+    layers: tuple[LayerReport, ...], narrow: bool = False, title: str = "% error"
+) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, show_footer=True)
     timed = any(layer.ms_original is not None for layer in layers)
     spare = timed and narrow
@@ -66,7 +72,7 @@ def _layer_table(layers: tuple[LayerReport, ...], narrow: bool = False) -> Table
         sums = (sum(getattr(layer, key) for layer in layers) for key in (before, after))
         table.add_column(title, words.change(*sums), justify="right", no_wrap=True)
     held_out = any(layer.held_out_error is not None for layer in layers)
-    title = "% error\nfit|held" if held_out else "error"  # held: on images not fitted to
+    title = "% error\nfit|held" if held_out else title  # held: on images not fitted to
     table.add_column(title, justify="right", no_wrap=True, min_width=9 if held_out else 6)
     for layer in layers:
         if layer.method:
@@ -94,7 +100,7 @@ def _error(layer: LayerReport) -> str:
         return ""
     if layer.held_out_error is not None:
         return f"{100 * (layer.error or 0):.1f}|{100 * layer.held_out_error:.1f}"
-    return "-" if layer.error is None else f"{layer.error:.4f}"
+    return "-" if layer.error is None else f"{100 * layer.error:.1f}"
 
 
 def _times(before: float | None, after: float | None) -> str:
@@ -163,7 +169,8 @@ def _summary(report: Report) -> Group:
             runs = f"{one.runs} runs{words.origin(one)}" if one.runs else words.origin(one)[2:]
             speed.add_row(
                 f"{one.runtime}, {one.device}, {one.dtype}, batch {one.batch}, "
-                f"{one.threads} threads, {runs}{one.net and f': {one.net}'}",
+                f"{one.threads} thread{'s' * (one.threads != 1)}, "
+                f"{runs}{one.net and f': {one.net}'}",
                 f"{a.median_ms:.3f} ({a.p10_ms:.3f}..{a.p90_ms:.3f})",
                 f"{b.median_ms:.3f} ({b.p10_ms:.3f}..{b.p90_ms:.3f})",
                 f"{one.speedup:.2f}x ({one.speedup_p10:.2f}..{one.speedup_p90:.2f})",

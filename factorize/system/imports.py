@@ -52,6 +52,27 @@ def import_function(
     return function
 
 
+def import_plugin(reference: str) -> None:
+    """Import a ``.py`` file or a module for what it registers, unless that is done already.
+
+    Raises
+    ------
+    ModelLoadError
+        It is not there, or importing it failed.
+    """
+    path = Path(reference).expanduser().resolve()
+    try:
+        if reference.endswith(".py"):
+            if not any(getattr(one, "__file__", None) == str(path) for one in _modules()):
+                _import_file(path)
+        else:
+            _import_module(reference)
+    except (Exception, SystemExit) as failure:
+        raise ModelLoadError(
+            f"--plugin {reference}: cannot import it: {brief(failure)}"
+        ) from failure
+
+
 def import_extra(package: str, place: str, *, extra: str) -> Any:
     """Import a package that one of our extras brings.
 
@@ -82,6 +103,10 @@ def brief(failure: BaseException) -> str:
     lines = str(failure).strip().splitlines()
     text = f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _modules() -> list[ModuleType]:
+    return [*sys.modules.values()]
 
 
 def _functions(module: ModuleType) -> str:
