@@ -65,7 +65,7 @@ from factorize.run.make_plan import make_plan, search_plan
 from factorize.run.rounds import Selection, Wish
 from factorize.search import SearchConfig
 from factorize.system import processes
-from factorize.system.imports import import_function, import_plugin
+from factorize.system.imports import import_function, import_plugins
 from factorize.system.signals import terminable
 from factorize.tune import read_recipe, with_recipe
 
@@ -158,8 +158,7 @@ def run(
     if threads:
         torch.set_num_threads(threads)
     resolve_device(device)
-    for one in plugin or ():
-        import_plugin(one)
+    import_plugins(plugin or ())
     given = given_plan.read(plan) if plan else None
     with usage():
         share, shares = macs_of(macs)
@@ -219,7 +218,7 @@ def run(
                     **ranks,
                 )  # fmt: skip
         _out.print(Text(described, style="bold"))
-        of = "outputs" if searching and images is not None else "weights"
+        of = "outputs" if searching and images else "weights"
         _out.print(plan_table(planned, layer_times, error_of=of))
         if found is not None:
             _out.print(Text(forecast(found.outcome.report), style="bold"), soft_wrap=True)

@@ -20,7 +20,7 @@ from factorize.measure import load_times
 from factorize.plan import Budget
 from factorize.report import Bars, Console, log_to
 from factorize.run.kit import write_kit
-from factorize.system.imports import import_plugin
+from factorize.system.imports import import_plugins
 
 HELP = """Write what a device far away has to time, so that a model can be made fast for it.
 
@@ -78,8 +78,7 @@ def kit(
     seed: options.Seed = 0,
 ) -> None:  # fmt: skip
     """Write a kit; the help text is ``HELP``."""
-    for one in plugin or ():
-        import_plugin(one)
+    import_plugins(plugin or ())
     with usage():
         Budget(speedup=speedup)
     recorded = load_times(*times) if times else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -52,18 +52,24 @@ def import_function(
     return function
 
 
-def import_plugin(reference: str) -> None:
-    """Import a ``.py`` file or a module for what it registers, unless that is done already.
+def import_plugins(references: Iterable[str]) -> None:
+    """Import ``.py`` files or modules for what they register, unless that is done already.
 
     Raises
     ------
     ModelLoadError
-        It is not there, or importing it failed.
+        One is not there, or importing it failed.
     """
+    for reference in references:
+        _import_plugin(reference)
+
+
+def _import_plugin(reference: str) -> None:
     path = Path(reference).expanduser().resolve()
     try:
         if reference.endswith(".py"):
-            if not any(getattr(one, "__file__", None) == str(path) for one in _modules()):
+            known = [getattr(one, "__file__", None) for one in [*sys.modules.values()]]
+            if str(path) not in known:
                 _import_file(path)
         else:
             _import_module(reference)
@@ -103,10 +109,6 @@ def brief(failure: BaseException) -> str:
     lines = str(failure).strip().splitlines()
     text = f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__
     return text if len(text) <= 300 else text[:297] + "..."
-
-
-def _modules() -> list[ModuleType]:
-    return [*sys.modules.values()]
 
 
 def _functions(module: ModuleType) -> str:
