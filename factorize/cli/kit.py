@@ -97,6 +97,6 @@ def kit(
     )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
     bench = out / "bench.py"
-    what = f"{held} to time, random weights, {size:.1f} MB"
-    _out.print(Text(f"{loaded.arch}: {what}, written to {out}{os.sep}"))
+    where = f"written to {out}{os.sep} ({size:.1f} MB)"
+    _out.print(Text(f"{loaded.arch}: {held}, random weights, {where}"))
     _out.print(Text(f"on the device: python {bench} --threads N --minutes 20, then --times"))

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 LOG_SECONDS = 30.0
-STEP_SECONDS = 2.0  # a step that takes longer is told, on its way or where its length is not known
+STEP_SECONDS = 2.0  # a step that takes longer is told
+AT_ONCE = ("export", "measure latency")  # take a while, and do not tell how far they are
 SURE = 0.05  # of a step must be done before it is told what is left of it
 STALE = 3.0  # times as long as one unit of work took on average: then nothing is told any more
 
@@ -83,17 +84,17 @@ class Bars:
             self.task, completed=done, total=total or None, count=count, values=shown,
             moved=self.moved,
         )  # fmt: skip
-        if not self.console.is_terminal and self._is_due(now, total):
+        if not self.console.is_terminal and self._is_due(step, now):
             self.logged, self.told = now, True
             left = remaining(done, total, now - self.started, 0.0)
             shown += "" if left is None else f"  {timedelta(seconds=round(left))} left"
             line = f"{step} {count}  {shown}".rstrip()
             self.console.print(line, highlight=False, soft_wrap=True)
 
-    def _is_due(self, now: float, total: int) -> bool:
+    def _is_due(self, step: str, now: float) -> bool:
         """Whether it is time for a line: a step's first, or one after long silence."""
-        long = not total or now - self.started > STEP_SECONDS
-        first = not self.told and self.begun[self.step or ""] == 1
+        long = step in AT_ONCE or now - self.started > STEP_SECONDS
+        first = not self.told and self.begun[step] == 1
         return now - self.logged > LOG_SECONDS or (first and long)
 
     def _begin(self, step: str, now: float) -> None:

@@ -67,6 +67,6 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.Mon
     ]  # fmt: skip
     assert "loss 0.5" in lines[1]
     assert "left" in lines[1]
-    shown.update("export", 0, 0, {})  # of no known length
+    shown.update("export", 0, 0, {})
     shown.update("plan", 1, 2, {})  # over in no time
     assert out.getvalue().splitlines()[2:] == ["export"]
