@@ -1,7 +1,7 @@
 """One error tree. Each error is also the fitting built-in, so that plain ``except`` clauses work.
 
 A message says where, the rule, the value and the fix, on one line:
-``layer4.0.conv1: rank must be in 1..768 for spatial_svd, got 900. Lower --rank or use --energy.``
+``layer4.0.conv1: rank must be in 1..768 for spatial_svd, got 900. Correct the rank.``
 """
 
 

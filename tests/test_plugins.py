@@ -36,6 +36,12 @@ def test_help_names_them(tmp_path: Path) -> None:
     assert re.search(r"--method +NAME .*\| copying \|", text)
 
 
+def test_a_plugin_is_an_option_too(tmp_path: Path) -> None:
+    file = str(TESTS / "plugins" / "copying.py")
+    digits = ("digits", "--plugin", file, "--method", "copying", "--rank", "8", "--dry-run")
+    assert "copying 8" in ran(tmp_path, "-m", "factorize", *digits)
+
+
 def test_a_search_chooses_by_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten())

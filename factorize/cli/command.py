@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,19 @@ import torch
 import typer
 from rich.text import Text
 
-from factorize.cli import options
+from factorize.cli import given_plan, options
 from factorize.cli.bare import Completed, int8_of
 from factorize.cli.ending import ended
 from factorize.cli.exit_codes import Ending
 from factorize.cli.help import HELP
-from factorize.cli.interruption import RunInterrupted, goes_on, interruptible, what_is_left, written
+from factorize.cli.interruption import (
+    RunInterrupted,
+    goes_on,
+    going_on,
+    interruptible,
+    what_is_left,
+    written,
+)
 from factorize.cli.kit import app as kit_app
 from factorize.cli.loading import load
 from factorize.cli.parse import (
@@ -40,7 +48,6 @@ from factorize.errors import DataError
 from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
 from factorize.measure import Target
-from factorize.plan import load_plan
 from factorize.report import (
     Bars,
     Console,
@@ -58,7 +65,7 @@ from factorize.run.make_plan import make_plan, search_plan
 from factorize.run.rounds import Selection, Wish
 from factorize.search import SearchConfig
 from factorize.system import processes
-from factorize.system.imports import import_function
+from factorize.system.imports import import_function, import_plugins
 from factorize.system.signals import terminable
 from factorize.tune import read_recipe, with_recipe
 
@@ -77,6 +84,7 @@ def run(
     lossless: options.Lossless = False,
     method: options.Method = None,
     plan: options.Plan = None,
+    plugin: options.Plugin = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     allow_costlier: options.AllowCostlier = False,
@@ -150,7 +158,8 @@ def run(
     if threads:
         torch.set_num_threads(threads)
     resolve_device(device)
-    given = load_plan(plan) if plan else None
+    import_plugins(plugin or ())
+    given = given_plan.read(plan) if plan else None
     with usage():
         share, shares = macs_of(macs)
         budget = budget_of(speedup=speedup, macs=share, params=params, max_drop=max_drop)
@@ -193,7 +202,7 @@ def run(
     if unseen and is_made_up_like(sample):
         images = MadeUp(work.preprocessing, batch_size)
     if dry_run:
-        with Bars(_err) as bars, log_to(_err, level):
+        with Bars(_err) as bars, log_to(_err, level), given_plan.named(plan), going_on(searching):
             if searching:
                 found = search_plan(
                     loaded.model, sample, Wish(None, budget, search, Selection(**layers)),
@@ -209,8 +218,9 @@ def run(
                     **ranks,
                 )  # fmt: skip
         _out.print(Text(described, style="bold"))
+        of = "outputs" if searching and images else "weights"
         speed = found.outcome.report.measured if found is not None else None
-        _out.print(plan_table(planned, layer_times, speed))
+        _out.print(plan_table(planned, layer_times, speed, error_of=of))
         if found is not None:
             _out.print(Text(forecast(found.outcome.report), style="bold"), soft_wrap=True)
         for note in notes:
@@ -229,7 +239,7 @@ def run(
     folder = out or default_out(model)
     before = written(folder)
     try:
-        with Bars(_err) as bars, log_to(_err, level):
+        with Bars(_err) as bars, log_to(_err, level), given_plan.named(plan):
             result = compress(
                 loaded.model, sample, plan=given, budget=budget, target=timed, also=others,
                 search=search if searching else None,
@@ -244,7 +254,7 @@ def run(
             )  # fmt: skip
         _finish(result, folder, described, timed=bool(sweep or (budget and budget.timed)))
     except KeyboardInterrupt as error:
-        left = what_is_left(folder, before, resume, save_calibration)
+        left = what_is_left(folder, before, resume, save_calibration, searching)
         raise RunInterrupted(left, error) from error
 
 
@@ -260,7 +270,10 @@ def compare(
 def main() -> None:
     """Run the command; an error is one line. How it may end is in `exit_codes`."""
     other = {"compare": compare_app, "kit": kit_app}.get(sys.argv[1] if sys.argv[1:] else "")
-    command = typer.main.get_command(other or app)
+    command = partial(
+        typer.main.get_command(other or app),
+        prog_name=f"factorize {sys.argv[1]}" if other else "factorize",
+    )
     alone = len(sys.argv) == 1 and "_FACTORIZE_COMPLETE" not in os.environ
     arguments = ["--help"] if alone else sys.argv[1 + bool(other) :]
     with terminable():  # until what there is to tell is told

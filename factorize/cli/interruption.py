@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from factorize.run.checks import exists
 from factorize.run.files import OUTPUTS
 from factorize.run.rounds import CHECKPOINT, work_files
 from factorize.system.signals import Terminated, terminable
+
+NOTHING = "nothing was written"
+MEASURED = "; times and fits so far are kept, the same command goes on from them"
+"""Of a search, whose cache has them."""
 
 
 class RunInterrupted(Exception):  # noqa: N818, it is no fault
@@ -32,9 +37,18 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
             with terminable():
                 command(*args, **kwargs)
         except KeyboardInterrupt as error:
-            raise RunInterrupted("nothing was written", error) from error
+            raise RunInterrupted(NOTHING, error) from error
 
     return run
+
+
+@contextmanager
+def going_on(searching: bool) -> Iterator[None]:
+    """What writes no files, and may search."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise RunInterrupted(f"{NOTHING}{MEASURED if searching else ''}", error) from error
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -49,7 +63,7 @@ def _time(file: Path) -> int:
 
 
 def what_is_left(
-    folder: Path, before: dict[str, int], resume: bool, calibration: Path | None
+    folder: Path, before: dict[str, int], resume: bool, calibration: Path | None, searching: bool
 ) -> str:
     """Of a run's work.
 
@@ -59,6 +73,8 @@ def what_is_left(
         What `written` gave before the run: files of an earlier one are none of its work.
     calibration
         A file that it was to save.
+    searching
+        Whether it searches, so that the same command finds in the cache what was measured.
     """
     now = written(folder)
     if now[CHECKPOINT] and (resume or now[CHECKPOINT] != before[CHECKPOINT]):
@@ -70,7 +86,7 @@ def what_is_left(
             f"{'all files are in' if all_there else ', '.join(there) + ' are in'} {folder}{os.sep}"
         )
     saved = calibration is not None and exists(calibration)
-    return f"nothing was written{f' but {calibration}' if saved else ''}"
+    return f"{NOTHING}{f' but {calibration}' if saved else ''}{MEASURED if searching else ''}"
 
 
 def goes_on(folder: Path) -> str:

@@ -20,13 +20,14 @@ from factorize.measure import load_times
 from factorize.plan import Budget
 from factorize.report import Bars, Console, log_to
 from factorize.run.kit import write_kit
+from factorize.system.imports import import_plugins
 
 HELP = """Write what a device far away has to time, so that a model can be made fast for it.
 
 - `factorize kit resnet.onnx --speedup 2 --out kit/`, then copy the folder to the device, which
   needs Python 3.8 or later, numpy and onnxruntime
 
-- there: `python kit/bench.py --threads 4 --minutes 20` writes times.json
+- there: `python kit/bench.py --threads 4 --minutes 20` writes times.json to the folder it is run in
 
 - `factorize resnet.onnx --speedup 2 --times times.json`: the search for that device
 
@@ -50,8 +51,10 @@ def kit(
         metavar="DIR", help="A new folder for the kit.", show_default=False)],
     speedup: Annotated[float, typer.Option(
         parser=option_number, metavar="X",
-        help="That will be searched for: what it likely takes is timed first.")] = 2.0,
+        help="The speedup that you will ask for: chains that it likely needs are timed first.",
+    )] = 2.0,
     method: options.Method = None,
+    plugin: options.Plugin = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     batch: options.Batch = 1,
@@ -75,6 +78,7 @@ def kit(
     seed: options.Seed = 0,
 ) -> None:  # fmt: skip
     """Write a kit; the help text is ``HELP``."""
+    import_plugins(plugin or ())
     with usage():
         Budget(speedup=speedup)
     recorded = load_times(*times) if times else None
@@ -88,7 +92,11 @@ def kit(
             include=include or (), exclude=exclude or (), batch=batch, times=recorded, data=images,
             device=device, seed=seed, name=loaded.arch, progress=bars.update,
         )  # fmt: skip
-    held = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    held = ", ".join(
+        f"{count} {what if count > 1 else what[:-1]}" for what, count in counts.items() if count
+    )
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
     bench = out / "bench.py"
-    _out.print(Text(f"{loaded.arch}: {held}, random weights, written to {out}{os.sep}"))
+    where = f"written to {out}{os.sep} ({size:.1f} MB)"
+    _out.print(Text(f"{loaded.arch}: {held}, random weights, {where}"))
     _out.print(Text(f"on the device: python {bench} --threads N --minutes 20, then --times"))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from factorize.cli.parse import (
     example,
     image_shape,
@@ -68,10 +70,17 @@ def load(given: Mapping[str, Any], *, reading: bool) -> Loaded:
         images = MadeUp(preprocessing, given["batch_size"])
     elif source is not None and (reading or shape is None):
         images = load_data(
-            source, preprocessing=preprocessing, input_shape=image_shape(source, shape),
+            source, preprocessing=preprocessing,
+            input_shape=image_shape(source, shape) or _grey(model.model),
             batch_size=given["batch_size"], seed=given["seed"], workers=given.get("workers"),
             skip_bad=given.get("skip_bad", 0),
         )  # fmt: skip
     sample = example(model, shape, images if isinstance(images, Data) else None, given["seed"])
     notes = (*model.notes, *(model.check(sample) if model.check else ()))
     return Loaded(model, source, images, preprocessing, sample, notes)
+
+
+def _grey(model: nn.Module) -> tuple[int] | None:
+    """One channel, where the first convolution takes no more; sizes are those of the images."""
+    first = next((one for one in model.modules() if isinstance(one, nn.Conv2d)), None)
+    return (1,) if first is not None and first.in_channels == 1 else None

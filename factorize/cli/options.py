@@ -23,9 +23,9 @@ _MODEL, _CHOICE, _BUDGET, _TARGET, _DATA, _FIT, _TUNING, _RUN = (
 )  # fmt: skip
 
 Model = Annotated[str, typer.Argument(
-    help="A checkpoint (.pt .pth .th .safetensors), a pickled module, an ONNX file (.onnx), an "
-    "exported program (.pt2), a folder of timm or transformers, torchvision:NAME, timm:NAME, "
-    "hf:ORG/NAME, or digits.", show_default=False)]
+    metavar="MODEL", help="A checkpoint (.pt .pth .th .safetensors), a pickled module, an ONNX "
+    "file (.onnx), an exported program (.pt2), a folder of timm or transformers, "
+    "torchvision:NAME, timm:NAME, hf:ORG/NAME, or digits.", show_default=False)]
 Rank = Annotated[str | None, typer.Option(
     help="An integer for all layers (clamped to each layer's maximum), a share of the maximum "
     "such as 0.25, or vbmf.", rich_help_panel=_CHOICE)]
@@ -45,9 +45,13 @@ Plan = Annotated[Path | None, typer.Option(
     rich_help_panel=_CHOICE)]
 Int8 = Annotated[str | None, typer.Option(
     "--int8", metavar="[all]", help="Make model.onnx compute in 8-bit integers: chains are fitted "
-    "for it, and the ranges come from --data's images. Layers that are slower or lose too much "
-    "so stay in float, but for --int8 all. The report shows int8 without factorization beside it.",
+    "for it, and the ranges come from --data's images. Layers that are slower or lose too much in "
+    "integers stay in float, unless you say --int8 all. The report shows int8 without "
+    "factorization beside it.",
     rich_help_panel=_CHOICE)]
+Plugin = Annotated[list[str] | None, typer.Option(
+    "--plugin", metavar="FILE", help="A .py file or a module that registers a method or a runtime "
+    "of your own; repeatable.", rich_help_panel=_CHOICE)]
 Include = Annotated[list[str] | None, typer.Option(
     metavar="GLOB",
     help="Only layers whose name matches; repeatable. Overrides the rules for first layers, "
@@ -105,7 +109,8 @@ OpenVinoXml = Annotated[bool, typer.Option(
 Times = Annotated[list[Path] | None, typer.Option(
     "--times", metavar="FILE",
     help="A times.json that bench.py of factorize kit wrote on another device: the search is for "
-    "that device, and nothing is timed here. Repeatable: that of the chains, and of the nets.",
+    "that device, and nothing is timed here. Repeatable: give the file of the first kit, and that "
+    "of a kit of its best nets.",
     rich_help_panel=_TARGET)]
 Arch = Annotated[str | None, typer.Option(
     metavar="REF",
@@ -196,7 +201,8 @@ Reconstruct = Annotated[bool, typer.Option(
 Finetune = Annotated[int | None, typer.Option(
     metavar="EPOCHS", min=0,
     help="Epochs of distillation from the original; labels are used where there are any, and the "
-    "original is tuned alike, to compare. Ctrl-C keeps the best so far.",
+    "original is tuned alike, to compare. Ctrl-C keeps the best so far. Default: 0, and 1 for "
+    "digits by itself.",
     rich_help_panel=_TUNING)]
 Lr = Annotated[float | None, typer.Option(
     help="Peak learning rate.", rich_help_panel=_TUNING)]

@@ -39,12 +39,13 @@ class Transform:
 
     @classmethod
     def of(
-        cls, preprocessing: Preprocessing | None, input_shape: tuple[int, int, int] | None
+        cls, preprocessing: Preprocessing | None, input_shape: tuple[int, ...] | None
     ) -> Transform:
-        """Make the transform that fits the model's input shape (C, H, W), where it is known."""
+        """Make the transform that fits the model's input (C, H, W) or (C,), where it is known."""
         if input_shape is None:
             return cls(preprocessing, None, None)
-        return cls(preprocessing, input_shape[0], input_shape[1:])
+        channels, *size = input_shape
+        return cls(preprocessing, channels, (size[0], size[1]) if size else None)
 
     @property
     def resizes(self) -> bool:

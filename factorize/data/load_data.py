@@ -37,7 +37,7 @@ def load_data(
     workers: int | None = None,
     skip_bad: int = 0,
 ) -> Data:
-    """Load a dataset for a model that takes images of ``input_shape`` (C, H, W).
+    """Load a dataset for a model that takes images of ``input_shape`` (C, H, W), or (C,) alone.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def load_data(
     loading = Loading(batch_size, seed, holdout, workers or 0)
     name, path = str(source), Path(source).expanduser()
     if name == "digits":
-        if input_shape not in (None, (1, 8, 8)):
+        if input_shape not in (None, (1,), (1, 8, 8)):
             raise DataError(
                 f"digits: the images are 1x8x8, the model takes {'x'.join(map(str, input_shape))}. "
                 "Use it with the digits model, or give the data the model was trained on."
@@ -83,15 +83,13 @@ def load_data(
         return digits_data(batch_size, seed, holdout, loading.workers)
     if is_synthetic(name):
         if input_shape is None:
-            raise DataError(
-                f"{SYNTHETIC}: the shape of an input must be known. Give --input-shape."
-            )
+            raise DataError(f"{SYNTHETIC}: the shape of an input must be known. Give input_shape.")
         return synthetic_data(
             input_shape, preprocessing=preprocessing, batch_size=batch_size, seed=seed
         )
     if ":" in name and not path.exists():
         return _from_function(name, loading)
-    if input_shape is not None and len(input_shape) != 3:
+    if input_shape is not None and len(input_shape) not in (1, 3):
         raise DataError(f"{source}: files of images have (C, H, W), got the shape {input_shape}.")
     transform, classes = Transform.of(preprocessing, input_shape), None
     if path.is_dir():

@@ -64,7 +64,8 @@ def find(model: nn.Module, example_input: Any) -> tuple[ConvSite, ...]:
         except Exception as error:
             raise UnsupportedLayerError(
                 f"{type(model).__name__}: the model must run on the example input, got "
-                f"{type(error).__name__}: {_one_line(error)}. Correct the input shape."
+                f"{type(error).__name__}: {_one_line(error)}. Give one of the "
+                "shape that it takes (--input-shape)."
             ) from error
 
     owners = _parameter_owners(model)

@@ -234,7 +234,11 @@ def get(name: str, place: str = "--method") -> Method:
     """
     if name not in _registry:
         near = get_close_matches(str(name), names(), 1)
-        fix = f"Did you mean {near[0]}?" if near else "Correct the name."
+        fix = (
+            f"Did you mean {near[0]}?"
+            if near
+            else "Correct the name, or import the file that registers it (--plugin FILE)."
+        )
         raise UnsupportedLayerError(
             f"{place}: method must be one of {', '.join(names())}, got {name!r}. {fix}"
         )

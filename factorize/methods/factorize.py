@@ -50,7 +50,7 @@ def check_rank(method: Method, spec: ConvSpec, rank: Rank) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= top:
             raise RankError(
                 f"{spec.label}: rank must be an integer in 1..{top} for {method.name}, "
-                f"got {value!r}. Lower the rank or use --energy."
+                f"got {value!r}. Correct the rank."
             )
 
 

@@ -54,8 +54,9 @@ def _recognise(path: Path, found: Sequence[Reading]) -> LoadedModel:
         near = next(filter(None, (recognition.nearest(one.shapes) for one in found)), None)
         near = near or f"none has a tensor named {next(iter(found[0].state))}"
         raise ModelLoadError(
-            f"{path}: fits no torchvision architecture; {near}. "
-            "Pass --arch package.module:function or --arch path/to/file.py:function."
+            f"{path}: needs the function that builds its model, as it fits no torchvision "
+            "architecture. Pass --arch package.module:function or --arch path/to/file.py:function "
+            f"({near})."
         )
     if len(fitting) > 1:
         entries = " and ".join(f"{PREFIX}{entry}" for entry, _ in fitting)

@@ -2,7 +2,7 @@
 
 from factorize.plan.allocate import Candidate, UnreachableBudget, allocate, prices
 from factorize.plan.budget import Budget
-from factorize.plan.choose import bind, choose
+from factorize.plan.choose import bind, check_layer, choose
 from factorize.plan.lossless import lossless
 from factorize.plan.plan_file import load_plan, plan_to_dict, save_plan
 from factorize.plan.rule import rule_of
@@ -15,6 +15,7 @@ __all__ = [
     "allocate",
     "bind",
     "check_globs",
+    "check_layer",
     "choose",
     "load_plan",
     "lossless",

@@ -125,7 +125,8 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
     for site in sites:
         layer = wanted.get(site.spec.name)
         if layer is None or layer.method is None:
-            reason = (layer and layer.skip_reason) or "not in the plan"
+            reason = "null in the plan" if layer else "not in the plan"
+            reason = (layer and layer.skip_reason) or reason
             bound[site.spec.name] = dense_layer(site.spec, reason, site.notes)
             continue
         method = get(layer.method, site.spec.label)
@@ -133,21 +134,36 @@ def bind(plan: Plan, sites: Sequence[ConvSite], weight_of: Callable[[str], Tenso
             raise PlanError(
                 f"{site.spec.label}: cannot be factorized: {reason}. Set its method to null."
             )
-        # An edited method leaves the variant of another behind.
-        known = layer.variant in method.variants
-        if not known and not any(layer.variant in get(name).variants for name in names()):
-            raise UnsupportedLayerError(
-                f"{site.spec.label}: variant must be one of {list(method.variants)} for "
-                f"{method.name}, got {layer.variant!r}. Or set it to null: the better one is taken."
-            )
-        variant = layer.variant if known else method.variants[0]
-        chain_of(replace(layer, spec=site.spec, variant=variant))
+        known, variant = check_layer(replace(layer, spec=site.spec)), layer.variant
         weight = weight_of(site.spec.name).to("cpu", torch.float64)
         if not known:
             variant, _ = _better(method, site.spec, weight, layer.rank, allow_costlier=True)
         error = predicted_error(method, site.spec, weight, layer.rank, variant)
         bound[site.spec.name] = chain_layer(site, method, layer.rank, variant, error, site.notes)
     return Plan(tuple(note_untied(site, bound) for site in sites), plan.settings)
+
+
+def check_layer(layer: LayerPlan) -> bool:
+    """Check the method and the rank of a planned layer, perhaps edited by hand.
+
+    Returns
+    -------
+    Whether its variant is one of the method's: an edited method leaves that of another behind.
+
+    Raises
+    ------
+    RankError, UnsupportedLayerError
+        A rank is out of range; a method or a variant does not exist or does not apply.
+    """
+    method = get(layer.method or "", layer.spec.label)
+    known = layer.variant in method.variants
+    if not known and not any(layer.variant in get(name).variants for name in names()):
+        raise UnsupportedLayerError(
+            f"{layer.spec.label}: variant must be one of {list(method.variants)} for "
+            f"{method.name}, got {layer.variant!r}. Or set it to null: the better one is taken."
+        )
+    chain_of(replace(layer, variant=layer.variant if known else method.variants[0]))
+    return known
 
 
 def _choose_layer(

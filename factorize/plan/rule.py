@@ -15,7 +15,12 @@ def rule_of(rank: int | float | str | None, energy: float | None) -> Rule:
     RankError
         It is none, or out of range.
     """
-    if (rank is None) == (energy is None):
+    if rank is None and energy is None:
+        raise RankError(
+            "one of --rank, --energy, --plan and a budget (--speedup, --macs, --params, "
+            "--max-drop) is needed, for example --rank 0.25."
+        )
+    if rank is not None and energy is not None:
         raise RankError("give either --rank or --energy (and not both), for example --rank 0.25.")
     if energy is not None:
         if not 0 < energy <= 1:

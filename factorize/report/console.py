@@ -18,7 +18,11 @@ SLOWER = 6  # layers named
 
 
 def plan_table(
-    plan: Plan, times: Mapping[str, Mapping[str, float]] = {}, speed: Speedup | None = None
+    plan: Plan,
+    times: Mapping[str, Mapping[str, float]] = {},
+    speed: Speedup | None = None,
+    *,
+    error_of: str = "weights",
 ) -> Table:
     """The plan as a table, a row per convolution, the error as predicted where that can be.
 
@@ -28,8 +32,11 @@ def plan_table(
         Of layers, as in `layer_reports`.
     speed
         Of the net, on the same target.
+    error_of
+        What the errors are of, for their heading.
     """
-    return _layer_table(layer_reports(plan, times=times), words.layer_unit(speed))
+    unit = words.layer_unit(speed)
+    return _layer_table(layer_reports(plan, times=times), unit, errors=f"% error\nof {error_of}")
 
 
 def show(report: Report, console: Console) -> None:
@@ -52,7 +59,9 @@ def shown(report: Report, width: int = 100) -> str:
     return "\n".join(map(str.rstrip, console.file.getvalue().splitlines()))  # type: ignore[attr-defined]
 
 
-def _layer_table(layers: tuple[LayerReport, ...], unit: str, narrow: bool = False) -> Table:
+def _layer_table(
+    layers: tuple[LayerReport, ...], unit: str, narrow: bool = False, errors: str = "% error"
+) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, show_footer=True)
     timed = any(layer.ms_original is not None for layer in layers)
     spare = timed and narrow
@@ -71,7 +80,7 @@ def _layer_table(layers: tuple[LayerReport, ...], unit: str, narrow: bool = Fals
         sums = (sum(getattr(layer, key) for layer in layers) for key in (before, after))
         table.add_column(title, words.change(*sums), justify="right", no_wrap=True)
     held_out = any(layer.held_out_error is not None for layer in layers)
-    title = "% error\nfit|held" if held_out else "error"  # held: on images not fitted to
+    title = "% error\nfit|held" if held_out else errors  # held: on images not fitted to
     table.add_column(title, justify="right", no_wrap=True, min_width=9 if held_out else 6)
     for layer in layers:
         if layer.method:
@@ -99,7 +108,7 @@ def _error(layer: LayerReport) -> str:
         return ""
     if layer.held_out_error is not None:
         return f"{100 * (layer.error or 0):.1f}|{100 * layer.held_out_error:.1f}"
-    return "-" if layer.error is None else f"{layer.error:.4f}"
+    return "-" if layer.error is None else f"{100 * layer.error:.1f}"
 
 
 def _times(before: float | None, after: float | None) -> str:

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 LOG_SECONDS = 30.0
+STEP_SECONDS = 2.0  # a step that takes longer is told
+AT_ONCE = ("export", "measure latency")  # take a while, and do not tell how far they are
 SURE = 0.05  # of a step must be done before it is told what is left of it
 STALE = 3.0  # times as long as one unit of work took on average: then nothing is told any more
 
@@ -41,7 +43,7 @@ def remaining(
 
 
 class Bars:
-    """The whole run and its step; where there is no terminal, a line every half minute.
+    """The whole run and its step; without a terminal, a line for each, and every half minute.
 
     Steps come in any order and more than once (a search fits many nets): each time is one of its
     own, so that no bar goes back.
@@ -60,6 +62,7 @@ class Bars:
         self.done = -1
         self.begun: dict[str, int] = {}
         self.started = self.logged = self.moved = time.monotonic()
+        self.told = False
 
     def __enter__(self) -> Bars:
         self.progress.start()
@@ -81,11 +84,18 @@ class Bars:
             self.task, completed=done, total=total or None, count=count, values=shown,
             moved=self.moved,
         )  # fmt: skip
-        if not self.console.is_terminal and now - self.logged > LOG_SECONDS:
-            self.logged = now
+        if not self.console.is_terminal and self._is_due(step, now):
+            self.logged, self.told = now, True
             left = remaining(done, total, now - self.started, 0.0)
             shown += "" if left is None else f"  {timedelta(seconds=round(left))} left"
-            self.console.print(f"{step} {count}  {shown}", highlight=False, soft_wrap=True)
+            line = f"{step} {count}  {shown}".rstrip()
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _is_due(self, step: str, now: float) -> bool:
+        """Whether it is time for a line: a step's first, or one after long silence."""
+        long = step in AT_ONCE or now - self.started > STEP_SECONDS
+        first = not self.told and self.begun[step] == 1
+        return now - self.logged > LOG_SECONDS or (first and long)
 
     def _begin(self, step: str, now: float) -> None:
         """Close the step before, and open this one below it."""
@@ -98,3 +108,4 @@ class Bars:
         self.progress.update(self.whole, count=f"step {number}")
         self.task = self.progress.add_task(name, total=None, count="", values="", moved=now)
         self.step, self.done, self.started, self.moved = step, -1, now, now
+        self.told = False

@@ -19,7 +19,7 @@ from factorize.measure import Target, as_metric
 from factorize.onnx_graph import Twin
 from factorize.plan import Budget, save_plan
 from factorize.program import ProgramTwin
-from factorize.report import Report, shown, write_html
+from factorize.report import Report, shown, verdict, write_html
 from factorize.run.checks import (
     check_configs,
     check_int8,
@@ -50,7 +50,7 @@ from factorize.tensor.wrappers import prepared
 from factorize.types import Data, Metric, Plan, Progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A compressed model, how it was made, and what that cost and won."""
 
@@ -61,6 +61,14 @@ class Result:
     def summary(self) -> str:
         """What the command line prints: the verdict, the layers, sizes, quality and time."""
         return shown(self.report)
+
+    def __repr__(self) -> str:
+        told = verdict(self.report)
+        return (
+            f"Result: {told[0] if told else 'no time was measured'}; "
+            f"{len(self.plan.factorized)} of {len(self.plan.layers)} layers are chains. "
+            "print(result.summary()) shows them."
+        )
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()

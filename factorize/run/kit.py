@@ -62,7 +62,7 @@ def write_kit(
     out
         A new folder.
     speedup
-        That will be searched for: what it likely takes is timed first.
+        That you will ask for: chains that it is likely to need are timed first.
     method, include, exclude
         As the search will have them.
     batch

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +50,33 @@ def import_function(
         what = "is not callable" if hasattr(module, name) else "does not exist"
         raise error(f"{reference}: {name} {what} in {place}; it has {_functions(module)}.")
     return function
+
+
+def import_plugins(references: Iterable[str]) -> None:
+    """Import ``.py`` files or modules for what they register, unless that is done already.
+
+    Raises
+    ------
+    ModelLoadError
+        One is not there, or importing it failed.
+    """
+    for reference in references:
+        _import_plugin(reference)
+
+
+def _import_plugin(reference: str) -> None:
+    path = Path(reference).expanduser().resolve()
+    try:
+        if reference.endswith(".py"):
+            known = [getattr(one, "__file__", None) for one in [*sys.modules.values()]]
+            if str(path) not in known:
+                _import_file(path)
+        else:
+            _import_module(reference)
+    except (Exception, SystemExit) as failure:
+        raise ModelLoadError(
+            f"--plugin {reference}: cannot import it: {brief(failure)}"
+        ) from failure
 
 
 def import_extra(package: str, place: str, *, extra: str) -> Any:

@@ -101,9 +101,28 @@ def test_plan_can_be_edited_and_applied(factorize, tmp_path: Path) -> None:
     assert "--force" in second.err
 
 
+def test_a_wrong_plan_is_told_with_its_file_before_anything_is_read(
+    factorize, tmp_path: Path
+) -> None:
+    net = save_net(tmp_path / "net.pt")
+    assert factorize(net, "--rank", 4, "--input-shape", "3,16,16").code == 0
+    content = json.loads((tmp_path / "net-factorized" / "plan.json").read_text())
+    content["layers"][1]["rank"] = [9999]
+    (tmp_path / "wrong.json").write_text(json.dumps(content))
+    ran = factorize("no-such.pt", "--plan", "wrong.json")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert ran.err.startswith("error: wrong.json: 2: rank must be an integer in 1..48 for")
+    assert "--energy" not in ran.err
+    content["layers"][1].update(rank=[4], name="other")
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    ran = factorize(net, "--plan", "other.json", "--input-shape", "3,16,16", "--dry-run")
+    assert ran.err.startswith("error: other.json: other: a plan must name convolutions")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("net.pt", "--rank", "8", "--plugin", "no.py"), "--plugin no.py: cannot import it"),
         (("missing.pt", "--rank", "8"), "missing.pt"),
         (("net.pt",), "--rank, --energy, --lossless, --plan and a budget"),
         (("net.pt", "--rank", "eight"), "got eight"),
@@ -194,7 +213,8 @@ def test_ctrl_c_before_the_end_writes_nothing(
 
     monkeypatch.setattr("factorize.run.pipeline.fit", interrupt)
     ran = factorize(save_net(tmp_path / "net.pt"), "--rank", 4, "--input-shape", "3,16,16")
-    assert (ran.code, ran.err) == (130, "interrupted: nothing was written\n")
+    assert ran.code == 130
+    assert ran.err.splitlines()[-1] == "interrupted: nothing was written"
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
 
 

@@ -149,3 +149,15 @@ def test_truncated_image_names_the_file(tmp_path):
     whole = (tmp_path / "3.png").read_bytes()
     (tmp_path / "3.png").write_bytes(whole[: len(whole) // 2])
     fails(r"3\.png: not a readable image", tmp_path)
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, "1x20x20"), (3, "3x20x20")])
+def test_images_have_the_channels_of_a_first_convolution_that_takes_one(
+    command, tmp_path, channels, shape
+):
+    net = torch.nn.Sequential(torch.nn.Conv2d(channels, 16, 3), torch.nn.Conv2d(16, 16, 3))
+    torch.save(net, tmp_path / "net.pt")
+    save_images(tmp_path / "photos", 5, (20, 20), "L")
+    ran = command("net.pt", "--rank", "4", "--data", "photos", "--dry-run")
+    assert ran.code == 0, ran.err
+    assert f"input {shape}" in ran.out

@@ -167,7 +167,7 @@ def test_the_better_order_is_taken(method: str) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({}, "give either"),
+        ({}, "one of .*rank.* is needed"),
         ({"rank": 3, "energy": 0.5}, "give either"),
         ({"rank": 0}, "got 0"),
         ({"rank": -0.5}, "got -0.5"),

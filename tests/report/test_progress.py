@@ -62,6 +62,11 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.Mon
         clock[0] += LOG_SECONDS / 4
         shown.update("factorize", done, 10, {"loss": 0.5})
     lines = out.getvalue().splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("factorize 5/10  loss 0.5")
-    assert "left" in lines[0]
+    assert [line.split()[:2] for line in lines] == [
+        ["factorize", "2/10"], ["factorize", "7/10"]
+    ]  # fmt: skip
+    assert "loss 0.5" in lines[1]
+    assert "left" in lines[1]
+    shown.update("export", 0, 0, {})
+    shown.update("plan", 1, 2, {})  # over in no time
+    assert out.getvalue().splitlines()[2:] == ["export"]

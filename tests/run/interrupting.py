@@ -233,7 +233,7 @@ def carried_on(folder: Path, stopped: Ended, number: int, whole: dict[str, Any])
         told = [
             line
             for line in stopped.err.splitlines()
-            if not line.startswith(("images: ", "input: "))
+            if not line.startswith(("images: ", "input: ", "export", "measure latency"))
         ]
         if len(told) != 1 or not told[0].startswith("interrupted: "):
             wrong.append(f"said: {stopped.err[-300:]}")
