@@ -111,7 +111,7 @@ def own_names(
 
     A metric is of all images, a score the mean of the batches'.
     """
-    score = outputs.score_name if outputs.score is not None else None
+    score = outputs.score_name if outputs.score is not None else ""
     own = {} if metric is None else {
         name: metric.higher_is_better for name in values if name != score and not is_ours(name)
     }  # fmt: skip

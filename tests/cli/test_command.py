@@ -81,6 +81,7 @@ def test_dry_run_shows_every_layer_and_writes_nothing(factorize, tmp_path: Path)
                     "--dry-run")  # fmt: skip
     assert ran.code == 0, ran.err
     assert "spatial_svd 4" in ran.out
+    assert "of weights" in ran.out  # what the errors are of
     assert "reads only" in ran.out
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
 
