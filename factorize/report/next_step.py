@@ -16,8 +16,8 @@ FLAGS = {
 
 OF_KIT = {
     "--speedup", "--method", "--include", "--exclude", "--batch", "--times", "--arch",
-    "--arch-args", "--weights", "--key", "--trust-pickle", "--input-shape", "--data", "--mean",
-    "--std", "--scale", "--resize", "--crop", "--batch-size", "--device", "--seed",
+    "--arch-args", "--plugin", "--weights", "--key", "--trust-pickle", "--input-shape", "--data",
+    "--mean", "--std", "--scale", "--resize", "--crop", "--batch-size", "--device", "--seed",
 }  # fmt: skip
 """Options of a run that ``factorize kit`` takes too."""
 

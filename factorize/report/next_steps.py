@@ -15,7 +15,6 @@ FAR = 1.5  # error of a layer over the median from which on it is one of those t
 NAMED = 3  # layers
 _RULES = ("--rank", "--energy", "--lossless", "--plan", "--allow-costlier")
 _BUDGETS = ("--speedup", "--macs", "--params", "--max-drop", "--sweep", "--pick", "--sensitivity")
-_IN_INTEGERS = ("onnxruntime", "openvino")  # runtimes
 
 
 def next_steps(report: Report) -> tuple[NextStep, ...]:
@@ -152,12 +151,10 @@ def _was_learning(report: Report) -> bool:
 
 
 def _may_be_int8(report: Report) -> bool:
-    """Whether all that was timed computes in integers too, and does not yet."""
+    """Whether all targets compute in integers too, and do not yet."""
     speed = report.measured
-    if report.int8 or speed is None or speed.taken_from or speed.dtype != "float32":
-        return False
-    others = {name for layer in report.layers for name in layer.elsewhere}
-    return all(name.startswith(_IN_INTEGERS) for name in (speed.runtime, *others))
+    in_float = speed is not None and speed.dtype == "float32" and not report.int8
+    return in_float and bool(report.settings.get("int8_possible"))
 
 
 def _costly(report: Report) -> Iterator[NextStep]:

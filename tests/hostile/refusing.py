@@ -21,9 +21,11 @@ import pytest
 import torch
 from torch import nn
 
+from factorize.report.progress import AT_ONCE
+
 MEMORY = 1 << 30  # bytes on top of what the imports take
 _FIRST = ("images: ", "input: ", "original: ")
-_PROGRESS = re.compile(r"[a-z][\w -]* (\d+/\d+)?  ")
+_PROGRESS = re.compile(rf"[a-z][\w -]* (\d+/\d+)?  |({'|'.join(AT_ONCE)})$")
 SECONDS = 120  # of processor time: whole runs take half of that on a slow machine
 LONGEST = 1000  # characters that a person may be asked to read
 
@@ -100,7 +102,7 @@ def check_refused(case: Case, tmp_path: Path) -> None:
 def error_of(ran: Ran) -> str:
     """All that was said but for what went in, what the original scored on it, and progress.
 
-    A line of progress is told every half minute: on a slow machine.
+    Steps that take long have a line of progress.
     """
     lines = ran.err.splitlines(keepends=True)
     while lines and (lines[0].startswith(_FIRST) or _PROGRESS.match(lines[0])):

@@ -15,7 +15,7 @@ from suggestions import check_accepted, suggested
 from torch import nn
 
 from factorize.cli import command as cli
-from factorize.cli import kit
+from factorize.cli import given_plan, kit
 from factorize.measure import Recorded
 from factorize.measure.kit.times_file import Times
 from factorize.report import CUT_SHORT, Report, write_html
@@ -26,7 +26,7 @@ from factorize.run.compress import compress
 from factorize.types import Plan
 
 COMMAND = "factorize net.pt --rank=8 --data imagenet/ --lossless --out 'my nets/' --force"
-REAL = {"data": "real images", "fit": {"images": 500}}
+REAL = {"data": "real images", "fit": {"images": 500}, "int8_possible": True}
 
 
 def titles(one: Report) -> list[str]:
@@ -151,16 +151,17 @@ def test_the_command_line_carries_out_what_is_suggested(
     recorded = Recorded(threads=2, batch=1, times=times)
     for place in ("factorize.cli.targets.load_times", "factorize.cli.kit.load_times"):
         monkeypatch.setattr(place, lambda *_: recorded)
-    monkeypatch.setattr(cli, "load_plan", lambda _: Plan((), {}))
+    monkeypatch.setattr(given_plan, "load_plan", lambda _: Plan((), {}))
     far = "--times" in given
     if made.pop("speed", False):
         made["speed"] = (speed(runs=0, taken_from="t.json") if far else speed(0.9, 0.8, 0.95),)
         made["search"] = replace(report().search, measured=made["speed"][0])
     if "--macs" in given:
         made["search"] = replace(made["search"], budget={"macs": 0.5})
-    write_html(report(curve=(), settings=REAL, **made), "r.html", f"factorize digits {given}", "d")
+    one = report(curve=(), settings=REAL | {"int8_possible": not far}, **made)
+    write_html(one, "r.html", f"factorize digits {given}", "d")
     commands = suggested(Path("r.html"))
-    titles_ = titles(report(curve=(), settings=REAL, **made))
+    titles_ = titles(one)
     assert commands
     assert ("Let the device time the best nets" in titles_) == far
     assert not (far and "Compute in integers" in titles_)

@@ -302,7 +302,7 @@ def test_weights_are_kept_where_an_export_is_interrupted(
     [
         ({"rank": 0}, RankError, "an integer >= 1"),
         ({"rank": 4, "energy": 0.5}, RankError, "not both"),
-        ({}, RankError, "not both"),
+        ({}, RankError, "is needed"),
         ({"energy": 2.0}, RankError, "share in"),
         ({"rank": 4, "method": "cpp"}, UnsupportedLayerError, "got 'cpp'"),
         ({"rank": 4, "method": "auto"}, UnsupportedLayerError, "got 'auto'"),
