@@ -105,18 +105,19 @@ def recalibrate(
         try:
             seen = _estimate(model, layers, saved, data, progress)
             after = _judged(model, reference, data)
-            kept = math.isfinite(after) and not after >= before  # a ``before`` of nan loses
+            kept = _is_better(after, before)
         finally:
             if not kept:
                 for layer, buffers in zip(layers, saved, strict=True):
                     _restore(layer, buffers)
     verdict = "better" if kept else "not better, statistics left as they were"
-    what, sign = "distance to the original", 1
+    (was, score_was), (now, score_now) = before, after
+    moved = f"held-out distance to the original {was:.4g} -> {now:.4g}"
     if data.outputs.score is not None:
-        what, sign = data.outputs.score_name, -data.outputs.sign
-    moved = f"{sign * before:.4g} -> {sign * after:.4g}"
-    reason = f"held-out {what} {moved} on {seen} images: {verdict}"
-    return Recalibration(kept, before, after, len(layers), reason)
+        sign = data.outputs.sign
+        moved += f", {data.outputs.score_name} {sign * score_was:.4g} -> {sign * score_now:.4g}"
+    reason = f"{moved} on {seen} images: {verdict}"
+    return Recalibration(kept, was, now, len(layers), reason)
 
 
 def renormalised_(
@@ -146,10 +147,20 @@ def _saved(layers: list[_BatchNorm]) -> list[dict[str, Tensor]]:
     return [{k: v.clone() for k, v in layer.named_buffers()} for layer in layers]
 
 
-def _judged(model: nn.Module, reference: Reference, data: Data) -> float:
-    """The distance from the original's held-out outputs, or minus the user's own score."""
+def _judged(model: nn.Module, reference: Reference, data: Data) -> tuple[float, float]:
+    """The distance from the original's held-out outputs, and the user's own score or 0."""
     distance, score = holdout_scores(model, reference, data)
-    return distance if data.outputs.score is None or score is None else -score
+    return distance, 0.0 if data.outputs.score is None or score is None else score
+
+
+def _is_better(after: tuple[float, float], before: tuple[float, float]) -> bool:
+    """By the distance, and not worse by the score.
+
+    By a score alone images that the original was trained on would choose what fits them better
+    than it does, which is no gain of the factorization.
+    """
+    closer = math.isfinite(after[0]) and not after[0] >= before[0]  # a nan before loses
+    return closer and not after[1] < before[1]
 
 
 def _estimate(

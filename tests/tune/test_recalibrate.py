@@ -117,3 +117,30 @@ def test_recalibration_draws_the_same_images_whatever_was_drawn_before(own):
         assert torch.equal(torch.get_rng_state(), drawn)
     assert equal(*models)
     assert train.sampler.generator is own
+
+
+@pytest.mark.parametrize("moved", [3.0, 0.0])
+def test_a_better_score_alone_keeps_no_statistics(moved: float):
+    """They have to bring the outputs closer to the original's, and must not lower the score."""
+    data = dataset()
+    original = net(0)
+    original.train()
+    with torch.no_grad():
+        for _ in range(30):
+            for batch in data.train:
+                original(batch[0])
+    original.eval()
+    model = copy.deepcopy(original)
+    model[1].running_mean += moved
+    seen: list[float] = []
+
+    def score(output: torch.Tensor, was: torch.Tensor, batch: object) -> float:
+        seen.append(0.0)
+        return float(len(seen) > len(data.holdout) * 1.5) * sign  # the second time it is different
+
+    for sign in (1.0, -1.0):
+        seen.clear()
+        outputs = replace(data.outputs, score=score)
+        result = recalibrate(copy.deepcopy(model), original, replace(data, outputs=outputs))
+        assert result.applied == (moved > 0 and sign > 0), result.reason
+        assert "score" in result.reason
