@@ -20,6 +20,7 @@ from torch import Tensor
 
 from factorize.errors import DataError, OutputError
 from factorize.spec import ConvSpec
+from factorize.system.whole_file import readable_as_usual
 from factorize.tensor.moments import Calibration, LayerCalibration, Moments
 
 _AXES = {f"{kind}{n}d": n for kind in ("conv", "conv_transpose") for n in (1, 2, 3)}
@@ -64,6 +65,7 @@ def save_calibration(calibration: Calibration, path: str | Path) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             temporary = Path(folder, path.name)
             save_file(tensors, temporary, metadata=metadata)
+            readable_as_usual(temporary)
             temporary.replace(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error

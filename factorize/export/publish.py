@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from factorize.errors import OutputError
+from factorize.system.whole_file import readable_as_usual
 
 
 @contextmanager
@@ -35,6 +36,7 @@ def publishing(path: str | Path, force: bool) -> Iterator[Path]:
         temporary = Path(folder.name, path.name)
         yield temporary
         try:
+            readable_as_usual(temporary)
             temporary.replace(path)
         except OSError as error:
             raise OutputError(

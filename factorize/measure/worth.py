@@ -43,9 +43,10 @@ def metric_values(metric: Metric, model: nn.Module) -> dict[str, float]:
     except DataError:
         raise
     except Exception as error:
+        said = str(error).strip().rstrip(".")
         raise DataError(
             f"--evaluate {metric.name}: must return a number or a dict of numbers, got "
-            f"{type(error).__name__}: {error}."
+            f"{type(error).__name__}: {said}. Correct the function."
         ) from error
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from factorize.report.curve import ALONE
 from factorize.report.record import CONTROL, CUT_SHORT, LayerReport, Report, SearchReport
 from factorize.types import Speedup
 
@@ -103,14 +104,18 @@ def layer_unit(speed: Speedup | None) -> str:
 
 
 def int8_line(report: Report) -> str:
-    """That the same chains in float32 are as fast or faster; empty where they are not."""
-    one = report.measured
-    exact = next((other for other in report.speed if other.net == IN_FLOAT), None)
-    if one is None or one.dtype != "int8" or exact is None or one.speedup > exact.speedup:
+    """That the same chains in float32, or int8 without chains, are as fast; else empty."""
+    one, others = report.measured, {other.net: other for other in report.speed}
+    if one is None or one.dtype != "int8":
         return ""
-    return (
-        f"int8 is not faster than the same chains in float32 here: {one.speedup:.2f}x against "
-        f"{exact.speedup:.2f}x"
+    slower = {
+        "int8 is not faster than the same chains in float32": others.get(IN_FLOAT),
+        "the chains make it no faster than int8 alone": others.get(ALONE),
+    }
+    return "; ".join(
+        f"{what} here: {one.speedup:.2f}x against {other.speedup:.2f}x"
+        for what, other in slower.items()
+        if other is not None and one.speedup <= other.speedup
     )
 
 

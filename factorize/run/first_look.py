@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict
+from math import sqrt
 from typing import Any
 
 import torch
@@ -48,8 +49,10 @@ def first_look(request: Request) -> dict[str, Any]:
     if data.made_up and data.notes:
         log.info("images: %s", data.notes[0])
     log.info("input: %s", _input_line(found, data.preprocessing))
-    if scores := _scores(request, data, batches):
-        log.info("original: %s on %d held-out images", scores, found["images"])
+    values = _values(request, data, batches)
+    if scores := _scores(values, data):
+        doubt = _doubt(values.get("top1"), _labels(batches))
+        log.info("original: %s on %d held-out images%s", scores, found["images"], doubt)
     return found
 
 
@@ -103,16 +106,38 @@ def _in_words(steps: Preprocessing | None) -> str:
     return ", ".join([*words, "pixels / 255", f"normalised by mean ({mean}) and std ({std})"])
 
 
-def _scores(request: Request, data: Data, batches: list[Batch]) -> str:
-    """What is known of the original alone; beside itself it agrees with itself."""
+def _values(request: Request, data: Data, batches: list[Batch]) -> dict[str, float]:
     one = Data(batches, batches, labelled=data.labelled, classes=data.classes, outputs=data.outputs)
-    values = worth(
+    return worth(
         request.reference, request.model, request.example_input, metric=None, data=one,
         device=request.device, seed=request.seed,
     )  # fmt: skip
+
+
+def _labels(batches: list[Batch]) -> Tensor:
+    """(N,); none where they are not a number for each sample."""
+    found = [one[1] for one in batches if len(one) > 1]
+    numbers = [one for one in found if isinstance(one, Tensor) and one.ndim == 1]
+    return torch.cat(numbers) if numbers else torch.empty(0)
+
+
+def _scores(values: dict[str, float], data: Data) -> str:
+    """What is known of the original alone; beside itself it agrees with itself."""
     own = {"top1", "top5", data.outputs.score_name if data.outputs.score else ""}
     return ", ".join(
         f"{quality_name(name)} {quality_text(name, value)}"
         for name, value in values.items()
         if name in own and (is_percent(name) or name == data.outputs.score_name)
+    )
+
+
+def _doubt(top1: float | None, labels: Tensor) -> str:
+    """What to ask where labels (N,) are hardly met more often than by guessing."""
+    classes = int(labels.max()) + 1 if top1 is not None and labels.numel() else 1
+    if top1 is None or classes < 2:
+        return ""
+    chance = 1 / classes
+    likely = chance + 2 * sqrt(chance * (1 - chance) / len(labels))  # two standard errors above it
+    return (
+        "" if top1 > 100 * likely else ", as by guessing: are --mean, --std and the labels right?"
     )

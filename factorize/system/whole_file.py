@@ -1,4 +1,4 @@
-"""Text files that are there whole or not at all."""
+"""Files that are there whole or not at all, and readable as others are."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ def write_whole(path: str | Path, text: str) -> None:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def readable_as_usual(path: Path) -> None:
+    """Give a file the permissions of any new one: safetensors writes for its owner alone."""
+    usual = path.with_name(f"{path.name}.usual")
+    usual.touch()
+    path.chmod(usual.stat().st_mode)
+    usual.unlink()

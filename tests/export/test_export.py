@@ -256,3 +256,13 @@ def test_a_root_logger_at_info_is_not_flooded(
             export_onnx(net, x, tmp_path / "again.onnx", chains=CHAINS)
             assert own.level == logging.INFO
         assert {one.name.partition(".")[0] for one in caplog.records} == {"onnx_ir"}
+
+
+def test_all_may_read_what_others_files_may_be_read_by(net, x, tmp_path):
+    """safetensors writes files for their owner alone."""
+    usual = tmp_path / "usual"
+    usual.touch()
+    save_weights(net, tmp_path / "net.safetensors")
+    export_onnx(net, x, tmp_path / "net.onnx", chains=CHAINS)
+    for name in ("net.safetensors", "net.onnx"):
+        assert (tmp_path / name).stat().st_mode == usual.stat().st_mode

@@ -204,6 +204,13 @@ def test_int8_that_wins_nothing_is_told(tmp_path: Path) -> None:
         text = page(one, tmp_path)[0]
         assert (line in shown(one)) == (line in text) == told
         assert "ms in int8 before" in text
+    alone = speed(3.8, 3.7, 3.9, net="int8 alone")
+    for ratio, told in ((3.5, True), (4.0, False)):
+        timed = (speed(ratio, ratio, ratio, dtype="int8"), exact, alone)
+        line = "the chains make it no faster than int8 alone here: 3.50x against 3.80x"
+        text = shown(report(search=None, speed=timed))
+        assert (line in text) == told
+        assert "same chains in float32 here" not in text
 
 
 def test_a_score_of_ones_own_is_what_is_shown(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import factorize
 from factorize.data.load_data import load_data
 from factorize.measure import accuracy
 from factorize.report import load_report
+from factorize.run.first_look import _doubt
 from factorize.types import Preprocessing
 
 LABELLED = [(torch.rand(20, 3, 16, 16), torch.arange(20) % 5) for _ in range(4)]
@@ -60,7 +61,19 @@ def test_the_command_tells_it_first_and_the_report_has_it(
         "mean (0.5, 0.4, 0.3) and std (0.2, 0.25, 0.3)"
     )
     top1 = accuracy(net(), held)["top1"]
-    assert scored == f"original: top-1 {top1:.2f} % on {len(images)} held-out images"
+    assert scored == (
+        f"original: top-1 {top1:.2f} % on {len(images)} held-out images, as by guessing: are "
+        "--mean, --std and the labels right?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("top1", "classes", "doubted"),
+    [(10.55, 10, True), (13.7, 10, True), (14.1, 10, False), (98.9, 10, False), (None, 10, False)],
+)
+def test_a_score_as_by_guessing_is_doubted(top1: float | None, classes: int, doubted: bool) -> None:
+    """Up to two standard errors above chance, of 256 images."""
+    assert bool(_doubt(top1, torch.arange(256) % classes)) == doubted
 
 
 def test_pixels_that_nobody_normalised_are_said_to_be_so(
