@@ -185,7 +185,10 @@ def reported(
             "higher_is_better": own_names(
                 journal.quality.get("original", {}), request.metric, request.outputs
             ),
-            "int8_possible": _have_integers((*delivered.speed[:1], *delivered.also)),
+            "int8_possible": all(
+                "int8" in runtimes.get(one.target.runtime).dtypes
+                for one in (request.timer, *request.timer.beside)
+            ),
             "data": "none" if request.data is None else "made up" if request.data.made_up else REAL,
             "input": looked,
             "device": request.device,
@@ -209,13 +212,6 @@ def reported(
         search=completed(outcome, speed, delivered.also) if outcome else None,
         int8=delivered.int8.reported() if delivered.int8 else None,
         curve=outcome.curve if outcome else (),
-    )
-
-
-def _have_integers(targets: Sequence[Speedup]) -> bool:
-    """Whether all that was timed on computes in integers, too; False without times from here."""
-    return bool(targets) and not any(
-        one.taken_from or "int8" not in runtimes.get(one.runtime).dtypes for one in targets
     )
 
 
