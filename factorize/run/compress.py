@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from factorize import export, tune
 from factorize.data.synthetic import MadeUp
 from factorize.errors import DataError, RankError
-from factorize.export import OnnxConfig
 from factorize.fit import FitConfig
 from factorize.measure import Target, as_metric
 from factorize.onnx_graph import Twin
@@ -98,7 +97,7 @@ def compress(
     finetune: int | tune.FinetuneConfig = 0,
     stages: int = 1,
     int8: bool | Literal["all"] = False,
-    onnx: OnnxConfig | None = None,
+    onnx: export.OnnxConfig | None = None,
     openvino_xml: bool = False,
     out: str | Path | None = None,
     force: bool = False,
@@ -251,11 +250,9 @@ def compress(
     try:
         with (
             timer.cache,
-            export.output_folder(out, outputs_of(model), overwrite, work_files) as (
-                folder,
-                publish,
-            ),
+            export.output_folder(out, outputs_of(model), overwrite, work_files) as written,
         ):
+            folder, publish = written
             fit.check_free(overwrite)
             if isinstance(data, MadeUp):
                 if not wish.searching:  # a plan that cannot be is told in less time than they take
@@ -269,29 +266,29 @@ def compress(
                 meant, guessed = means(data)
                 data = replace(data, outputs=meant)
             request = Request(
-                model, example_input, data, meant, metric, fit, how, config, onnx or OnnxConfig(),
-                timer, device, seed, progress, Reference(model, device, KEPT), int8, openvino_xml,
+                model, example_input, data, meant, metric, fit, how, config,
+                onnx or export.OnnxConfig(), timer, device, seed, progress,
+                Reference(model, device, KEPT), int8, openvino_xml,
             )  # fmt: skip
             told = [*notes, *wrapped, *half_remark(model), *(data.notes if data else ()), *guessed]
             journal = Journal(told)
             looked = first_look(request)
             with with_noise(INT8 if int8 else 0.0):
                 made = cut_and_tune(request, wishes, journal)
-            tuned_alike = tune_original(request, made, journal)
+            control = tune_original(request, made, journal)
             delivered = deliver(
                 request, made, folder, targets if latency else [], journal, files=out is not None
             )
             report = reported(
-                request, made, delivered, tuned_alike, journal, name=name, stages=stages,
-                looked=looked,
-            )  # fmt: skip
+                request, made, delivered, control, journal, name=name, stages=stages, looked=looked
+            )
             if out is not None:
                 save_plan(made.cut.plan, folder / "plan.json")
                 report.save(folder / "report.json")
                 write_html(report, folder / "report.html", command, out)
                 if run_file is not None:
                     (folder / RUN_FILE).write_text(run_file, encoding="utf-8", errors="replace")
-                tunings = [one for one in (made.tuned, tuned_alike) if one]
+                tunings = [one for one in (made.tuned, control) if one]
                 stopped = delivered.interrupt is not None or any(t.interrupted for t in tunings)
                 publish(keep_work=stopped)
             if delivered.interrupt:

@@ -164,8 +164,8 @@ class _White:
 class _Wide:
     """The same of a weight (I, O K) with more input channels than all else, from its other side.
 
-    An eigendecomposition of (I, I) would take hours for 25,088 channels. The directions that carry
-    anything are ``C^1/2 W v``, for the eigenvectors v of ``W^T C W``.
+    An eigendecomposition of (I, I) takes I^3, and a linear layer may have 25,088 channels. The
+    directions that carry anything are ``C^1/2 W v``, for the eigenvectors v of ``W^T C W``.
     """
 
     def __init__(self, covariance: Tensor | None, weight: Tensor) -> None:

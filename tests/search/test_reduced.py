@@ -89,3 +89,16 @@ def test_a_wide_layer_has_the_directions_of_a_square_one():
     )
     known = torch.linalg.svdvals(flat @ torch.linalg.cholesky(norm.second[0]))
     assert torch.allclose(shown, known)
+
+
+def test_a_layer_whose_errors_are_exact_needs_no_stand_in(monkeypatch: pytest.MonkeyPatch):
+    """A wide linear layer that is fitted to its weight: an SVD tells its errors."""
+    from factorize.search import layer_errors
+
+    asked: list[list[object]] = []
+    monkeypatch.setattr(layer_errors, "reduced", lambda *a: asked.append(list(a[4])) or {})
+    module = nn.Conv2d(80, 72, 1)
+    spec = find(module, torch.zeros(1, 80, 4, 4))[0].spec
+    offered = [(("channel_svd", methods.get("channel_svd").variants[0], ()), [(8,), (16,)])]
+    layer_errors.LayerErrors(spec, module, None, offered)
+    assert asked == [[]]
