@@ -84,6 +84,7 @@ def test_a_kit_its_times_and_the_net_for_that_device(
     assert "faster on" in ran.out
     report = load_report(tmp_path / "out" / "report.json")
     assert [one.taken_from for one in report.speed] == ["times.json"]
+    assert report.settings["int8_possible"] is False  # a kit has no times in integers
     assert report.speed[0].speedup >= 1.4
     assert (tmp_path / "out" / "model.onnx").exists()
     commands = suggested(tmp_path / "out" / "report.html")

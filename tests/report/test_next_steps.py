@@ -189,6 +189,7 @@ def test_each_snippet_runs_in_the_folder(tmp_path: Path, monkeypatch: pytest.Mon
         return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval()
 
     result = compress(build(), torch.randn(1, 3, 12, 12), rank=4, out=tmp_path, latency=False)
+    assert result.report.settings["int8_possible"] is True  # ONNX Runtime's is the target
     found = snippets(result.report)
     assert [one.file for one in found] == [
         "model.onnx", "model.pt2", "model.safetensors and plan.json",
