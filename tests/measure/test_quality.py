@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from factorize import outputs
 from factorize.errors import DataError
-from factorize.measure import accuracy, agreement_on_random_input
+from factorize.measure import accuracy, agreement_on_random_input, own_names
+from factorize.types import Metric
 
 
 class Fixed(nn.Module):
@@ -144,3 +146,23 @@ def test_random_input_keeps_the_structure_of_the_example():
     assert len(seen) == 4  # two batches of two, two models
     assert all(image.abs().sum() > 0 for image, _ in seen)
     assert all(torch.equal(index, example["index"]) for _, index in seen)
+
+
+def test_values_that_are_the_users_own_are_told_from_ours():
+    """A metric's come first; what `accuracy` gives is nobody's own, whatever else there is."""
+    found = {
+        "top1": 90.0,
+        "agreement": 95.0,
+        "relative_difference, out": 0.1,
+        "f1": 0.9,
+        "brier": 1,
+    }
+    metric = Metric(lambda _: 0.0, "brier", higher_is_better=False)
+    assert own_names(found, None, outputs.Outputs()) == {}
+    assert own_names(found, metric, outputs.Outputs()) == {"f1": False, "brier": False}
+
+    def f1(*_: object) -> float:
+        return 0.0
+
+    scored = own_names(found, metric, outputs.Outputs(score=f1))
+    assert list(scored.items()) == [("brier", False), ("f1", True)]
