@@ -15,6 +15,9 @@ FAR = 1.5  # error of a layer over the median from which on it is one of those t
 NAMED = 3  # layers
 _RULES = ("--rank", "--energy", "--lossless", "--plan", "--allow-costlier")
 _BUDGETS = ("--speedup", "--macs", "--params", "--max-drop", "--sweep", "--pick", "--sensitivity")
+_OF_TARGET = (
+    "--also", "--times", "--dtype", "--compile", "--provider-option", "--openvino-xml", "--int8",
+)  # fmt: skip
 
 
 def next_steps(report: Report) -> tuple[NextStep, ...]:
@@ -61,6 +64,13 @@ def _steps(report: Report) -> Iterator[NextStep]:
         )  # fmt: skip
     else:
         yield from _costly(report)
+    if others := _other_targets(report):
+        yield NextStep(
+            "Choose for the runtime that will run it",
+            "A chain that is fast on one runtime may be slow on another. Where it is to run on "
+            f"{' or '.join(others)}, let that one choose.",
+            (("--target", others[0]),), f'target="{others[0]}"', others[0], unless=_OF_TARGET,
+        )  # fmt: skip
     if real and not lossless and _may_be_int8(report):
         yield NextStep(
             "Compute in integers",
@@ -148,6 +158,12 @@ def _was_learning(report: Report) -> bool:
     after = next((one for one in reversed(steps) if one.startswith("finetuned")), steps[0])
     before = steps[max(steps.index(after) - 1, 0)]
     return words.is_worse(report, report.quality[before], report.quality[after])
+
+
+def _other_targets(report: Report) -> list[str]:
+    """Runtimes that are here and were not asked, where time decided what was chosen."""
+    timed = report.search is not None and "speedup" in report.search.budget
+    return report.settings.get("other_targets") or [] if timed else []
 
 
 def _may_be_int8(report: Report) -> bool:

@@ -170,6 +170,8 @@ def reported(
         for one in delivered.also
         if one.speedup_p90 < 1
     ]
+    timers = request.timer, *request.timer.beside
+    asked = [runtimes.get(one.target.runtime) for one in timers]
     return Report(
         model=name or type(request.model).__name__,
         settings={
@@ -185,10 +187,12 @@ def reported(
             "higher_is_better": own_names(
                 journal.quality.get("original", {}), request.metric, request.outputs
             ),
-            "int8_possible": all(
-                "int8" in runtimes.get(one.target.runtime).dtypes
-                for one in (request.timer, *request.timer.beside)
-            ),
+            "int8_possible": all("int8" in one.dtypes for one in asked),
+            "other_targets": [
+                one.name
+                for one in map(runtimes.get, runtimes.names())
+                if one.reads == "onnx" and one not in asked and one.missing() is None
+            ],
             "data": "none" if request.data is None else "made up" if request.data.made_up else REAL,
             "input": looked,
             "device": request.device,

@@ -16,7 +16,7 @@ from torch import nn
 
 from factorize.cli import command as cli
 from factorize.cli import given_plan, kit
-from factorize.measure import Recorded
+from factorize.measure import Recorded, runtimes
 from factorize.measure.kit.times_file import Times
 from factorize.report import CUT_SHORT, Report, write_html
 from factorize.report.loading import snippets
@@ -50,6 +50,8 @@ def slow(ratio: float = 0.9, **other: Any) -> Report:
          "Fine-tune it for longer"),
         (report(settings=REAL, layers=(layer("a", error=0.02),)), "Fit to more images"),
         (report(settings=REAL), "Compute in integers"),
+        (report(settings=REAL | {"other_targets": ["openvino"]}),
+         "Choose for the runtime that will run it"),
         (report(layers=(layer("a", speedup_low=0.7, speedup_high=0.8),)),
          "Leave alone the layers that became slower"),
         (report(layers=(*report().layers, layer("x[0]", held_out_error=0.5))),
@@ -65,6 +67,8 @@ def test_what_was_there_is_no_next_step() -> None:
     tuned = {"best_epoch": 1.0, "epochs_done": 2.0}
     full = report(settings=REAL, finetuning=tuned, int8={"check": {}})
     assert titles(full) == []
+    timed_by_nothing = report(search=None, settings=REAL | {"other_targets": ["openvino"]})
+    assert "Choose for the runtime that will run it" not in titles(timed_by_nothing)
     assert "Fine-tune it" not in titles(report(settings={"data": "made up"}))
 
 
@@ -158,7 +162,9 @@ def test_the_command_line_carries_out_what_is_suggested(
         made["search"] = replace(report().search, measured=made["speed"][0])
     if "--macs" in given:
         made["search"] = replace(made["search"], budget={"macs": 0.5})
-    one = report(curve=(), settings=REAL | {"int8_possible": not far}, **made)
+    one = report(
+        curve=(), settings=REAL | {"int8_possible": not far, "other_targets": ["torch-cpu"]}, **made
+    )
     write_html(one, "r.html", f"factorize digits {given}", "d")
     commands = suggested(Path("r.html"))
     titles_ = titles(one)
@@ -189,7 +195,11 @@ def test_each_snippet_runs_in_the_folder(tmp_path: Path, monkeypatch: pytest.Mon
         return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval()
 
     result = compress(build(), torch.randn(1, 3, 12, 12), rank=4, out=tmp_path, latency=False)
-    assert result.report.settings["int8_possible"] is True  # ONNX Runtime's is the target
+    settings = result.report.settings
+    assert settings["int8_possible"] is True  # ONNX Runtime's is the target
+    here = {name for name in runtimes.names() if runtimes.get(name).missing() is None}
+    assert set(settings["other_targets"]) <= here - {"onnxruntime"}
+    assert ("openvino" in settings["other_targets"]) == ("openvino" in here)
     found = snippets(result.report)
     assert [one.file for one in found] == [
         "model.onnx", "model.pt2", "model.safetensors and plan.json",
