@@ -17,6 +17,7 @@ from factorize.outputs import Outputs
 from factorize.plan import Budget
 from factorize.plan import load_plan as _load_plan
 from factorize.plan import save_plan as _save_plan
+from factorize.preprocessing import Preprocessing
 from factorize.quantize import Spare
 from factorize.quantize import quantize_onnx as _quantize_onnx
 from factorize.run import compress as _compress
@@ -62,6 +63,7 @@ __all__ = [
     "OnnxConfig",
     "Outputs",
     "Plan",
+    "Preprocessing",
     "Result",
     "SearchConfig",
     "Spare",

@@ -75,7 +75,8 @@ def _import_plugin(reference: str) -> None:
             _import_module(reference)
     except (Exception, SystemExit) as failure:
         raise ModelLoadError(
-            f"--plugin {reference}: cannot import it: {brief(failure)}"
+            f"--plugin {reference}: cannot import it: {brief(failure).rstrip('.')}. Check that "
+            "it is there, and that it imports by itself."
         ) from failure
 
 

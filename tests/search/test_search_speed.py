@@ -26,8 +26,8 @@ from factorize.measure import ChainTime, default_cache_path
 from factorize.plan import Budget
 from factorize.search.fits import Fits
 from factorize.search.held_out import Losses
-from factorize.search.trials import Choice
-from factorize.search.within_budget import MARGIN, Search
+from factorize.search.trials import MARGIN, Choice
+from factorize.search.within_budget import SPARE, Search
 from factorize.types import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|onnxscript")
@@ -145,17 +145,21 @@ def test_out_of_reach_names_the_fastest_that_was_measured(machine: Machine):
     assert f"is {search.fastest(Budget(speedup=2)).measured_speedup:.2f}x" in str(caught.value)
 
 
-def test_two_timings_are_enough_where_the_gain_is_steady(machine: Machine):
+def test_two_nets_are_timed_where_the_gain_is_steady_and_the_one_that_is_taken_twice(
+    machine: Machine,
+):
     for machine.gain in (0.7, 1.3):
         search = prepared(machine, plain())
         machine.nets = 0
         search.choose(Budget(speedup=1.4))
-        assert machine.nets == 2
+        assert machine.nets == 3
         search.choose(Budget(speedup=1.33))
-        assert machine.nets == 3  # the gain is known by now
+        assert machine.nets == 5  # the gain is known by now
 
 
-def test_more_timings_come_closer_to_what_is_asked_and_none_is_of_the_same_net(machine: Machine):
+def test_more_timings_come_closer_to_what_is_asked_each_of_another_net_but_the_last(
+    machine: Machine,
+):
     search = prepared(machine, plain())
     machine.gain = 1.3  # far fewer layers than predicted will do
     timed, time = [], search.timed
@@ -164,7 +168,8 @@ def test_more_timings_come_closer_to_what_is_asked_and_none_is_of_the_same_net(m
         timed.clear()
         choice = search.choose(Budget(speedup=wanted))
         assert wanted <= choice.measured_speedup <= wanted * MARGIN**2
-        assert len({plan.layers for plan in timed}) == len(timed)
+        assert len({plan.layers for plan in timed}) == len(timed) - 1
+        assert timed[-1].layers == timed[-2].layers == choice.plan.layers
     assert len(timed) > 2
 
 
@@ -192,7 +197,7 @@ def drifting(patch: pytest.MonkeyPatch, machine: Machine, gains: list[float]) ->
     return fits
 
 
-@pytest.mark.parametrize("gains", [[1.0], [0.9], [0.9, 0.8], [1.4], [0.8, 1.2]], ids=str)
+@pytest.mark.parametrize("gains", [[1.0], [0.9], [0.8], [1.4], [1.1]], ids=str)
 def test_a_net_whose_speed_is_another_once_it_is_fitted_is_chosen_anew(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, gains: list[float]
 ):
@@ -202,15 +207,50 @@ def test_a_net_whose_speed_is_another_once_it_is_fitted_is_chosen_anew(
     assert search
     assert search.reached
     assert search.measured
-    again = 0 if gains == [1.0] else len(gains)
+    again = 0 if gains in ([1.0], [1.1]) else 1
     assert [row["taken"] for row in search.trials] == [False] * again + [True]
     assert len({plan.layers for plan in fits}) == again + 1
     speeds = [row["measured_speedup"] for row in search.trials]  # after the fit
-    assert not any(1.3 <= speed <= 1.3 * MARGIN**2 for speed in speeds[:-1])
-    assert 1.3 <= search.measured.speedup <= 1.3 * 1.05
+    assert not any(1.3 <= speed <= 1.3 * SPARE for speed in speeds[:-1])
+    assert 1.3 <= search.measured.speedup <= 1.3 * SPARE
     if gains == [1.4]:
         first, last = search.trials
         assert last["predicted_loss"] < first["predicted_loss"]
+
+
+def test_no_more_than_two_nets_are_fitted_for_a_speed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    fits = drifting(monkeypatch, machine, [0.8, 0.6])
+    result = searched(plain(), Budget(speedup=1.3), method="spatial_svd", data=images())
+    assert len({plan.layers for plan in fits}) == 2
+    search = result.report.search
+    assert search
+    assert search.measured
+    assert search.measured.speedup == max(r["measured_speedup"] for r in search.trials)
+
+
+def test_a_lucky_timing_is_confirmed_before_a_net_is_fitted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    """The first timing, and no other, says that the net is as fast as asked."""
+    lucky: list[Plan] = []
+    real = Search.timed
+
+    def timed(self: Search, choice: Choice) -> Choice:
+        found = real(self, choice)
+        assert found.measured
+        if lucky:
+            return found
+        lucky.append(choice.plan)
+        assert found.measured_speedup < 1.3
+        return replace(found, measured=replace(found.measured, speedup=1.31))
+
+    machine.gain = 0.72
+    monkeypatch.setattr(Search, "timed", timed)
+    choice = prepared(machine, plain()).choose(Budget(speedup=1.3))
+    assert choice.plan.layers != lucky[0].layers
+    assert real(prepared(machine, plain()), choice).measured_speedup >= 1.3
 
 
 def test_one_disturbed_timing_is_no_reason_to_choose_anew(
