@@ -110,12 +110,14 @@ def collect_each(
 
     for group in groups:
         parts: list[tuple[dict[str, MomentSums], int]] = []
+        # As many from each image that is held out: what the two differ in tells the fit's error.
+        drawn = {n: per_image or positions_per_image(s, _count(fit)) for n, s in group.items()}
         for part in (fit, held_out):
             count = _count(part)
-            sums = {}
-            for name, spec in group.items():
-                drawn = per_image or positions_per_image(spec, count)
-                sums[name] = MomentSums(spec, per_image=drawn, seed=seed)
+            sums = {
+                name: MomentSums(spec, per_image=drawn[name], seed=seed)
+                for name, spec in group.items()
+            }
             _run(model, {name: modules[name] for name in group}, sums, part, seed, advance)
             parts.append((sums, count))
         for name in group:  # half of each matrix is held until its turn comes

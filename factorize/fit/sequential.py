@@ -155,10 +155,8 @@ def _moments(
     seed: int,
 ) -> LayerCalibration:
     """The moments of a layer's input in the compressed net, and of the output wanted there."""
-    sums = []
-    for part in parts:
-        per_image = calibrate.positions_per_image(layer.spec, sum(map(batch_size, part)))
-        sums.append(MomentSums(layer.spec, per_image=per_image, seed=seed))
+    per_image = calibrate.positions_per_image(layer.spec, sum(map(batch_size, parts[0])))
+    sums = [MomentSums(layer.spec, per_image=per_image, seed=seed) for _ in parts]
     for arrival in lockstep.arrivals():
         wanted = arrival.output
         if isinstance(module.bias, Tensor):
