@@ -16,6 +16,7 @@ from factorize.errors import DataError, FactorizeError
 from factorize.spec import ConvSpec
 from factorize.tensor.call import batch_size, call, evaluating, input_on, rows_of
 from factorize.tensor.effort import Effort, effort
+from factorize.tensor.layout import laid_out
 from factorize.tensor.moments import Calibration, LayerCalibration
 from factorize.types import Progress
 
@@ -92,7 +93,7 @@ def collect_each(
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, LayerCalibration]]:
     """As `collect`, layer by layer, so that no more than one pass is held at a time."""
-    fit, held_out = split(images)
+    fit, held_out = ([laid_out(model, one) for one in part] for part in split(images))
     modules = {name: model.get_submodule(name) for name in specs}
     names: dict[int, list[str]] = {}  # several names may be of one module
     for name, module in modules.items():

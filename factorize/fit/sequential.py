@@ -24,6 +24,7 @@ from factorize.fit.layerwise import fit_outputs, fit_weights
 from factorize.fit.lockstep import Decision, Lockstep
 from factorize.fit.trace import Shortcut, trace
 from factorize.tensor.call import batch_size, call, evaluating, rows_of
+from factorize.tensor.layout import laid_out
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import LayerPlan, Plan, Progress
 
@@ -87,7 +88,7 @@ def fit_sequential(
         found = fit_outputs(model, of_shared, moments, any_order=any_order, seed=seed)
         fitted.layers.update(found.layers)
 
-    parts = calibrate.split(images)
+    parts = [[laid_out(model, one) for one in part] for part in calibrate.split(images)]
     norms = {
         name: module
         for name, module in modules.items()
