@@ -20,6 +20,7 @@ from factorize.system.stopwatch import Stopwatch
 from factorize.types import LayerPlan
 
 MARGIN = 1.02  # the speed aimed at, over the one asked for: another measurement will differ
+EXCESS = 1.1  # times the speed asked for: so much more is worth another choice, and its fit
 TIMINGS = 5  # of assembled nets, at most, for one choice
 CLOSE = 0.005  # of the layers' time: not worth another timing
 LEAST_SHARE = 0.15
@@ -104,7 +105,7 @@ class Search:
         asked, names, tried = budget.speedup or 1.0, [best], trials.choices
         for retry in range(1, RETRIES + 2):
             choice = tried[names[-1]] = self._confirmed(tried[names[-1]], asked)
-            if asked <= choice.measured_speedup <= asked * MARGIN**2 or retry > RETRIES:
+            if asked <= choice.measured_speedup <= asked * EXCESS or retry > RETRIES:
                 break
             self._learn(choice)
             try:
@@ -124,7 +125,7 @@ class Search:
     def _confirmed(self, choice: Choice, asked: float) -> Choice:
         """Timed again; by three timings where it would be chosen, and fitted, anew for one."""
         known = [choice, self.timed(choice)]
-        if not asked <= known[1].measured_speedup <= asked * MARGIN**2:
+        if not asked <= known[1].measured_speedup <= asked * EXCESS:
             known = sorted([*known, self.timed(choice)], key=lambda one: one.measured_speedup)
         return known[1]
 

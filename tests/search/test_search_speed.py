@@ -27,7 +27,7 @@ from factorize.plan import Budget
 from factorize.search.fits import Fits
 from factorize.search.held_out import Losses
 from factorize.search.trials import Choice
-from factorize.search.within_budget import MARGIN, Search
+from factorize.search.within_budget import EXCESS, MARGIN, Search
 from factorize.types import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|onnxscript")
@@ -211,6 +211,19 @@ def test_a_net_whose_speed_is_another_once_it_is_fitted_is_chosen_anew(
     if gains == [1.4]:
         first, last = search.trials
         assert last["predicted_loss"] < first["predicted_loss"]
+
+
+def test_a_net_that_is_a_little_faster_once_it_is_fitted_is_kept(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    fits = drifting(monkeypatch, machine, [1.15])
+    search = searched(
+        plain(), Budget(speedup=1.3), method="spatial_svd", data=images()
+    ).report.search
+    assert search
+    assert search.measured
+    assert 1.3 * MARGIN**2 < search.measured.speedup < 1.3 * EXCESS
+    assert len({plan.layers for plan in fits}) == 1
 
 
 def test_one_disturbed_timing_is_no_reason_to_choose_anew(
