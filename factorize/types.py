@@ -111,6 +111,11 @@ class LayerPlan:
     skip_reason: str | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> tuple[str, str | None, Rank, str]:
+        """The layer, and what tells its chain from others."""
+        return self.spec.name, self.method, self.rank, self.variant
+
 
 @dataclass(frozen=True)
 class Data:

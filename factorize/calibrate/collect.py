@@ -16,6 +16,7 @@ from factorize.errors import DataError, FactorizeError
 from factorize.spec import ConvSpec
 from factorize.tensor.call import batch_size, call, evaluating, input_on, rows_of
 from factorize.tensor.effort import Effort, effort
+from factorize.tensor.layout import laid_out
 from factorize.tensor.moments import Calibration, LayerCalibration
 from factorize.types import Progress
 
@@ -92,7 +93,7 @@ def collect_each(
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, LayerCalibration]]:
     """As `collect`, layer by layer, so that no more than one pass is held at a time."""
-    fit, held_out = split(images)
+    fit, held_out = ([laid_out(model, one) for one in part] for part in split(images))
     modules = {name: model.get_submodule(name) for name in specs}
     names: dict[int, list[str]] = {}  # several names may be of one module
     for name, module in modules.items():
@@ -110,12 +111,14 @@ def collect_each(
 
     for group in groups:
         parts: list[tuple[dict[str, MomentSums], int]] = []
+        # As many from each image that is held out: what the two differ in tells the fit's error.
+        drawn = {n: per_image or positions_per_image(s, _count(fit)) for n, s in group.items()}
         for part in (fit, held_out):
             count = _count(part)
-            sums = {}
-            for name, spec in group.items():
-                drawn = per_image or positions_per_image(spec, count)
-                sums[name] = MomentSums(spec, per_image=drawn, seed=seed)
+            sums = {
+                name: MomentSums(spec, per_image=drawn[name], seed=seed)
+                for name, spec in group.items()
+            }
             _run(model, {name: modules[name] for name in group}, sums, part, seed, advance)
             parts.append((sums, count))
         for name in group:  # half of each matrix is held until its turn comes

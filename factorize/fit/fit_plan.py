@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ def fit(
     device: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
+    known: dict[Hashable, Any] | None = None,
 ) -> Fitted:
     """Fit every planned layer; the model is not changed.
 
@@ -35,6 +37,8 @@ def fit(
     any_order
         Where the order of a chain was chosen without data, fit each order that saves MACs and
         keep the best.
+    known
+        As in `fit_sequential`.
 
     Raises
     ------
@@ -67,7 +71,9 @@ def fit(
                 model, plan, moments, any_order=any_order, seed=seed, progress=progress
             )
         elif how == "sequential":
-            fitted = fit_sequential(model, plan, images, any_order=any_order, **options)
+            fitted = fit_sequential(
+                model, plan, images, any_order=any_order, known=known, **options
+            )
         if config.reconstruct:
             fitted = reconstruct(model, fitted, images, **options)
     return fitted

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from factorize.fit.layerwise import fit_outputs, fit_weights
 from factorize.fit.lockstep import Decision, Lockstep
 from factorize.fit.trace import Shortcut, trace
 from factorize.tensor.call import batch_size, call, evaluating, rows_of
+from factorize.tensor.layout import laid_out
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import LayerPlan, Plan, Progress
 
@@ -38,6 +40,7 @@ def fit_sequential(
     memory: float = 2e9,
     seed: int = 0,
     progress: Progress | None = None,
+    known: dict[Hashable, Any] | None = None,
 ) -> Fitted:
     """Fit every planned layer to the original's output, given the compressed net's input to it.
 
@@ -56,6 +59,9 @@ def fit_sequential(
         Fit each order of a chain that saves MACs, and keep the best.
     memory
         Bytes for activations; where they need more, they are computed anew for each layer.
+    known
+        What was found for other plans of this model, with the same images and settings: up to the
+        first layer that is planned otherwise it holds for this one too. Added to.
 
     Raises
     ------
@@ -82,7 +88,7 @@ def fit_sequential(
         found = fit_outputs(model, of_shared, moments, any_order=any_order, seed=seed)
         fitted.layers.update(found.layers)
 
-    parts = calibrate.split(images)
+    parts = [[laid_out(model, one) for one in part] for part in calibrate.split(images)]
     norms = {
         name: module
         for name, module in modules.items()
@@ -94,6 +100,7 @@ def fit_sequential(
         if isinstance(module, _ConvNd) or name in layers
     }
     corrected: dict[str, Decision] = {}
+    known, before = {} if known is None else known, ()  # what the images came through so far
     with evaluating(model):
         order, added = trace(model, convs | norms, rows_of(parts[0][0], slice(1)))
         added = {name: shortcut for name, shortcut in added.items() if name in layers}
@@ -106,22 +113,28 @@ def fit_sequential(
             while (name := lockstep.next()) is not None:
                 if name in norms:
                     if name not in corrected:  # one mean for all of its calls: that of the first
-                        corrected[name] = _corrected(
-                            norms[name], name, lockstep, len(parts[0]), fitted
-                        )
+                        if (name, before) not in known:
+                            known[name, before] = _moved(norms[name], lockstep, len(parts[0]))
+                        corrected[name] = None
+                        if (mean := known[name, before]) is not None:
+                            fitted.means[name] = mean
+                            corrected[name] = partial(_normalized, norms[name], mean)
                     lockstep.decide(corrected[name])
                     continue
                 if name not in layers:  # the source of a shortcut
                     lockstep.decide(None)
                     continue
-                module = modules[name]
+                module, layer = modules[name], layers[name]
+                before = (*before, layer.key)
                 if name not in fitted.layers:
-                    start = time.perf_counter()
-                    moments = _moments(layers[name], module, lockstep, parts, added.get(name), seed)
-                    _log.debug("moments of %s in %.2f s", name, time.perf_counter() - start)
-                    fitted.layers[name] = fit_layer(
-                        layers[name], module, moments, any_order=any_order, seed=seed
-                    )
+                    if before not in known:
+                        start = time.perf_counter()
+                        moments = _moments(layer, module, lockstep, parts, added.get(name), seed)
+                        _log.debug("moments of %s in %.2f s", name, time.perf_counter() - start)
+                        known[before] = fit_layer(
+                            layer, module, moments, any_order=any_order, seed=seed
+                        )
+                    fitted.layers[name] = known[before]
                     if progress:
                         progress("factorize", len(fitted.layers), len(layers), {})
                 lockstep.decide(graph.build_chain(fitted.layers[name], module))
@@ -143,10 +156,8 @@ def _moments(
     seed: int,
 ) -> LayerCalibration:
     """The moments of a layer's input in the compressed net, and of the output wanted there."""
-    sums = []
-    for part in parts:
-        per_image = calibrate.positions_per_image(layer.spec, sum(map(batch_size, part)))
-        sums.append(MomentSums(layer.spec, per_image=per_image, seed=seed))
+    per_image = calibrate.positions_per_image(layer.spec, sum(map(batch_size, parts[0])))
+    sums = [MomentSums(layer.spec, per_image=per_image, seed=seed) for _ in parts]
     for arrival in lockstep.arrivals():
         wanted = arrival.output
         if isinstance(module.bias, Tensor):
@@ -159,10 +170,8 @@ def _moments(
     return LayerCalibration(sums.pop(0).finish(), sums.pop(0).finish())  # large, one at a time
 
 
-def _corrected(
-    norm: _BatchNorm, name: str, lockstep: Lockstep, fits: int, fitted: Fitted
-) -> Decision:
-    """The batch norm with its running mean moved as far as the mean of its input has moved."""
+def _moved(norm: _BatchNorm, lockstep: Lockstep, fits: int) -> Tensor | None:
+    """The running mean of a batch norm, moved as far as the mean of its input; None: it has not."""
     assert norm.running_mean is not None
     shift, count = torch.zeros_like(norm.running_mean, dtype=torch.float64), 0
     for arrival in lockstep.arrivals():
@@ -171,12 +180,11 @@ def _corrected(
             shift, count = shift + moved.sum(1).double(), count + moved.shape[1]
     if not shift.any():
         return None
-    mean = fitted.means[name] = norm.running_mean + (shift / count).to(norm.running_mean)
+    return norm.running_mean + (shift / count).to(norm.running_mean)
 
-    def normalized(x: Tensor) -> Tensor:
-        return F.batch_norm(x, mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
-    return normalized
+def _normalized(norm: _BatchNorm, mean: Tensor, x: Tensor) -> Tensor:
+    return F.batch_norm(x, mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 def _check_apart(model: nn.Module, images: Any, output: Any) -> None:

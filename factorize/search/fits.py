@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Iterator
 from math import inf
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -56,6 +57,9 @@ class Fits:
         self.outputs = data.outputs if data else UNDECLARED
         self.can_judge = data is not None and (comparable or self.outputs.loss is not None)
         self._plans: dict[Hashable, Fitted] = {}
+        self._known: dict[
+            Hashable, Any
+        ] = {}  # of fits in sequence, which plans share beginnings of
         self._layers: dict[Hashable, Factorization] = {}
         self._qualities: dict[Hashable, dict[str, float]] = {}
         self._losses: dict[Hashable, Losses] = {}
@@ -64,7 +68,7 @@ class Fits:
 
     def of(self, plan: Plan) -> Fitted:
         """The fit of a plan."""
-        key = tuple(_key(layer) for layer in plan.factorized)
+        key = tuple(layer.key for layer in plan.factorized)
         if key in self._plans:
             return self._plans[key]
         with self._stopwatch.timed("fit nets"):
@@ -73,7 +77,7 @@ class Fits:
             else:
                 self._plans[key] = fit(
                     self.model, plan, self.config, data=self.data, device=self.device,
-                    seed=self.seed, progress=self.progress,
+                    seed=self.seed, progress=self.progress, known=self._known,
                 )  # fmt: skip
         return self._plans[key]
 
@@ -83,7 +87,7 @@ class Fits:
 
     def quality(self, plan: Plan, images: int = HOLDOUT) -> dict[str, float]:
         """Accuracy and distance to the original on so many, about, held-out training images."""
-        key = images, *(_key(layer) for layer in plan.factorized)
+        key = images, *(layer.key for layer in plan.factorized)
         if key not in self._qualities:
             self._qualities[key] = self.quality_of(self.applied(plan), images)
         return self._qualities[key]
@@ -98,7 +102,7 @@ class Fits:
 
     def losses(self, plan: Plan, images: int = HOLDOUT) -> Losses:
         """How far the outputs are from the original's, on so many, about, held-out images."""
-        layers = tuple(_key(layer) for layer in plan.factorized)
+        layers = tuple(layer.key for layer in plan.factorized)
         if (min(images, self._most), layers) not in self._losses:
             net = self.applied(plan)
             with self._stopwatch.timed("judge nets"):
@@ -125,7 +129,7 @@ class Fits:
     def _to_weights(self, plan: Plan) -> Fitted:
         """Layer by layer: the next plan may want some of them again."""
         modules = dict(self.model.named_modules(remove_duplicate=False))
-        missing = [layer for layer in plan.factorized if _key(layer) not in self._layers]
+        missing = [layer for layer in plan.factorized if layer.key not in self._layers]
         missing.sort(key=lambda layer: layer.spec.params, reverse=True)  # what takes long first
 
         def made(asked: tuple[LayerPlan, Tensor]) -> Factorization:
@@ -134,10 +138,10 @@ class Fits:
         weights = ((layer, effective_weight(modules[layer.spec.name])) for layer in missing)
         with in_threads(made, weights) as results:
             for done, ((layer, _), found) in enumerate(results):
-                self._layers[_key(layer)] = found
+                self._layers[layer.key] = found
                 if self.progress:
                     self.progress("factorize", done + 1, len(missing), {})
-        return Fitted({layer.spec.name: self._layers[_key(layer)] for layer in plan.factorized})
+        return Fitted({layer.spec.name: self._layers[layer.key] for layer in plan.factorized})
 
 
 def _key(layer: LayerPlan) -> Hashable:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from factorize.errors import DataError
 from factorize.tensor.call import batch_size, call, evaluating, to_model
+from factorize.tensor.layout import laid_out
 from factorize.tensor.output_kinds import kind_of
 
 Forward = Callable[..., Tensor]
@@ -65,11 +66,12 @@ class Replay:
         memory: float = 1e9,
         kind: str = "auto",
     ) -> None:
-        self.model, self.images = model, images
+        self.model = model
+        self.images = [laid_out(model, to_model(batch, model)) for batch in images]
         self.modules = [m for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
         self.calls: list[list[tuple[nn.Module, Tensor | None]]] = []  # of each batch, in order
         self.outputs, self.logits, self.left = list[Tensor](), True, memory
-        for batch in images:
+        for batch in self.images:
             self.calls.append([])
             with self._patched(self._recording(self.calls[-1])):
                 returned = self._run(batch)
@@ -120,7 +122,7 @@ class Replay:
 
     def _run(self, batch: Any) -> object:
         with evaluating(self.model):
-            return call(self.model, to_model(batch, self.model))
+            return call(self.model, batch)
 
     def _recording(
         self, calls: list[tuple[nn.Module, Tensor | None]]

@@ -17,26 +17,29 @@ _takes: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # what lies ch
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:
-    """The model's output for a batch, brought to where the model is and to its dtype.
-
-    On a CPU a net with depthwise convolutions, as in chains, takes about half the time where its
-    images lie channels last. One that fails so, as where activations are viewed, or that gives
-    anything else, gets them as they come. That is found out on two samples, once.
-    """
+    """The model's output for a batch, brought to where the model is and to its dtype."""
     inputs = to_model(inputs, model)
+    output = call(model, laid_out(model, inputs))
+    # Whoever reads the output may want to view it.
+    return tree_map(_plain, output) if _takes[model] else output
+
+
+def laid_out(model: nn.Module, inputs: Any) -> Any:
+    """A batch that is where the model is, as it takes it quickest.
+
+    On a CPU convolutions in float32 take 0.7 to 1 times as long where images lie channels last,
+    depthwise ones about half. A model that fails so, as where activations are viewed, or that
+    gives anything else, gets them as they come. That is found out on two samples, once.
+    """
     if model not in _takes:
         some = rows_of(inputs, slice(2))
         _takes[model] = _gains(model, some) and _agrees(model, some)
-    if not _takes[model]:
-        return call(model, inputs)
-    # Whoever reads the output may want to view it.
-    return tree_map(_plain, call(model, tree_map(_channels_last, inputs)))
+    return tree_map(_channels_last, inputs) if _takes[model] else inputs
 
 
 def _gains(model: nn.Module, inputs: Any) -> bool:
-    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    depthwise = any(1 < conv.groups == conv.in_channels for conv in convs)
-    return depthwise and any(map(_is_images, tree_leaves(inputs)))
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return convolves and any(map(_is_images, tree_leaves(inputs)))
 
 
 def _agrees(model: nn.Module, inputs: Any) -> bool:
@@ -58,7 +61,8 @@ def _close(one: Any, other: Any) -> bool:
 
 
 def _is_images(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim == 4 and leaf.device.type == "cpu"
+    of_images = isinstance(leaf, Tensor) and leaf.ndim == 4 and leaf.device.type == "cpu"
+    return of_images and leaf.dtype == torch.float32
 
 
 def _plain(leaf: Any) -> Any:

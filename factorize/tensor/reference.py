@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from factorize.tensor.call import call, evaluating, model_on, to_model
+from factorize.tensor.call import evaluating, model_on
+from factorize.tensor.layout import forward
 
 KEPT = 5e8
 """Bytes of the outputs that each step of a run is compared with."""
@@ -39,7 +40,7 @@ class Reference:
             return tree_map(_cloned, self._known[key])  # a user's loss may change it in place
         model = model_on(self.model, self.device)
         with evaluating(model):
-            output = call(model, to_model(images, model))
+            output = forward(model, images)
         tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         size = sum(leaf.numel() * leaf.element_size() for leaf in tensors)
         if key is not None and size <= self.left:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from factorize.graph.find import find
 from factorize.spec import ConvSpec
+from factorize.tensor.layout import laid_out
 from factorize.tensor.moments import Moments
 
 
@@ -47,6 +48,7 @@ def net() -> tuple[Net, dict[str, ConvSpec]]:
     model = Net()
     found = (site.spec for site in find(model, torch.zeros(1, 1, 8, 8)))
     specs = {spec.name: spec for spec in found if spec.kind == "conv2d"}
+    laid_out(model, IMAGES[0])  # it is found out how images are to lie, once
     model.heads = model.forwards = 0
     return model, specs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,15 @@ def test_a_module_used_twice_gets_all_its_calls_under_each_name():
     patches = torch.cat([sample(specs["twice"], x.double(), None, generator())[0] for x in inputs])
     expected = patches.T @ patches / len(patches)
     torch.testing.assert_close(moments.second[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_images_held_out_give_as_many_patches_each_as_the_others(monkeypatch: pytest.MonkeyPatch):
+    module = sys.modules["factorize.calibrate.collect"]
+    monkeypatch.setattr(module, "PATCHES", 19 * 5)
+    monkeypatch.setattr(module, "PATCHES_PER_ENTRY", 0)
+    model, specs = net()
+    for found in collect(model, specs, IMAGES).layers.values():
+        assert found.fit.count / found.fit.images == found.held_out.count / found.held_out.images
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 23])

@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from conftest import paused_passes
-from fitting import Plain, Residual, Twice, batches, calibration, images, made, plan_of
+from fitting import Dense, Plain, Residual, Twice, batches, calibration, images, made, plan_of
 from torch import Tensor, nn
 
 from factorize.errors import DataError
@@ -37,6 +38,36 @@ def test_little_memory_takes_longer_and_gives_the_same(
         assert (one.error, one.held_out_error) == (two.error, two.held_out_error)
         assert all(torch.equal(a, b) for a, b in zip(one.weights, two.weights, strict=True))
     assert all(torch.equal(whole.means[name], low.means[name]) for name in low.means)
+
+
+@pytest.mark.parametrize("kind", [Plain, Residual, Dense])
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_plans_are_fitted_from_the_first_layer_on_in_which_they_differ(
+    kind: type[nn.Module], place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, fits = made(kind), images(), []
+    fit_one = sequential_module.fit_layer
+    monkeypatch.setattr(
+        sequential_module,
+        "fit_layer",
+        lambda *a, **k: (fits.append(a[0].spec.name), fit_one(*a, **k))[1],
+    )
+    plan, known = plan_of(model), {}
+    order = [*fit_sequential(model, plan, batches(x), known=known).layers]
+    changed = order[place]
+    other = replace(plan, layers=tuple(
+        replace(one, rank=(1,)) if one.spec.name == changed else one for one in plan.layers
+    ))  # fmt: skip
+    alone = fit_sequential(model, other, batches(x))
+    fits.clear()
+    shared = fit_sequential(model, other, batches(x), known=known)
+    assert fits == order[order.index(changed) :]
+    for name, one in alone.layers.items():
+        two = shared.layers[name]
+        assert (one.error, one.held_out_error) == (two.error, two.held_out_error)
+        assert all(torch.equal(a, b) for a, b in zip(one.weights, two.weights, strict=True))
+    assert alone.means.keys() == shared.means.keys()
+    assert all(torch.equal(mean, shared.means[name]) for name, mean in alone.means.items())
 
 
 def test_activations_held_by_a_paused_batch_are_counted() -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import factorize
 from factorize.errors import DataError
 from factorize.search.replay import IncomparableError, Replay
+from factorize.tensor.layout import forward
 
 # Replay
 
@@ -26,8 +27,8 @@ def test_replay_is_equal_to_the_last_bit(name, memory):
         conv_.weight.mul_(torch.rand_like(conv_.weight))  # type: ignore[union-attr, operator]
     got = torch.cat(list(replay.run(name, conv_.weight.detach())))  # type: ignore[union-attr]
     with torch.no_grad():
-        wanted = torch.cat([other(batch) for batch in BATCHES])
-        same = torch.cat([model(batch) for batch in BATCHES])
+        wanted = torch.cat([forward(other, batch) for batch in BATCHES])
+        same = torch.cat([forward(model, batch) for batch in BATCHES])
     assert torch.equal(got, wanted.double())
     assert torch.equal(torch.cat(replay.outputs), same.double())
     assert not torch.equal(wanted, same)

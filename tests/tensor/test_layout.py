@@ -49,7 +49,7 @@ def test_outputs_are_those_of_the_images_as_they_come(way: str, images: Tensor):
         wanted, got = wanted["maps"], got["maps"]
     torch.testing.assert_close(got, wanted)
     assert got.is_contiguous()
-    assert net.seen[-1] == (way in ("", "named"))
+    assert net.seen[-1] == (way in ("", "dense", "named"))
 
 
 def test_it_is_found_out_once_on_two_samples(images: Tensor):
