@@ -12,7 +12,7 @@ import numpy as np
 from factorize.measure import Chain, ChainTime, LatencyModel, between
 from factorize.spec import ConvSpec
 
-FEW, KNOTS = 8, 5
+FEW, KNOTS = 4, 3
 """Chains of a kind that are measured at once: all where they are few, else some, the cheapest and
 the dearest among them. At ranks on one step of the hardware time is close to a line in the MACs."""
 

@@ -36,9 +36,12 @@ from factorize.tensor.effort import Effort, with_effort
 from factorize.tensor.moments import LayerCalibration
 from factorize.types import ConvSite, Data, Progress
 
-REPLAYED, FEWEST, MACS = 128, 32, 1e12
+REPLAYED, FEWEST, MACS = 128, 32, 5e11
 """Images that the net is run on with one layer replaced, for each layer: at most, at least, and
 what all of these runs may cost."""
+
+PASS = 3e11
+"""MACs of the pass that tells what layers read, where chains are only compared."""
 
 
 def prepare(
@@ -135,8 +138,9 @@ def prepare(
         if config.calibration:
             moments = calibrate.load_calibration(config.calibration).layers.items()
         elif how != "weights":
+            few = _first(images, int(max(PASS / max(macs, 1), 2 * FEWEST)))
             moments = calibrate.collect_each(
-                model, every, images, memory=config.memory * 3 / 4, seed=seed, progress=progress
+                model, every, few, memory=config.memory * 3 / 4, seed=seed, progress=progress
             )
         watch = None
         if replay is not None:

@@ -105,6 +105,7 @@ def test_never_slower_leaves_out_what_is_not_faster_by_more_than_the_noise():
     assert every["a"].slower is None
 
 
+@pytest.mark.usefixtures("all_measured")
 def test_the_fastest_of_slower_chains_is_kept_for_the_report():
     found, reasons = offered([site("a")], Times({**SMOOTH, 16: 1.05, 20: 0.9}))
     assert found["a"].offers == ()
