@@ -57,9 +57,7 @@ class Fits:
         self.outputs = data.outputs if data else UNDECLARED
         self.can_judge = data is not None and (comparable or self.outputs.loss is not None)
         self._plans: dict[Hashable, Fitted] = {}
-        self._known: dict[
-            Hashable, Any
-        ] = {}  # of fits in sequence, which plans share beginnings of
+        self._known: dict[Hashable, Any] = {}  # of fits in sequence: plans begin alike
         self._layers: dict[Hashable, Factorization] = {}
         self._qualities: dict[Hashable, dict[str, float]] = {}
         self._losses: dict[Hashable, Losses] = {}
@@ -142,7 +140,3 @@ class Fits:
                 if self.progress:
                     self.progress("factorize", done + 1, len(missing), {})
         return Fitted({layer.spec.name: self._layers[layer.key] for layer in plan.factorized})
-
-
-def _key(layer: LayerPlan) -> Hashable:
-    return layer.spec.name, layer.method, layer.rank, layer.variant
