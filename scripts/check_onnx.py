@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx_families import FEW, NETS, exported, model_of, side_of
+from onnx_families import NETS, exported, model_of, side_of
 from onnx_plans import halved, plan_of
 from onnx_table import table, verdict
 
@@ -64,7 +64,7 @@ def queue() -> Iterator[Key]:
         *("old:12", "old:13", "old:14", "old:15", "old:16"),
         *("dynamo:19", "dynamo:20", "dynamo:21", "dynamo:22"),
     ):
-        for name in FEW:
+        for name in NETS:
             yield name, how, "plain"
 
 

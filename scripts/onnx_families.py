@@ -22,7 +22,6 @@ swin_t swin_v2_t convnext_tiny inception_v3 vit_b_16 maxvit_t densenet121 effici
 """.split()  # noqa: SIM905
 SEGMENTERS = ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50"]
 NETS = (*CLASSIFIERS, *SEGMENTERS)
-FEW = ("resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "swin_t")
 SIDE = 96
 SIDES = {"maxvit_t": 64}
 OLD_SIDES = {"alexnet": 224, "vgg11_bn": 224}
