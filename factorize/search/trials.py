@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any
 
 from factorize import methods
@@ -19,9 +18,6 @@ MORE = 2000
 TOLD_APART = 2.0
 """Standard errors between two nets from which on one is better, at 95 % confidence: below, more
 images are looked at."""
-
-MARGIN = 1.02
-"""The speed aimed at, over the one asked for: another measurement will differ."""
 
 TIED = 1.0
 """Standard errors within which two nets are as good as each other, and the faster one is taken."""
@@ -51,15 +47,6 @@ class Choice:
         """The median."""
         assert self.measured is not None
         return self.measured.speedup
-
-    def within(self, least: float, most: float) -> bool:
-        """Whether the median lies there."""
-        return least <= self.measured_speedup <= most
-
-    def reaches(self, asked: float, most: float = inf) -> bool:
-        """Whether a net that is fitted is as fast as asked, as far as its timing tells."""
-        assert self.measured is not None
-        return self.measured.speedup_p90 >= asked and self.within(asked / MARGIN, most)
 
     @property
     def speed(self) -> float:

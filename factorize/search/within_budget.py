@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from math import inf
 
 from factorize.errors import BudgetError
 from factorize.plan import Budget, Candidate, allocate
@@ -15,10 +15,11 @@ from factorize.search.fits import Fits
 from factorize.search.narrowing import Candidates, settled
 from factorize.search.recorded_nets import RecordedNets
 from factorize.search.tables import Tables
-from factorize.search.trials import MARGIN, Choice, Found, Trials
+from factorize.search.trials import Choice, Found, Trials
 from factorize.system.stopwatch import Stopwatch
 from factorize.types import LayerPlan
 
+MARGIN = 1.02  # the speed aimed at, over the one asked for: another measurement will differ
 TIMINGS = 5  # of assembled nets, at most, for one choice
 CLOSE = 0.005  # of the layers' time: not worth another timing
 LEAST_SHARE = 0.15
@@ -34,7 +35,6 @@ RIVALRY = 1.25
 UNEVEN = 2.0
 """Ratio of what methods lose over what was predicted, from which on predictions are corrected:
 smaller ones may be the chance of a fit."""
-SPARE = 1.1  # times the speed asked for: beyond, a net that is fitted is chosen anew to lose less
 
 
 class Search:
@@ -63,8 +63,8 @@ class Search:
         Where there are images, what assembled nets really lose is measured: of the mix of all
         methods and of the most promising method by itself. Where one loses far more than predicted
         beside the other, losses are corrected by that, and the choice is made anew. Fitting takes
-        minutes, and the speed of a machine drifts: the best is timed again then, and where it is
-        too slow by now, or far faster than asked, it is chosen anew, once.
+        minutes, and the speed of a machine drifts: the best is timed again then, to be told. It is
+        not chosen anew, since a fit changes no shape: what is slower by now is the machine.
 
         Raises
         ------
@@ -74,49 +74,25 @@ class Search:
         mix = "all methods"
         trials = Trials(self.fits, {mix: self.choose(budget)})
         tried = trials.choices
-        wishes: dict[str, dict[str, Any]] = {mix: {}}
         if not self.fits.can_judge:
             return self._found(trials, mix)
         for name in self._rivals(budget, tried[mix]):
-            wishes[name] = {"only": name}
             with suppress(BudgetError):
-                tried[name] = self.choose(budget, **wishes[name])
+                tried[name] = self.choose(budget, only=name)
         for name in tried:
             trials.judge(name)
         factors = _factors(trials)
         if any(not 1 / UNEVEN <= factor <= UNEVEN for factor in factors.values()):
             name = f"{mix}, corrected"
-            wishes[name] = {"factors": factors}
             with suppress(BudgetError):  # another measurement than the first one
-                choice = self.choose(budget, **wishes[name])
+                choice = self.choose(budget, factors=factors)
                 if choice.plan.layers not in [c.plan.layers for c in tried.values()]:
                     tried[name] = choice
                     trials.judge(name)
         best = trials.best(tried)
         if budget.speedup is not None:
-            best = self._again(budget, best, wishes[best], trials)
+            tried[best] = self._confirmed(tried[best], partial(_within, least=budget.speedup))
         return self._found(trials, best)
-
-    def _again(self, budget: Budget, best: str, wish: dict[str, Any], trials: Trials) -> str:
-        """Time the best again; where its speed is another by now, choose anew. What is taken."""
-        asked, tried = budget.speedup or 1.0, trials.choices
-        enough = partial(Choice.reaches, asked=asked, most=asked * SPARE)
-        choice = tried[best] = self._confirmed(tried[best], enough)
-        if enough(choice):
-            return best
-        self._learn(choice)
-        names = [best]
-        with suppress(BudgetError):  # it could be kept when the search began
-            other = self.choose(budget, **wish)
-            if other.plan.layers != choice.plan.layers:
-                names.append(f"{best}, again")
-                tried[names[-1]] = other
-                trials.judge(names[-1])
-                tried[names[-1]] = self._confirmed(other, enough)
-        fast = [name for name in names if tried[name].reaches(asked)]
-        if not fast:
-            return max(names, key=lambda name: tried[name].measured_speedup)
-        return trials.best(fast)
 
     def _confirmed(self, choice: Choice, enough: Callable[[Choice], bool]) -> Choice:
         """Timed again; by the median of three timings where the second is not as hoped for."""
@@ -176,7 +152,7 @@ class Search:
         saved = self.tables.saved(budget.speedup * MARGIN)
         limit = min(max(dense - saved / self._gain, low), high)
         known: dict[tuple[LayerPlan, ...], Choice] = {}
-        enough = partial(Choice.within, least=budget.speedup, most=budget.speedup * MARGIN**2)
+        enough = partial(_within, least=budget.speedup, most=budget.speedup * MARGIN**2)
         for timing in range(TIMINGS):
             if timing == TIMINGS - 1 and best is None:
                 limit = least
@@ -267,6 +243,10 @@ class Search:
             choice, self.fits.of(choice.plan), trials.rows(taken),
             choice.loss if loss is None else loss,
         )  # fmt: skip
+
+
+def _within(choice: Choice, least: float, most: float = inf) -> bool:
+    return least <= choice.measured_speedup <= most
 
 
 def _of_least_time(

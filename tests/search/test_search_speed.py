@@ -26,8 +26,8 @@ from factorize.measure import ChainTime, default_cache_path
 from factorize.plan import Budget
 from factorize.search.fits import Fits
 from factorize.search.held_out import Losses
-from factorize.search.trials import MARGIN, Choice
-from factorize.search.within_budget import SPARE, Search
+from factorize.search.trials import Choice
+from factorize.search.within_budget import MARGIN, Search
 from factorize.types import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|onnxscript")
@@ -181,53 +181,35 @@ def test_the_fastest_net_is_tried_before_giving_up(machine: Machine):
     assert choice.measured_speedup >= most * 0.999
 
 
-def drifting(patch: pytest.MonkeyPatch, machine: Machine, gains: list[float]) -> list[Plan]:
-    """What is fitted; the machine's gain is the next one after each fit, in the end the last.
-
-    With one method, each fit is of the plan that was chosen last.
-    """
+def drifting(patch: pytest.MonkeyPatch, machine: Machine, gain: float) -> list[Plan]:
+    """What is fitted, as it is judged; the machine's gain is another from then on."""
     losses, fits = Fits.losses, []
 
     def after_a_fit(self: Fits, plan: Plan, images: int) -> Losses:
         fits.append(plan)
-        machine.gain = gains[min(len(fits), len(gains)) - 1]
+        machine.gain = gain
         return losses(self, plan, images)
 
     patch.setattr(Fits, "losses", after_a_fit)
     return fits
 
 
-@pytest.mark.parametrize("gains", [[1.0], [0.9], [0.8], [1.4], [1.1]], ids=str)
-def test_a_net_whose_speed_is_another_once_it_is_fitted_is_chosen_anew(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, gains: list[float]
+@pytest.mark.parametrize("gain", [1.0, 0.5, 1.4])
+def test_a_net_is_fitted_once_and_told_as_fast_as_it_is_then(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, gain: float
 ):
-    fits = drifting(monkeypatch, machine, gains)
+    """A fit changes no shape: what is slower after it is the machine."""
+    fits = drifting(monkeypatch, machine, gain)
     result = searched(plain(), Budget(speedup=1.3), method="spatial_svd", data=images())
     search = result.report.search
     assert search
-    assert search.reached
     assert search.measured
-    again = 0 if gains in ([1.0], [1.1]) else 1
-    assert [row["taken"] for row in search.trials] == [False] * again + [True]
-    assert len({plan.layers for plan in fits}) == again + 1
-    speeds = [row["measured_speedup"] for row in search.trials]  # after the fit
-    assert not any(1.3 <= speed <= 1.3 * SPARE for speed in speeds[:-1])
-    assert 1.3 <= search.measured.speedup <= 1.3 * SPARE
-    if gains == [1.4]:
-        first, last = search.trials
-        assert last["predicted_loss"] < first["predicted_loss"]
-
-
-def test_no_more_than_two_nets_are_fitted_for_a_speed(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-):
-    fits = drifting(monkeypatch, machine, [0.8, 0.6])
-    result = searched(plain(), Budget(speedup=1.3), method="spatial_svd", data=images())
-    assert len({plan.layers for plan in fits}) == 2
-    search = result.report.search
-    assert search
-    assert search.measured
-    assert search.measured.speedup == max(r["measured_speedup"] for r in search.trials)
+    assert len({plan.layers for plan in fits}) == 1
+    assert [row["taken"] for row in search.trials] == [True]
+    assert search.reached == (gain >= 1)
+    assert search.measured.speedup == pytest.approx(search.trials[0]["measured_speedup"])
+    if gain == 1.0:
+        assert 1.3 <= search.measured.speedup <= 1.3 * MARGIN**2
 
 
 def test_a_lucky_timing_is_confirmed_before_a_net_is_fitted(
@@ -253,10 +235,10 @@ def test_a_lucky_timing_is_confirmed_before_a_net_is_fitted(
     assert real(prepared(machine, plain()), choice).measured_speedup >= 1.3
 
 
-def test_one_disturbed_timing_is_no_reason_to_choose_anew(
+def test_one_disturbed_timing_after_the_fit_is_not_what_is_told(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ):
-    fits, real = drifting(monkeypatch, machine, [1.0]), Search.timed
+    fits, real = drifting(monkeypatch, machine, 1.0), Search.timed
     disturbed: list[float] = []
 
     def timed(self: Search, choice: Choice) -> Choice:
@@ -270,21 +252,7 @@ def test_one_disturbed_timing_is_no_reason_to_choose_anew(
     result = searched(plain(), Budget(speedup=1.3), method="spatial_svd", data=images())
     assert disturbed
     assert result.report.search
-    assert result.report.search.reached
-    assert len({plan.layers for plan in fits}) == 1
-
-
-def test_what_cannot_be_reached_any_more_is_delivered_as_it_is(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-):
-    drifting(monkeypatch, machine, [0.5])
-    result = searched(plain(), Budget(speedup=1.5), method="spatial_svd", data=images())
-    search = result.report.search
-    assert search
-    assert search.measured
-    assert not search.reached
-    assert 1 < search.measured.speedup < 1.5
-    assert [row["taken"] for row in search.trials] == [True]
+    assert result.report.search.trials[0]["measured_speedup"] >= 1.3
 
 
 def test_several_limits_are_kept_together(machine: Machine):
