@@ -2,6 +2,7 @@
 
 from factorize.data import synthetic
 from factorize.measure import pairs
+from factorize.types import Latency, Speedup
 
 _HURRIED = {
     pairs: {"_SECONDS": 0.0, "_WARMUP": 0.0, "_PATIENCE": 0.0},
@@ -15,3 +16,9 @@ def hurry() -> None:
     for module, values in _HURRIED.items():
         for name, value in values.items():
             setattr(module, name, value)
+
+
+def shown(speedup: float) -> Speedup:
+    """What the clock shows of a net that is as many times as fast, without any spread."""
+    time = Latency(1, 1, 1)
+    return Speedup("onnxruntime", "cpu", "int8", 1, 1, 20, time, time, speedup, speedup, speedup)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import hurrying
 import pytest
 import reference_pages  # of docs/
 import typer
@@ -24,7 +25,7 @@ import factorize
 from factorize import export
 from factorize.calibrate import calibration_file
 from factorize.cli.command import app, compare_app
-from factorize.measure import cache, interleave
+from factorize.measure import LatencyModel, cache, interleave
 from factorize.plan import plan_file
 from factorize.report import record
 from factorize.tune import checkpoint
@@ -84,8 +85,10 @@ FILES = ("model.onnx", ".pt2", "factorize.load(", "--int8")
 
 @pytest.fixture
 def small_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A folder of their own, nothing timed, no module of an earlier page."""
+    """A folder of their own, no verdict by the clock, no module of an earlier page."""
     monkeypatch.setattr("factorize.run.deliver._measure", lambda *_: None)
+    monkeypatch.setattr(LatencyModel, "in_integers", lambda *_: None)
+    monkeypatch.setattr("factorize.run.kept_in_float.speedup", lambda *_: hurrying.shown(2.0))
     monkeypatch.setattr(interleave, "_SECONDS", 0.0)
     monkeypatch.syspath_prepend(str(tmp_path))
     known = set(sys.modules)
@@ -121,7 +124,7 @@ def test_code_runs(
                 assert given is not None, words
                 less = [word for one in LESS.items() if one[0] not in given for word in one]
                 ran = command(*given, *(less if "--plan" not in given else ()))
-                assert ran.code == 0, ran.err
+                assert ran.code == 0, ran.err + ran.out
 
 
 def test_commands_have_options_that_exist() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hurrying
 import pytest
 from onnx_files import image, node, random, save, twin_of
 from spoiled_net import SPOILED, spoiled
@@ -16,7 +17,7 @@ from factorize.measure import LatencyModel, NumberCache, Target, pairs
 from factorize.measure.interleave import ChainTime
 from factorize.run import deliver, in_integers, kept_in_float
 from factorize.spec import ConvSpec
-from factorize.types import Latency, Speedup
+from factorize.types import Speedup
 
 
 def file(tmp_path: Path) -> Path:
@@ -56,9 +57,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return ChainTime(1, 1 / speed, speed, 0.9 * speed, 1.1 * speed)
 
     def net(target: Target, one: Any, two: Any, example_input: Any) -> Speedup:
-        speed = shown["mixed" if target.dtype == "int8" else "int8"]
-        time = Latency(1, 1, 1)
-        return Speedup("onnxruntime", "cpu", "int8", 1, 1, 20, time, time, speed, speed, speed)
+        return hurrying.shown(shown["mixed" if target.dtype == "int8" else "int8"])
 
     monkeypatch.setattr(LatencyModel, "in_integers", row)
     monkeypatch.setattr(kept_in_float, "speedup", net)
@@ -177,8 +176,7 @@ def test_no_layer_is_put_back_for_which_the_speed_is_missed(
 ) -> None:  # fmt: skip
     """Slower than in float, the net is delivered in float; slower than asked, in integers."""
     real = deliver.quantize_delivered
-    shown = Speedup("", "", "", 1, 1, 20, *(Latency(1, 1, 1),) * 2, speed, speed, speed)
-    monkeypatch.setattr(in_integers, "beside_float", lambda *_: shown)
+    monkeypatch.setattr(in_integers, "beside_float", lambda *_: hurrying.shown(speed))
     monkeypatch.setattr(
         deliver, "quantize_delivered", lambda *a, **how: real(*a, **{**how, "asked": asked})
     )
