@@ -22,6 +22,7 @@ STEPS = 300
 BATCH, POSITIONS = 64, 2**14  # images in a step: at most, and as many as have so many outputs
 RATE = 0.002  # peak step of a weight, relative to the root mean square of its tensor
 MOST = 4  # fitted layers in a block
+PASSES = 3 * STEPS * BATCH  # of an image through the model, at most: a step back takes two
 
 
 def reconstruct(
