@@ -227,6 +227,17 @@ def test_layers_that_are_no_sequence_from_tensor_to_tensor_are_left_alone(
     assert [note for note in fit_remarks("sequential", after) if "tuned nothing" in note]
 
 
+class Turn(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 1)
+
+
+def test_what_is_not_made_for_each_image_is_not_tuned() -> None:
+    model = nn.Sequential(nn.Sequential(*flat(3), Turn()), Turn()).eval()
+    before, after, _ = reconstructed(model, list(photographs().split(20)))
+    assert not moved(before, after)
+
+
 @pytest.mark.usefixtures("few_steps")
 def test_a_run_gets_what_the_tuned_ones_before_it_make(monkeypatch: pytest.MonkeyPatch) -> None:
     module, model = import_module("factorize.fit.reconstruct"), flat()
