@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
@@ -28,10 +29,11 @@ from torch import nn
 import factorize
 from factorize.calibrate import inverted
 from factorize.data.digits import digits_data
-from factorize.data.synthetic import made_up, synthetic_data
+from factorize.data.synthetic import MadeUp, made_up, synthetic_data
 from factorize.measure import accuracy, count
 from factorize.measure.environment import environment
 from factorize.models.digits import load_digits_model
+from factorize.models.load_model import load_model
 from factorize.run.made_up import suiting
 
 HERE = Path(__file__).parent
@@ -40,6 +42,7 @@ SEEDS = (0, 1, 2)
 COUNTS = (16, 64, 250, 1000, 4000)
 NEVER = patch("factorize.run.pipeline.seen_by", lambda model, *_, **__: model)
 TUNED = "and blocks tuned together"
+CIFAR10 = factorize.Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 UNIFORM = {"method": "spatial_svd", "energy": 0.75}
 Rows = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
@@ -206,6 +209,29 @@ def _counted(number: int, folder: Path | None) -> dict[str, Any]:
     return {"top1": this.score(made), "making": making, "whole": whole, "threads": threads}
 
 
+def files(folder: Path | None) -> Rows:
+    """ResNet-20 as an ONNX file, its batch norms folded: blocks left alone, and tuned."""
+    this, shape = task_of("resnet20", folder), (3, 32, 32)
+
+    def row(energy: float) -> dict[str, Any]:
+        found: dict[str, Any] = {"before": [], "after": []}
+        with tempfile.TemporaryDirectory() as made:
+            path, x = Path(made, "net.onnx"), torch.zeros(1, *shape)
+            factorize.export_onnx(this.model, x, path)
+            twin = load_model(path).model
+            for seed in SEEDS[:2]:
+                for name, tuned in (("before", False), ("after", None)):
+                    net = compressed(
+                        twin, shape, seed, method="spatial_svd", energy=energy,
+                        data=MadeUp(CIFAR10), fit=factorize.FitConfig(reconstruct=tuned),
+                    )  # fmt: skip
+                    found[name].append(this.score(net))
+        return found
+
+    for energy in (0.75, 0.6):
+        yield f"resnet20.onnx, spatial_svd, energy {energy}", partial(row, energy)
+
+
 def times(_: Path | None) -> Rows:
     """Seconds to make images, nothing chosen."""
 
@@ -221,7 +247,7 @@ def times(_: Path | None) -> Rows:
 WEIGHTS = {"fit": factorize.FitConfig("weights")}
 PARTS = {
     "digits": digits, "times": times, "counts": counts, "ablation": ablation, "uniform": uniform,
-    "budgets": budgets,
+    "budgets": budgets, "files": files,
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def write(page: Path, content: dict[str, Any]) -> None:
         f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. Top-1 in percent "
         "on test images (DnCNN: PSNR in dB on Set12); of several seeds the mean, and the range.",
         *_budgets(content.get("budgets", {})),
-        *_blocks(content.get("budgets", {})),
+        *_blocks(content.get("budgets", {}), content.get("files", {})),
         "",
         "Chains by a rule (the digits: rank 8, goal at least "
         f"{EXAMPLE:g} on made-up images; else 0.75 of each kernel's energy):",
@@ -97,22 +97,24 @@ def _budgets(rows: Mapping[str, Any]) -> list[str]:
     return lines + best
 
 
-def _blocks(rows: Mapping[str, Any]) -> list[str]:
-    """The searched nets on made-up images, before and after their blocks are tuned."""
+def _blocks(rows: Mapping[str, Any], files: Mapping[str, Any]) -> list[str]:
+    """The searched nets, and files, on made-up images before and after their blocks are tuned."""
     scores: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for name, row in rows.items():
         net, method, *_ = name.split(", ")
         for share, point in row["points"].items():
             if (alone := point.get("fitted alone")) is not None:
                 scores.setdefault((net, share, method), []).append((alone, point["score"]))
-    lines = ["", "The same nets on made-up images before and after the factors of each block are "
+    lines = ["", "Nets on made-up images before and after the factors of each block are "
              "tuned together:", "", "| net | MACs | chains | seeds | before | after |",
              "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for (net, share, method), pairs in sorted(scores.items()):
-        before, after = (mean(column) for column in zip(*pairs, strict=True))
-        lines.append(
-            f"| {net} | {share} | `{method}` | {len(pairs)} | {before:.2f} | {after:.2f} |"
-        )
+        cells = " | ".join(f"{mean(column):.2f}" for column in zip(*pairs, strict=True))
+        lines.append(f"| {net} | {share} | `{method}` | {len(pairs)} | {cells} |")
+    for name, row in files.items():
+        net, *chains = name.split(", ")
+        cells = " | ".join(_spread(row[column]) for column in ("before", "after"))
+        lines.append(f"| {net} | | {', '.join(chains)} | {len(row['after'])} | {cells} |")
     return lines
 
 
