@@ -10,15 +10,7 @@ from torch import nn
 
 from factorize import graph, tune
 from factorize.errors import ExportError
-from factorize.fit import (
-    Fitted,
-    apply_,
-    as_fitted,
-    fit,
-    fit_remarks,
-    rebased,
-    reconstructed,
-)
+from factorize.fit import Fitted, apply_, as_fitted, fit, fit_remarks, rebased, reconstructed
 from factorize.plan import load_plan, save_plan
 from factorize.report import CONTROL
 from factorize.run.checks import check_not_empty, check_runs, class_remark
