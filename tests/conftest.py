@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from greenlet import getcurrent, greenlet
-from hurrying import IN_USE, hurry
+from hurrying import IN_USE, distort, hurry
 from hypothesis import HealthCheck, settings
 
 from factorize import export
@@ -29,19 +29,26 @@ settings.register_profile("nightly", parent=settings.get_profile("ci"), max_exam
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--nightly", action="store_true",
                      help="run what is slow too, and more examples of each property")  # fmt: skip
+    parser.addoption("--clock", type=float, metavar="FACTOR",
+                     help="chains and compressed nets seem to take so many times as long, which "
+                     "no test may depend on (those of the clock itself are left out)")  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
     nightly = config.getoption("--nightly")
     settings.load_profile("nightly" if nightly else "ci")
     config.addinivalue_line("markers", "nightly: slow, and a sibling of what runs always")
+    config.addinivalue_line("markers", "clock: of what is done with times that are read")
+    if factor := config.getoption("--clock"):
+        distort(factor)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--nightly"):
-        slow = [item for item in items if item.get_closest_marker("nightly")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    left_out = {"nightly": not config.getoption("--nightly"), "clock": config.getoption("--clock")}
+    for marker in (name for name, is_so in left_out.items() if is_so):
+        some = [item for item in items if item.get_closest_marker(marker)]
+        config.hook.pytest_deselected(items=some)
+        items[:] = [item for item in items if item not in some]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,10 +15,10 @@ from sources import split
 
 from factorize import tune
 from factorize.data.synthetic import MadeUp
-from factorize.fit import FitConfig
+from factorize.fit import FitConfig, reconstructed
 from factorize.plan import Budget
 from factorize.run.checks import resolved_outputs
-from factorize.run.made_up import delivered, make_up, seen_by
+from factorize.run.made_up import delivered, is_reconstructed, make_up, seen_by
 from factorize.search.prepare import prepare
 from factorize.types import Data
 
@@ -27,6 +27,7 @@ SHAPES = {"resnet20": (3, 32, 32), "resnet56": (3, 32, 32), "dncnn": (1, 40, 40)
 METHODS = ("auto", "cp", "spatial_svd")
 SOURCES = ("made up", "real", "weights")
 SEEDS = (0, 1, 2)
+SEQUENTIAL = "sequential"
 
 
 def budgets(folder: Path | None) -> Iterator[tuple[str, Any]]:
@@ -54,11 +55,22 @@ def _searched(net: str, method: str, source: str, seed: int, folder: Path | None
     for share in SHARES[net]:
         found = search.within(Budget(macs=share))
         made = delivered(this.model, found.fitted, seen)
+        alone = None
         if source == "real":
             tune.recalibrate(made, this.model, data)
+        elif data and is_reconstructed(seen, torch.zeros(1, *SHAPES[net]), FitConfig(), SEQUENTIAL):
+            alone = this.score(made)
+            made = delivered(
+                this.model,
+                reconstructed(
+                    seen, found.fitted, FitConfig(), data, device="cpu", seed=seed, progress=None
+                ),
+                seen,
+            )
         saved = sum(layer.spec.macs - layer.macs for layer in found.choice.plan.factorized)
         points[f"{share:g}"] = {
             "score": this.score(made), "macs": 1 - saved / search.tables.macs, "loss": found.loss,
+            "fitted alone": alone,
             "methods": Counter(layer.method for layer in found.choice.plan.factorized),
         }  # fmt: skip
     return {"points": points, "seconds": time.perf_counter() - start}

@@ -39,6 +39,7 @@ sys.path.append(str(HERE.parent / "fit"))
 SEEDS = (0, 1, 2)
 COUNTS = (16, 64, 250, 1000, 4000)
 NEVER = patch("factorize.run.pipeline.seen_by", lambda model, *_, **__: model)
+TUNED = "and blocks tuned together"
 UNIFORM = {"method": "spatial_svd", "energy": 0.75}
 Rows = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
@@ -126,9 +127,10 @@ def ablation(folder: Path | None) -> Rows:
 
             def row(
                 net: Any = net, shape: Any = shape, score: Any = score, how: Any = how,
-                data: Any = data, as_it_is: bool = as_it_is,
+                data: Any = data, as_it_is: bool = as_it_is, tuned: bool = what.endswith(TUNED),
             ) -> dict[str, Any]:  # fmt: skip
-                return {"top1": score(fitted_to(net, shape, data(), as_it_is, how))}
+                fit = factorize.FitConfig(reconstruct=tuned)
+                return {"top1": score(fitted_to(net, shape, data(), as_it_is, {**how, "fit": fit}))}
 
             yield f"{name}: {what}", row
 
@@ -154,6 +156,7 @@ def _sources(
         with without(what):
             return synthetic_data(shape, preprocessing=chosen().preprocessing)
 
+    @cache
     def half() -> factorize.Data:
         images = all_of(chosen())
         images[::2] = inverted(net, images[::2], "auto")
@@ -178,6 +181,7 @@ def _sources(
         "chosen among many": (chosen, True),
         "and the net's norms (large nets)": (chosen, False),
         "and half of them inverted (small nets)": (half, False),
+        f"and half of them inverted, {TUNED}": (half, False),
     }
     if shape[0] == 3:
         rows["crops of two photographs"] = (pictures, True)

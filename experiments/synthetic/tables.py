@@ -27,6 +27,7 @@ def write(page: Path, content: dict[str, Any]) -> None:
         f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. Top-1 in percent "
         "on test images (DnCNN: PSNR in dB on Set12); of several seeds the mean, and the range.",
         *_budgets(content.get("budgets", {})),
+        *_blocks(content.get("budgets", {})),
         "",
         "Chains by a rule (the digits: rank 8, goal at least "
         f"{EXAMPLE:g} on made-up images; else 0.75 of each kernel's energy):",
@@ -94,6 +95,25 @@ def _budgets(rows: Mapping[str, Any]) -> list[str]:
                 alone = max(mean(seeds.values()) for seeds in made_up)
                 best.append(f"| {net} | {share} | {alone:.2f} | {floor:g} | | | |")
     return lines + best
+
+
+def _blocks(rows: Mapping[str, Any]) -> list[str]:
+    """The searched nets on made-up images, before and after their blocks are tuned."""
+    scores: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for name, row in rows.items():
+        net, method, *_ = name.split(", ")
+        for share, point in row["points"].items():
+            if (alone := point.get("fitted alone")) is not None:
+                scores.setdefault((net, share, method), []).append((alone, point["score"]))
+    lines = ["", "The same nets on made-up images before and after the factors of each block are "
+             "tuned together:", "", "| net | MACs | chains | seeds | before | after |",
+             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for (net, share, method), pairs in sorted(scores.items()):
+        before, after = (mean(column) for column in zip(*pairs, strict=True))
+        lines.append(
+            f"| {net} | {share} | `{method}` | {len(pairs)} | {before:.2f} | {after:.2f} |"
+        )
+    return lines
 
 
 def _shared(one: Mapping[str, Mapping[str, float]]) -> tuple[float, float] | None:

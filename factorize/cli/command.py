@@ -125,7 +125,7 @@ def run(
     calibration_memory: options.CalibrationMemory = 2.0,
     save_calibration: options.SaveCalibration = None,
     calibration: options.Calibration = None,
-    reconstruct: options.Reconstruct = False,
+    reconstruct: options.Reconstruct = None,
     finetune: options.Finetune = None,
     lr: options.Lr = None,
     recipe: options.Recipe = None,

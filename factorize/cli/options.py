@@ -194,10 +194,10 @@ SaveCalibration = Annotated[Path | None, typer.Option(
 Calibration = Annotated[Path | None, typer.Option(
     metavar="FILE", help="Fit to the moments in such a file: no images are needed.",
     rich_help_panel=_FIT)]
-Reconstruct = Annotated[bool, typer.Option(
-    "--reconstruct",
+Reconstruct = Annotated[bool | None, typer.Option(
+    "--reconstruct/--no-reconstruct",
     help="Then tune the factors of each block together on its output in the original; takes "
-    "minutes.", rich_help_panel=_FIT)]
+    "minutes. Default: of small models on made-up images.", rich_help_panel=_FIT)]
 Finetune = Annotated[int | None, typer.Option(
     metavar="EPOCHS", min=0,
     help="Epochs of distillation from the original; labels are used where there are any, and the "

@@ -6,14 +6,15 @@ output from the input that the layers fitted before it give, which makes up for 
 """
 
 from factorize.fit.config import FitConfig
-from factorize.fit.fit_plan import calibration_images, fit
+from factorize.fit.fit_plan import calibration_images, fit, reconstructed
 from factorize.fit.layer import Fitted, apply_, rebased
 from factorize.fit.layerwise import fit_outputs, fit_weights
 from factorize.fit.outcome import as_fitted, fit_remarks
-from factorize.fit.reconstruct import reconstruct
+from factorize.fit.reconstruct import PASSES, reconstruct
 from factorize.fit.sequential import fit_sequential
 
 __all__ = [
+    "PASSES",
     "FitConfig",
     "Fitted",
     "apply_",
@@ -26,4 +27,5 @@ __all__ = [
     "fit_weights",
     "rebased",
     "reconstruct",
+    "reconstructed",
 ]

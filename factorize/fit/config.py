@@ -33,7 +33,8 @@ class FitConfig:
     save_calibration
         Where to write such a file; none may be there.
     reconstruct
-        Whether to tune the factors of each block together afterwards.
+        Whether to tune the factors of each block together afterwards. None: a run does so on
+        made-up images, where the model is small.
     """
 
     how: Literal["weights", "outputs", "sequential"] | None = None
@@ -41,7 +42,7 @@ class FitConfig:
     memory: float = 2e9
     calibration: str | Path | None = None
     save_calibration: str | Path | None = None
-    reconstruct: bool = False
+    reconstruct: bool | None = None
 
     @property
     def wants_images(self) -> bool:
@@ -79,7 +80,7 @@ class FitConfig:
         for wish, option in (
             (how == "sequential", "--fit sequential"),
             (how == "outputs" and not self.calibration, "--fit outputs"),
-            (self.reconstruct, "--reconstruct"),
+            (bool(self.reconstruct), "--reconstruct"),
             (self.save_calibration is not None, "--save-calibration"),
         ):
             if wish and data is None:

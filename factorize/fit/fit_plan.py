@@ -79,6 +79,18 @@ def fit(
     return fitted
 
 
+def reconstructed(
+    model: nn.Module, fitted: Fitted, config: FitConfig, data: Data, *, device: str, seed: int,
+    progress: Progress | None,
+) -> Fitted:  # fmt: skip
+    """A fit with its blocks tuned together, as `fit` does where it is asked to."""
+    with tune.placed(device, model):
+        images = calibration_images(model, data, config.images, seed)
+        return reconstruct(
+            model, fitted, images, memory=config.memory, seed=seed, progress=progress
+        )
+
+
 def calibration_images(model: nn.Module, data: Data, count: int, seed: int) -> list[Any]:
     """Images of the training split, picked by the seed alone, as the model takes them."""
     batches: list[Any] = []

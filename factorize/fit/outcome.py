@@ -39,7 +39,7 @@ def fit_remarks(how: str, fitted: Fitted) -> list[str]:
         remarks.append(f"{len(grouped)} grouped layer(s) fitted to the weights alone")
     if fitted.blocks:
         remarks.append(
-            f"errors of layers are those before --reconstruct, which tuned {fitted.blocks} block(s)"
+            f"errors of layers are those before {fitted.blocks} block(s) were tuned as a whole"
         )
     elif fitted.blocks == 0:
         remarks.append(

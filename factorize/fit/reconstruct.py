@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from factorize import calibrate, graph
 from factorize.fit.layer import Fitted, apply_
 from factorize.fit.lockstep import Arrival, Decision, Lockstep, refusing
+from factorize.onnx_graph import Part, Twin, spans_of
 from factorize.tensor.call import batch_size, call, evaluating, rows_of
 from factorize.types import Factorization, Progress
 
@@ -22,6 +23,7 @@ STEPS = 300
 BATCH, POSITIONS = 64, 2**14  # images in a step: at most, and as many as have so many outputs
 RATE = 0.002  # peak step of a weight, relative to the root mean square of its tensor
 MOST = 4  # fitted layers in a block
+PASSES = 3 * STEPS * BATCH  # of an image through the model, at most: a step back takes two
 
 
 def reconstruct(
@@ -36,11 +38,11 @@ def reconstruct(
     """Tune fitted layers block by block; labels and whole-net training are not needed.
 
     A block is the module that holds up to `MOST` fitted layers, called once with one tensor, for
-    one; of an ``nn.Sequential`` with more, so many at a time with what follows them. Its factors
-    are tuned by Adam so that its output, given what the blocks before it hand on, comes close to
-    its output in the original: past its nonlinearities, which no layer's own fit sees. A block
-    keeps its fit where that is no better on the held-out images, and so does a layer that is in no
-    block.
+    one; of an ``nn.Sequential`` with more, so many at a time with what follows them; of an ONNX
+    file's twin, what leads from one value to another, see `spans_of`. Its factors are tuned by Adam
+    so that its output, given what the blocks before it hand on, comes close to its output in the
+    original: past its nonlinearities, which no layer's own fit sees. A block keeps its fit where
+    that is no better on the held-out images, and so does a layer that is in no block.
 
     Parameters
     ----------
@@ -59,7 +61,7 @@ def reconstruct(
     """
     modules = dict(model.named_modules())
     fit, held_out = calibrate.split(images)
-    blocks = list(_blocks(modules, fitted))
+    blocks = list(_blocks(model, modules, fitted))
     called = {name: modules[name] for block in blocks for name in block.called}
     calls = _calls(model, called, fit[0])
     starts = {block.start: block for block in blocks if block.is_plain(calls)}
@@ -79,11 +81,9 @@ def reconstruct(
             part = block.apply(now)
             _tune(part, block, lockstep.arrivals, len(fit), room, generator)
             for layer in block.layers:
-                chain = part.get_submodule(block.inside[layer])
-                assert isinstance(chain, nn.Sequential)
-                tuned[layer] = _with_weights(tuned[layer], chain)
+                tuned[layer] = _with_weights(tuned[layer], _inside(part, block, layer))
             # Of a run its first layer stands here; the others are decided when they are reached.
-            lockstep.decide(part if name in whole else next(part.children()))
+            lockstep.decide(part if name in whole else _inside(part, block, name))
             done += 1
             if progress:
                 progress("reconstruct", done, len(starts), {})
@@ -137,8 +137,20 @@ class _Block:
             return self.module(arrival.original.to(dtype))
 
 
-def _blocks(modules: Mapping[str, nn.Module], fitted: Fitted) -> Iterator[_Block]:
+def _inside(part: nn.Module, block: _Block, layer: str) -> nn.Sequential:
+    """The chain of a layer in a block with its fit."""
+    chain = dict(part.named_modules())[block.inside[layer]]
+    assert isinstance(chain, nn.Sequential)
+    return chain
+
+
+def _blocks(model: nn.Module, modules: Mapping[str, nn.Module], fitted: Fitted) -> Iterator[_Block]:
     """Modules that hold a few fitted layers and no other block, and runs of other sequences."""
+    if isinstance(model, Twin):
+        for span in spans_of(model, fitted.layers, MOST):
+            first = span.layers[0]
+            yield _Block(first, "", Part(model, span), list(span.layers), (first,))
+        return
     held: dict[str, list[str]] = {}
     for name, made in fitted.layers.items():
         if name in modules and len(made.spec.input_sizes) == 1:
@@ -225,13 +237,15 @@ def _tune(
     room
         Bytes per image; where an image takes more, fewer of each batch are looked at.
     """
-    chains = [part.get_submodule(block.inside[name]) for name in block.layers]
+    chains = [_inside(part, block, name) for name in block.layers]
     weights = [w for chain in chains for w in chain.parameters()]
     inputs, outputs, held = [], [], []
     for arrival in arrivals():
         # In the block's own precision: autocast around it in the model is off here.
         x = arrival.compressed.to(weights[0].dtype)
         y = block.wanted(arrival, x.dtype)
+        if not (isinstance(y, Tensor) and y.is_floating_point() and y.shape[:1] == x.shape[:1]):
+            return  # nothing for each image
         kept = max(int(len(x) * min(room / (x[0].nbytes + y[0].nbytes), 1)), 1)
         x, y = x[:kept].clone(), y[:kept].clone()
         if arrival.batch < fits:

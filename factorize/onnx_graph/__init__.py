@@ -5,12 +5,14 @@ from factorize.onnx_graph.check_twin import check_batch, check_twin
 from factorize.onnx_graph.integers import in_integers_
 from factorize.onnx_graph.make_twin import make_twin
 from factorize.onnx_graph.onnx_file import OnnxFile, read_onnx
+from factorize.onnx_graph.parts import Part, spans_of
 from factorize.onnx_graph.twin import Twin
 from factorize.onnx_graph.walk import inlined, read_names, rename_reads, subgraphs, value_names
 
 __all__ = [
     "OPSET",
     "OnnxFile",
+    "Part",
     "Twin",
     "chain_nodes",
     "check_batch",
@@ -24,6 +26,7 @@ __all__ = [
     "read_names",
     "read_onnx",
     "rename_reads",
+    "spans_of",
     "subgraphs",
     "value_names",
 ]

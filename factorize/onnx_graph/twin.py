@@ -64,29 +64,21 @@ class Form:
     channels_last: frozenset[str] = field(default_factory=frozenset)
 
 
-class Twin(nn.Module):
-    """Takes the file's inputs, in order or by name, and gives its outputs, several by name.
+class Nodes(nn.Module):
+    """Nodes of a file with their layers and constants.
 
     Attributes
     ----------
-    onnx_file
-        What it is the twin of. Copies of the twin share it.
     onnx_steps
         The nodes in order.
-    onnx_form
-        How it is called.
     """
 
     def __init__(
-        self,
-        file: OnnxFile,
-        steps: Sequence[Step],
-        modules: Mapping[str, nn.Module],
+        self, steps: Sequence[Step], modules: Mapping[str, nn.Module],
         constants: Mapping[str, Tensor],
-        form: Form,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.onnx_file, self.onnx_steps, self.onnx_form = file, _with_ends(steps), form
+        self.onnx_steps = _with_ends(steps)
         self.onnx_constants = nn.Module()
         self.onnx_numbers: dict[str, str] = {}
         for number, (name, value) in enumerate(constants.items()):
@@ -100,12 +92,67 @@ class Twin(nn.Module):
             parent._modules[last] = module
         self.eval()
 
+    def constants(self) -> dict[str, Any]:
+        """Values that are there before the first node, by name."""
+        held = self.onnx_constants._buffers
+        return {"": None} | {name: held[number] for name, number in self.onnx_numbers.items()}
+
+    def compute(self, step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What one node makes of the values before it, by name."""
+        read = [values[name] for name in step.reads]
+        if step.layer is not None:
+            made = step.layer(self.module_of(step), read[0])
+        elif step.operator is not None:
+            made = step.operator(*read)
+        else:
+            module: Any = self.module_of(step)
+            made = module(*read, around=values) if module.nested else module(*read)
+        return dict(zip(step.makes, made if isinstance(made, tuple) else (made,), strict=False))
+
+    def module_of(self, step: Step) -> nn.Module:
+        """The module in a step's place: the layer, or the chain that replaced it."""
+        module: Any = self
+        for part in step.name.split("."):
+            module = module._modules[part]
+        return module
+
+
+class Twin(Nodes):
+    """Takes the file's inputs, in order or by name, and gives its outputs, several by name.
+
+    Attributes
+    ----------
+    onnx_file
+        What it is the twin of. Copies of the twin share it.
+    onnx_form
+        How it is called.
+    """
+
+    def __init__(
+        self,
+        file: OnnxFile,
+        steps: Sequence[Step],
+        modules: Mapping[str, nn.Module],
+        constants: Mapping[str, Tensor],
+        form: Form,
+    ) -> None:
+        super().__init__(steps, modules, constants)
+        self.onnx_file, self.onnx_form = file, form
+
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Run the nodes; one output alone, several as a dict."""
-        names = [value.name for value in self.onnx_file.inputs]
-        given = dict(zip(names, inputs, strict=False)) | named
-        outputs = self.values(given, [value.name for value in self.onnx_file.proto.graph.output])
+        outputs = self.values(self.given(*inputs, **named), self.outputs)
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the values that it gives."""
+        return [value.name for value in self.onnx_file.proto.graph.output]
+
+    def given(self, *inputs: Any, **named: Any) -> dict[str, Any]:
+        """Its inputs by name."""
+        names = [value.name for value in self.onnx_file.inputs]
+        return dict(zip(names, inputs, strict=False)) | named
 
     def values(self, given: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
         """Some values of the graph, by name, for inputs by name."""
@@ -135,33 +182,11 @@ class Twin(nn.Module):
 
     def begin(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The values of the graph before its first node: constants, and inputs by name."""
-        values: dict[str, Any] = {"": None}
-        held = self.onnx_constants._buffers
-        for name, number in self.onnx_numbers.items():
-            values[name] = held[number]
+        values = self.constants()
         for name, value in given.items():
             turned = name in self.onnx_form.channels_last
             values[name] = value.movedim(1, -1) if turned else value
         return values
-
-    def compute(self, step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What one node makes of the values before it, by name."""
-        read = [values[name] for name in step.reads]
-        if step.layer is not None:
-            made = step.layer(self.module_of(step), read[0])
-        elif step.operator is not None:
-            made = step.operator(*read)
-        else:
-            module: Any = self.module_of(step)
-            made = module(*read, around=values) if module.nested else module(*read)
-        return dict(zip(step.makes, made if isinstance(made, tuple) else (made,), strict=False))
-
-    def module_of(self, step: Step) -> nn.Module:
-        """The module in a step's place: the layer, or the chain that replaced it."""
-        module: Any = self
-        for part in step.name.split("."):
-            module = module._modules[part]
-        return module
 
     def layers(self) -> Iterator[tuple[Step, nn.Module]]:
         """The steps that are layers or batch norms, and what is in their places."""

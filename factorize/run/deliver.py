@@ -176,7 +176,11 @@ def reported(
         model=name or type(request.model).__name__,
         settings={
             **plan.settings,
-            "fit": {**asdict(request.fit), "how": request.how},
+            "fit": {
+                **asdict(request.fit),
+                "how": request.how,
+                "reconstruct": made.cut.fitted.blocks is not None,
+            },
             "finetune": asdict(request.tuning) if request.tuning.epochs else None,
             "stages": stages,
             "outputs": {

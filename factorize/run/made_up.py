@@ -20,7 +20,7 @@ from factorize.data.synthetic import (
     synthetic_data,
 )
 from factorize.errors import DataError
-from factorize.fit import FitConfig, Fitted, apply_, rebased
+from factorize.fit import PASSES, FitConfig, Fitted, apply_, rebased
 from factorize.graph.spec_of import is_convolution
 from factorize.measure import count
 from factorize.plan import Budget
@@ -158,6 +158,15 @@ def check_real(data: Data | MadeUp | None, *, epochs: float, budget: Budget | No
             "finetune: must have real images to tune on, got none. Give --data, or leave "
             "--finetune out."
         )
+
+
+def is_reconstructed(model: nn.Module, example_input: Any, config: FitConfig, how: str) -> bool:
+    """Whether blocks fitted to made-up images are tuned together, though nobody asked for that.
+
+    Where it takes two minutes or so on two cores at most.
+    """
+    unasked = config.reconstruct is None and how == "sequential"
+    return unasked and PASSES * work(model, example_input) <= 2 * MACS
 
 
 def delivered(model: nn.Module, fitted: Fitted, seen: nn.Module) -> nn.Module:

@@ -10,13 +10,21 @@ from torch import nn
 
 from factorize import graph, tune
 from factorize.errors import ExportError
-from factorize.fit import Fitted, apply_, as_fitted, fit, fit_remarks, rebased
+from factorize.fit import (
+    Fitted,
+    apply_,
+    as_fitted,
+    fit,
+    fit_remarks,
+    rebased,
+    reconstructed,
+)
 from factorize.plan import load_plan, save_plan
 from factorize.report import CONTROL
 from factorize.run.checks import check_not_empty, check_runs, class_remark
 from factorize.run.in_integers import worth_in_integers
 from factorize.run.jobs import control, control_checkpoint, tuned
-from factorize.run.made_up import delivered, seen_by
+from factorize.run.made_up import delivered, is_reconstructed, seen_by
 from factorize.run.make_plan import ruled_plan
 from factorize.run.records import Compressed, Cut, Journal, Request
 from factorize.run.rounds import Selection, Wish, of_round, searched
@@ -41,14 +49,15 @@ def cut_and_tune(request: Request, wishes: Sequence[Wish], journal: Journal) -> 
             journal.remarks.append(f"no layer is cheaper as a chain{name}: nothing was cut")
             continue
         exact = wish.selection.rank == "lossless"
+        made_up = request.data is not None and request.data.made_up
+        if made_up:  # fitted for what it makes of them, and put into the model as it was
+            fitted = _reconstructed(request, reference, cut.fitted, journal)
+            fitted = rebased(fitted, reference, request.model)
+            cut, reference = replace(cut, fitted=fitted), request.model
         if last and not exact:
             journal.remarks += fit_remarks(request.how, cut.fitted)
             if number > 1:
                 journal.remarks.append("errors of layers are to the net of the round before")
-        made_up = request.data is not None and request.data.made_up
-        if made_up:  # fitted for what it makes of them, and put into the model as it was
-            fitted = rebased(cut.fitted, reference, request.model)
-            cut, reference = replace(cut, fitted=fitted), request.model
         made = _rewritten(request, reference, cut, name, last, journal)
         if request.data is not None and not made_up and not exact:
             made = _recalibrated(request, made, name, journal)
@@ -136,6 +145,21 @@ def _cut(
     return Cut(plan, fitted, outcome)
 
 
+def _reconstructed(
+    request: Request, reference: nn.Module, fitted: Fitted, journal: Journal
+) -> Fitted:
+    """The fit to made-up images, its blocks tuned together where that is quick."""
+    quick = is_reconstructed(reference, request.example_input, request.fit, request.how)
+    if request.data is None or request.int8 or not quick:
+        return fitted
+    with journal.timed("reconstruct"):
+        made = reconstructed(
+            reference, fitted, request.fit, request.data, device=request.device,
+            seed=request.seed, progress=request.progress,
+        )  # fmt: skip
+    return made if made.blocks else fitted
+
+
 def _rewritten(
     request: Request, reference: nn.Module, cut: Cut, name: str, last: bool, journal: Journal
 ) -> Compressed:
@@ -177,7 +201,7 @@ def _tuned(
             made.model, request.model, plan, request.data, config, device=request.device,
             progress=request.progress, name=f"fine-tuning{name}",
             origin={"fit": request.how, "images": request.fit.images, "round": name,
-                    "reconstruct": request.fit.reconstruct,
+                    "reconstruct": bool(request.fit.reconstruct),
                     "calibration": str(request.fit.calibration)},
         )  # fmt: skip
     _rate(request, journal, f"finetuned{name}", made.model)

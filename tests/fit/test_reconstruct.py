@@ -17,7 +17,10 @@ from factorize.fit import Fitted, apply_, fit_remarks, fit_sequential, reconstru
 from factorize.types import Data
 
 # torch.export's own deprecations, and accelerate's on a machine without a GPU.
-pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|accelerate|onnxscript")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|accelerate|onnxscript"),
+    pytest.mark.usefixtures("unhurried"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +72,9 @@ def test_reconstruction_brings_the_outputs_closer_and_is_told(data: Data) -> Non
         factorize.compress(net(), X, fit=replace(FEW, reconstruct=wanted), **options)
         for wanted in (False, True)
     )
-    notes = [[n for n in one.report.notes if "--reconstruct" in n] for one in (plain, tuned)]
+    notes = [[n for n in one.report.notes if "as a whole" in n] for one in (plain, tuned)]
     assert not notes[0]
-    assert [note.endswith("tuned 2 block(s)") for note in notes[1]] == [True]
+    assert [note.endswith("2 block(s) were tuned as a whole") for note in notes[1]] == [True]
     images, block = photographs(), net()[:3]
     closer, before = (distance(one.model[:3], block, images) for one in (tuned, plain))
     assert closer < before
@@ -222,6 +225,17 @@ def test_layers_that_are_no_sequence_from_tensor_to_tensor_are_left_alone(
     assert steps == []
     assert not moved(before, after)
     assert [note for note in fit_remarks("sequential", after) if "tuned nothing" in note]
+
+
+class Turn(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 1)
+
+
+def test_what_is_not_made_for_each_image_is_not_tuned() -> None:
+    model = nn.Sequential(nn.Sequential(*flat(3), Turn()), Turn()).eval()
+    before, after, _ = reconstructed(model, list(photographs().split(20)))
+    assert not moved(before, after)
 
 
 @pytest.mark.usefixtures("few_steps")

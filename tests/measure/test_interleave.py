@@ -25,6 +25,8 @@ SIZE = (10, 10)
 DENSE = (ConvSpec("layer", "conv2d", 8, 8, (3, 3), (1, 1), (1, 1), (1, 1)),)
 UNIT = (REFERENCE,)
 
+pytestmark = pytest.mark.clock
+
 
 def chain(rank: int) -> Chain:
     one = ConvSpec("", "conv2d", 8, rank, (3, 1), (1, 1), (1, 0), (1, 1), bias=False)

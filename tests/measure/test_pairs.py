@@ -24,6 +24,8 @@ from factorize.tensor.call import onnx_session
 CHAIN = (ConvSpec("", "conv2d", 3, 4, (3, 3), (1, 1), (1, 1), (1, 1)),)
 UNFIT = (*CHAIN, *CHAIN)
 
+pytestmark = pytest.mark.clock
+
 
 def test_pairs_alternate_in_order(monkeypatch):
     monkeypatch.setattr(pairs, "_WARMUP", 0.001)

@@ -14,7 +14,7 @@ from factorize.data import synthetic
 from factorize.data.digits import digits_data
 from factorize.data.synthetic import synthetic_data
 from factorize.errors import DataError, NoConvolutionError, OutputError, PlanError
-from factorize.fit import FitConfig
+from factorize.fit import PASSES, FitConfig
 from factorize.measure import accuracy
 from factorize.models.digits import load_digits_model
 from factorize.run import made_up
@@ -102,6 +102,38 @@ def test_large_models_look_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made_up, "MACS", 300.5 * made_up.work(net, X))
     assert synthetic_data((1, 8, 8), suit=made_up.suiting(net, None, "cpu", 0), count=50).made_up
     assert looked == [300]
+
+
+def test_blocks_are_tuned_together_where_that_is_quick_and_nobody_forbids_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = load_digits_model()
+
+    def blocks_of(fit: FitConfig | None = None, **how: Any) -> int:
+        report = compressed(net, fit=fit, **how).report
+        told = [note for note in report.notes if "block(s) were tuned as a whole" in note]
+        assert report.settings["fit"]["reconstruct"] == bool(told)
+        return len(told)
+
+    assert blocks_of() == 1
+    assert blocks_of(FitConfig(reconstruct=False)) == 0
+    assert blocks_of(FitConfig("outputs")) == 0
+    assert blocks_of(data=digits_data()) == 0
+    monkeypatch.setattr(made_up, "MACS", PASSES * made_up.work(net, X) / 2.1)
+    assert blocks_of() == 0
+
+
+def test_blocks_are_tuned_as_if_it_had_been_asked_for() -> None:
+    """For the model as it sees made-up images, too."""
+    net = load_digits_model()
+    data = synthetic_data((1, 8, 8), suit=made_up.suiting(net, None, "cpu", 0))
+    unasked, asked, not_at_all = (
+        compressed(net, data=data, fit=FitConfig(reconstruct=how)).model.state_dict()
+        for how in (None, True, False)
+    )
+    for name, value in asked.items():
+        assert torch.equal(unasked[name], value), name
+    assert not all(torch.equal(not_at_all[name], value) for name, value in asked.items())
 
 
 def test_fewer_are_made_where_each_has_many_positions_everywhere(
