@@ -17,10 +17,7 @@ from factorize.fit import Fitted, apply_, fit_remarks, fit_sequential, reconstru
 from factorize.types import Data
 
 # torch.export's own deprecations, and accelerate's on a machine without a GPU.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|accelerate|onnxscript"),
-    pytest.mark.usefixtures("unhurried"),
-]
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:torch|accelerate|onnxscript")]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +63,7 @@ def moved(before: Fitted, after: Fitted) -> set[str]:
     }
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_reconstruction_brings_the_outputs_closer_and_is_told(data: Data) -> None:
     options = {"rank": 3, "data": data, "latency": False, "device": "cpu"}
     plain, tuned = (
@@ -117,6 +115,7 @@ class Unusual(nn.Module):
         return self.plain(torch.relu(self.listed[0](x)))
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_reconstruction_leaves_alone_what_is_no_block() -> None:
     model, images = Unusual().eval(), list(photographs().split(20))
     before, after, steps = reconstructed(model, images)

@@ -108,19 +108,20 @@ def test_blocks_are_tuned_together_where_that_is_quick_and_nobody_forbids_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     net = load_digits_model()
-
-    def blocks_of(fit: FitConfig | None = None, **how: Any) -> int:
-        report = compressed(net, fit=fit, **how).report
+    for data, wanted in ((None, 1), (digits_data(), 0)):
+        report = compressed(net, data=data).report
         told = [note for note in report.notes if "block(s) were tuned as a whole" in note]
-        assert report.settings["fit"]["reconstruct"] == bool(told)
-        return len(told)
+        assert len(told) == report.settings["fit"]["reconstruct"] == wanted
 
-    assert blocks_of() == 1
-    assert blocks_of(FitConfig(reconstruct=False)) == 0
-    assert blocks_of(FitConfig("outputs")) == 0
-    assert blocks_of(data=digits_data()) == 0
+    def quick(how: str = "sequential", **config: Any) -> bool:
+        return made_up.is_reconstructed(net, X, FitConfig(**config), how)
+
+    assert quick()
+    assert not quick("outputs")
+    assert not quick(reconstruct=False)
+    assert not quick(reconstruct=True)  # the fit itself does so
     monkeypatch.setattr(made_up, "MACS", PASSES * made_up.work(net, X) / 2.1)
-    assert blocks_of() == 0
+    assert not quick()
 
 
 def test_blocks_are_tuned_as_if_it_had_been_asked_for() -> None:
