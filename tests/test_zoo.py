@@ -14,18 +14,18 @@ import factorize
 ALWAYS = [
     ("torchvision", "shufflenet_v2_x0_5", "shufflenetv2"),
     ("torchvision", "squeezenet1_1", "squeezenet"),
-    ("torchvision", "mnasnet0_5", "mnasnet"),
     ("torchvision", "lraspp_mobilenet_v3_large", "segmentation.lraspp"),
     ("torchvision", "ssdlite320_mobilenet_v3_large", "detection.ssdlite"),
     ("torchvision", "raft_small", "optical_flow.raft"),
     ("timm", "ghostnet_050", "ghostnet"),
-    ("timm", "lcnet_035", "mobilenetv3"),
 ]
 NIGHTLY = [
     ("torchvision", "densenet121", "densenet"),
     ("torchvision", "regnet_y_400mf", "regnet"),
     ("torchvision", "efficientnet_b0", "efficientnet"),
     ("torchvision", "r3d_18", "video.resnet"),
+    ("torchvision", "mnasnet0_5", "mnasnet"),
+    ("timm", "lcnet_035", "mobilenetv3"),
     ("timm", "repghostnet_050", "repghost"),
 ]
 

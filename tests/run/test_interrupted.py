@@ -28,8 +28,9 @@ USUAL = (
 REAL = [  # in a process of its own
     (signal.SIGINT, "batch-norm recalibration"),
     (signal.SIGTERM, "ONNX export"),
-    (signal.SIGKILL, "checkpoint 2, before its rename"),
-    pytest.param(signal.SIGINT, "epoch 2, step 3", marks=pytest.mark.nightly),  # USUAL has it
+    # USUAL has what is like these.
+    pytest.param(signal.SIGKILL, "checkpoint 2, before its rename", marks=pytest.mark.nightly),
+    pytest.param(signal.SIGINT, "epoch 2, step 3", marks=pytest.mark.nightly),
 ]
 BY_NAME = {moment.name: moment for moment in MOMENTS}
 
