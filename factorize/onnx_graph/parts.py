@@ -61,15 +61,13 @@ def spans_of(twin: Twin, layers: Collection[str], most: int) -> Iterator[Span]:
     left = set(layers)
     for place, first in enumerate(twin.onnx_steps):
         if first.name in left and first.layer and not first.layer.before:
-            found = _longest(twin, twin.onnx_steps[place:], layers, left, most)
+            found = _longest(twin, twin.onnx_steps[place:], layers, most)
             if found is not None:
                 left -= set(found.layers)
                 yield found
 
 
-def _longest(
-    twin: Twin, steps: Sequence[Step], layers: Collection[str], left: set[str], most: int
-) -> Span | None:
+def _longest(twin: Twin, steps: Sequence[Step], layers: Collection[str], most: int) -> Span | None:
     """The span that begins with the first of the steps."""
     known, read = twin.constants().keys(), steps[0].reads[0]
     inside: list[Step] = []
@@ -84,7 +82,7 @@ def _longest(
                 break  # joins what comes from elsewhere
             continue  # has nothing to do with it
         if step.name in layers:
-            if len(own) == most or step.name not in left:
+            if len(own) == most:
                 break
             own.append(step.name)
         further |= step.kind in LAYERS and not needs <= {read}

@@ -46,6 +46,10 @@ ELSEWHERE = [
     FIRST, conv("a", "b", "one"), relu("a", "c"), conv("c", "d", "two"), node("Add", "b d", "e"),
     node("Add", "e b", "y"),
 ]  # fmt: skip
+READ_BY_A_JOIN = [
+    FIRST, conv("a", "b", "one"), relu("a", "c"), conv("c", "d", "two"), node("Add", "b d", "e"),
+    relu("d", "f"), node("Add", "e f", "y"),
+]  # fmt: skip
 PADDED = [FIRST, conv("a", "b", "uneven", pads=[1, 1, 0, 0]), conv("b", "y", "even")]
 NETS = {
     "a row, four at a time": (ROW, {"c0", "c1", "c2", "c3", "c4"}, [
@@ -61,6 +65,7 @@ NETS = {
     "read again behind": (KEPT, {"one", "two", "three"}, [("one two three", "a", "y")]),
     "read behind what is left": (KEPT, {"one"}, [("one", "a", "c")]),
     "joins what began elsewhere": (ELSEWHERE, {"two"}, [("two", "c", "d")]),
+    "read by what joins others": (READ_BY_A_JOIN, {"two"}, [("two", "c", "d")]),
     "padded unevenly": (PADDED, {"uneven", "even"}, [("even", "b", "y")]),
     "nothing": (ROW, set(), []),
 }  # fmt: skip
