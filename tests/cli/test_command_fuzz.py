@@ -93,7 +93,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 @settings(
-    max_examples=3 * settings().max_examples,
+    max_examples=2 * settings().max_examples,
     suppress_health_check=[
         *settings().suppress_health_check, HealthCheck.function_scoped_fixture
     ],

@@ -111,8 +111,8 @@ def test_layer_that_would_cost_more_stays_dense_with_the_figures() -> None:
 @pytest.mark.parametrize("method", convolutions.square())
 def test_energy_keeps_its_share(method: str) -> None:
     for energy in (0.3, 0.7, 0.9):
-        layer = planned(energy=energy, method=method, allow_costlier=True)["1"]
         made = factorize.make_plan(net(), X, energy=energy, method=method, allow_costlier=True)
+        layer = next(one for one in made.layers if one.spec.name == "1")
         lost = {one.name: one.error for one in factorize.compress(
             net(), X, plan=made, latency=False).report.layers}["1"]  # fmt: skip
         # Tucker-2 keeps the share of each of its two unfoldings.

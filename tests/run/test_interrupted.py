@@ -27,8 +27,8 @@ USUAL = (
 )  # fmt: skip
 REAL = [  # in a process of its own
     (signal.SIGINT, "batch-norm recalibration"),
-    (signal.SIGTERM, "ONNX export"),
     # USUAL has what is like these.
+    pytest.param(signal.SIGTERM, "ONNX export", marks=pytest.mark.nightly),
     pytest.param(signal.SIGKILL, "checkpoint 2, before its rename", marks=pytest.mark.nightly),
     pytest.param(signal.SIGINT, "epoch 2, step 3", marks=pytest.mark.nightly),
 ]

@@ -238,15 +238,21 @@ def test_bad_input_is_told_once_though_the_others_meet_it_first(tmp_path: Path) 
 def test_what_the_main_process_alone_meets_ends_all(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     interrupting.prepare(folder)
-    codes, said = fork(_fail, *interrupting.ARGUMENTS, folder=folder)
-    assert all(codes)
-    assert said.count("error: finetune.ckpt: no room") == 1, said[-3000:]
-    (folder / "out").mkdir(exist_ok=True)
+    (folder / "out").mkdir()
     (folder / "out" / "finetune.ckpt").write_bytes(b"damaged")
     codes, said = fork(_command, *interrupting.ARGUMENTS, "--resume", folder=folder)
     assert all(codes)
     assert said.count("error: ") == 1, said[-3000:]
     assert "not a readable fine-tuning checkpoint" in said
+
+
+@pytest.mark.nightly
+def test_so_does_a_checkpoint_that_it_cannot_write(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    interrupting.prepare(folder)
+    codes, said = fork(_fail, *interrupting.ARGUMENTS, folder=folder)
+    assert all(codes)
+    assert said.count("error: finetune.ckpt: no room") == 1, said[-3000:]
 
 
 if __name__ == "__main__":
