@@ -96,8 +96,13 @@ def _check_options(source: Source, door: Door) -> None:
 
 @contextmanager
 def _process_kept() -> Iterator[None]:
-    """Keep the caller's random numbers, which first weights draw from, and default device."""
+    """Keep the caller's random numbers and default device.
+
+    Random weights are the same at each run, so that a run can be resumed and finds what earlier
+    ones of the same net computed.
+    """
     # Before torch 2.8, get_default_device() does not see torch.device used as a context.
     elsewhere = torch.empty(0).device.type != "cpu"
     with torch.random.fork_rng(devices=[]), torch.device("cpu") if elsewhere else nullcontext():
+        torch.manual_seed(0)
         yield
