@@ -86,7 +86,9 @@ class _Writer:
     def dequantized(self, name: str, codes: Any, scales: Any, *, axis: int) -> str:
         """The name of what a constant's codes stand for, by channel."""
         made = self.free(f"{name}_rounded")
-        reads = [self.constant(codes, f"{name}_codes"), self.constant(scales, f"{name}_scales")]
+        # Without a zero, ONNX Runtime would compute a Gemm in float, its weight dequantized anew.
+        parts = {"codes": codes, "scales": scales, "zeros": np.zeros(scales.shape, codes.dtype)}
+        reads = [self.constant(values, f"{name}_{part}") for part, values in parts.items()]
         self.add("DequantizeLinear", reads, made, axis=axis)
         return made
 

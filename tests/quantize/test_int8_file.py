@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from rounding_nets import NETS, made_net
@@ -31,13 +32,19 @@ def test_file_equals_the_simulation_to_one_step_of_each_value(tmp_path: Path, na
 
 @pytest.mark.parametrize("name", ["conv_relu", "cp_chain", "residual", "concat", "gemms", "silu"])
 def test_each_scale_is_used(tmp_path: Path, name: str) -> None:
-    """Some output changes with any one scale, or code of 0, that the file has."""
+    """Some output changes with any one scale, or code of 0, that the file has.
+
+    As the file has it: once fused, a bias is in the units of what is multiplied, whatever it says.
+    """
     path = made_net(tmp_path / "net.onnx", name)
     _, proto = rounded(path)
     given = {n: v.numpy() for n, v in images_of(path, 4, seed=1).items()}
 
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+
     def run() -> list[np.ndarray]:
-        return onnx_session(proto.SerializeToString(), 1).run(None, given)
+        return onnxruntime.InferenceSession(proto.SerializeToString(), options).run(None, given)
 
     exact = run()
     found = [t for t in proto.graph.initializer if t.name.rsplit("_", 1)[1] in _GRID]
@@ -52,6 +59,23 @@ def test_each_scale_is_used(tmp_path: Path, name: str) -> None:
 
 
 _GRID = ("scale", "scales", "zero")
+
+
+@pytest.mark.parametrize("name", ["conv_relu", "gemms", "matmul"])
+def test_the_runtime_computes_layers_in_integers(tmp_path: Path, name: str) -> None:
+    """Not in float, on weights that it dequantizes at each run."""
+    made, proto = rounded(made_net(tmp_path / "net.onnx", name))
+    fused = tmp_path / "fused.onnx"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(fused)
+    options.log_severity_level = 3  # it is for this machine alone
+    onnxruntime.InferenceSession(proto.SerializeToString(), options)
+    kinds = [node.op_type for node in onnx.load(fused).graph.node]
+    assert not {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"} & {*kinds}
+    assert sum(kind in _IN_INTEGERS for kind in kinds) == len(made.layers)
+
+
+_IN_INTEGERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
 
 
 @pytest.mark.parametrize("name", NETS)
