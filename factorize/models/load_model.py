@@ -39,7 +39,7 @@ def load_model(
     trust_pickle: bool = False,
     shapes: dict[str, tuple[int, ...]] | None = None,
 ) -> LoadedModel:
-    """Load a model without running code from its file.
+    """Load a model without running code from its file; random weights are the same each time.
 
     Parameters
     ----------
